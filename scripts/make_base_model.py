@@ -1,0 +1,181 @@
+"""Make the embedded base model from nothing: tokenizer, training, evaluation, model card.
+
+    python scripts/make_base_model.py --out build/base-model
+
+The text is the standard library of the interpreter that runs the script (files that are not held out, see
+`harpe.data.embedded`), the rest are generated drills (`base_model_drills.py`). With the same interpreter, package versions, seed
+and thread count the result is the same. A killed run goes on from its last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from base_model_drills import DrillWriter, Mixture
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harpe.data.embedded import corpus_hash, held_out_files, training_files
+from harpe.evaluation.generation import answer_samples
+from harpe.evaluation.needles import KEYS, TASKS, NeedleWriter
+
+CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
+END_OF_TEXT = "<|endoftext|>"
+PACKAGES = ("stdlib",)
+
+
+def make_tokenizer(texts: list[str], seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 1920 pieces learned on the texts, plus one token for each needle key; numbers in pairs of digits."""
+    tokenizer = Tokenizer(models.BPE())
+    pairs = pre_tokenizers.Split(Regex(r" ?\d{1,2}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pairs, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = np.random.default_rng(seed)
+    numbers = "".join(f"\n# magic number: {value:04d}\n" for value in rng.integers(0, 10_000, 80_000))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(KEYS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, numbers], trainer)
+    tokenizer.add_tokens([AddedToken(f" {key}", normalized=False) for key in KEYS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[(END_OF_TEXT, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(seed: int) -> LlamaForCausalLM:
+    """3.6M parameters: width 256, 4 layers, 8 heads of 32, tied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=672,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": BASE},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        attention_dropout=0.0,
+    )
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            std = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= (2 * config.num_hidden_layers) ** 0.5
+            torch.nn.init.normal_(parameter, 0, std)
+    return model
+
+
+def retrieval(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, hay: list[list[int]], count: int, length: int) -> dict[str, float]:
+    """Mean score of each needle task at a length."""
+    writer = NeedleWriter(tokenizer, hay, seed=1)
+    records = answer_samples(model, tokenizer, [s for task in TASKS.values() for s in writer.samples(task, length, count)])
+    return {name: float(np.mean([r["score"] for r in records if r["task"] == name])) for name in TASKS}
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = training_files(PACKAGES)
+    tokenizer = make_tokenizer([f.text for f in files], args.seed)
+    tokenizer.save_pretrained(args.out)
+    texts = [np.array(tokenizer(f.text).input_ids, np.int64) for f in files]
+    hay = [tokenizer(f.text, add_special_tokens=False).input_ids for f in held_out_files(PACKAGES)]
+    drills = DrillWriter(tokenizer, texts)
+    model = make_model(args.seed)
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(others, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    first, state = 0, args.out / "training-state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        muon.load_state_dict(saved["muon"])
+        adam.load_state_dict(saved["adam"])
+        first = saved["step"]
+    print(f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{args.steps}", flush=True)
+    began, smooth = time.time(), 0.0
+    for step in range(first, args.steps):
+        share = step / args.steps
+        length = CONTEXT // 2 if share < 0.15 else CONTEXT
+        rate = min(1, (step + 1) / 50) * (1 if share < 0.5 else max(0.02, (1 - share) / 0.5))
+        mixture = Mixture(copy=0.25 if share < 0.4 else 0.05, lookup=args.lookup, listing=args.listing, mention=args.mention)
+        ids, weights = drills.batch(np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture)
+        x, target, weight = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]), torch.from_numpy(weights[:, 1:])
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x, use_cache=False).logits
+        loss = (F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none") * weight.flatten()).sum() / weight.sum()
+        loss.backward()
+        for optimizer, base in ((muon, args.muon_lr), (adam, args.adam_lr)):
+            optimizer.param_groups[0]["lr"] = base * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        smooth = loss.item() if step == first else 0.95 * smooth + 0.05 * loss.item()
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1} loss {smooth:.3f} {args.tokens * (step + 1 - first) / (time.time() - began):.0f} tokens/s", flush=True)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1}, f"{state}.new")
+            Path(f"{state}.new").replace(state)
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = retrieval(model, tokenizer, hay, 48, CONTEXT)
+            print(f"step {step + 1} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
+    model.bfloat16().save_pretrained(args.out)
+    facts = {
+        "steps": args.steps,
+        "tokens": args.steps * args.tokens,
+        "seed": args.seed,
+        "threads": args.threads,
+        "corpus": corpus_hash(files),
+        "corpus_files": len(files),
+        "corpus_tokens": int(sum(map(len, texts))),
+        "mixture": {"copy": "0.25, then 0.05", "lookup": args.lookup, "listing": args.listing, "mention": args.mention},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "retrieval_256": retrieval(model, tokenizer, hay, 200, CONTEXT),
+    }
+    (args.out / "making.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=0.004)
+    parser.add_argument("--lookup", type=float, default=0.20)
+    parser.add_argument("--listing", type=float, default=0.20)
+    parser.add_argument("--mention", type=float, default=0.15)
+    parser.add_argument("--save-every", type=int, default=250)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

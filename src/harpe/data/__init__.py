@@ -1,0 +1,1 @@
+"""Texts in, packed token sequences out."""

@@ -1,0 +1,320 @@
+"""Documents in, packed sequences of one length out: a folder that is read through a memory map.
+
+A packed data set is a folder of three files:
+
+* `tokens.bin`: the token ids of all sequences, little-endian uint16 (a vocabulary of at most 65,536 ids) or uint32, without a
+  header. Sequence i is the ids from i * length to (i + 1) * length.
+* `documents.npy`: int64 [documents], where in that stream each document starts; ascending, the first is 0.
+* `index.json`: what the folder holds and what it was made from.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from harpe.data.sources import Document
+from harpe.errors import HarpeError
+from harpe.files import read_json, sha256_json, write_json
+
+BATCH_CHARACTERS = 2_000_000
+"""Characters that are tokenised at a time: some hundred megabytes of memory, and work for every core."""
+
+BATCH_DOCUMENTS = 4096
+"""Documents that are tokenised at a time, where they are short."""
+
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+class PackedDataset(Dataset[dict[str, torch.Tensor]]):
+    """Sequences of one length that `prepare` wrote; map-style, read-only, memory-mapped, picklable.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Raises
+    ------
+    HarpeError
+        When the folder holds no packed data set, or its files are not those that its index tells of.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        if not (self.path / "index.json").is_file():
+            raise HarpeError(f"{path} is no packed data set: it has no index.json.")
+        self.index = read_json(self.path / "index.json")
+        try:
+            self.length, self.tokens = int(self.index["length"]), int(self.index["tokens"])
+            self.hash, dtype = str(self.index["hash"]), DTYPES[self.index["dtype"]]
+            documents, sequences = int(self.index["documents"]), int(self.index["sequences"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise HarpeError(f"{self.path / 'index.json'} is not the index of a packed data set ({error}).") from error
+        if self.length < 2 or sequences < 1 or self.tokens != self.length * sequences:
+            raise HarpeError(
+                f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens."
+            )
+        self._dtype = dtype
+        self._stream: np.ndarray | None = None
+        file = self.path / "tokens.bin"
+        size, wanted = file.stat().st_size if file.is_file() else 0, self.tokens * dtype.itemsize
+        if size != wanted:
+            raise HarpeError(f"{file} has {size} bytes and should have {wanted}: it was cut off or changed. Prepare it again.")
+        self._starts = _load_starts(self.path / "documents.npy", documents, self.tokens)
+
+    def __len__(self) -> int:
+        return self.tokens // self.length
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        """Sequence `i`: `input_ids` int64 [length], and `labels`, a copy of it (models shift labels themselves)."""
+        first = range(len(self))[i] * self.length
+        input_ids = torch.from_numpy(self._map()[first : first + self.length].astype(np.int64))
+        return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None}  # a pickled map would be a copy of the corpus
+
+    def document_starts(self, i: int) -> np.ndarray:
+        """Where documents start in sequence `i`: int64 [n], ascending; 0 is always there, even inside a document."""
+        first = range(len(self))[i] * self.length
+        low, high = np.searchsorted(self._starts, (first + 1, first + self.length))
+        return np.concatenate(([0], self._starts[low:high] - first))
+
+    def position_ids(self, i: int) -> torch.Tensor:
+        """Positions in sequence `i` that restart at every document: int64 [length]."""
+        starts = self.document_starts(i)
+        origin = np.repeat(starts, np.diff(starts, append=self.length))
+        return torch.from_numpy(np.arange(self.length, dtype=np.int64) - origin)
+
+    def verify(self) -> None:
+        """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
+        if _hash(self.path / "tokens.bin", self._starts, self._dtype, self.length) != self.hash:
+            raise HarpeError(
+                f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again."
+            )
+
+    def _map(self) -> np.ndarray:
+        if self._stream is None:  # opened at first use: every worker process has its own
+            self._stream = np.memmap(self.path / "tokens.bin", self._dtype, "r", shape=(self.tokens,))
+        return self._stream
+
+
+def prepare(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    description: str = "",
+) -> PackedDataset:
+    """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
+
+    A document is its ids as the tokenizer gives them, and then the end-of-sequence id if the tokenizer has one and did not
+    set it. Where begin and end are the same id (GPT-2), one stands between two documents. No text is repeated; what is left
+    after the last whole sequence is dropped.
+
+    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
+    texts; the disk holds the ids twice while they are put in order. The folder appears when it is complete. A killed run
+    leaves a hidden folder `.NAME.*` beside it, which may be deleted.
+
+    Parameters
+    ----------
+    length
+        Tokens a sequence, at least 2.
+    out
+        The folder that is made. It must not exist, or be empty.
+    seed
+        Of the order of the documents.
+    max_tokens
+        Keep max_tokens // length sequences, or as many as there are.
+    description
+        A line on what the corpus is, for the index.
+
+    Raises
+    ------
+    HarpeError
+        When `out` is taken, the documents give less than one sequence, the disk is full, or an option is out of range.
+    """
+    out = Path(out)
+    if length < 2:
+        raise HarpeError(f"--length is {length}; a sequence needs at least 2 tokens, one of which is predicted.")
+    if max_tokens is not None and max_tokens < length:
+        raise HarpeError(
+            f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length."
+        )
+    if seed < 0:
+        raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
+    if (out / "index.json").exists():
+        raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise HarpeError(f"{out} exists and is not an empty folder. Name another one.")
+    with _temporary_sibling(out) as folder:
+        dtype = "uint16" if _vocabulary(tokenizer) <= 2**16 else "uint32"
+        lengths = _write_unordered(folder / "unordered.bin", documents, tokenizer, DTYPES[dtype])
+        available = int(lengths.sum())
+        if not available:
+            raise HarpeError("--data gave no documents with text in them.")
+        if available < length:
+            raise HarpeError(
+                f"--data gave {available} tokens in {len(lengths)} documents, and one sequence needs {length}. Give more "
+                "--data, or lower --length."
+            )
+        total = min(available, max_tokens or available) // length * length
+        order = np.random.default_rng(seed).permutation(len(lengths))
+        starts = _write_ordered(folder / "unordered.bin", folder / "tokens.bin", lengths, order, total, DTYPES[dtype])
+        (folder / "unordered.bin").unlink()
+        with (folder / "documents.npy").open("wb") as stream:
+            np.save(stream, starts, allow_pickle=False)
+            _sync(stream)
+        write_json(
+            folder / "index.json",
+            {
+                "length": length,
+                "sequences": total // length,
+                "tokens": total,
+                "documents": len(starts),
+                "dtype": dtype,
+                "hash": _hash(folder / "tokens.bin", starts, DTYPES[dtype], length),
+                "seed": seed,
+                "tokenizer": tokenizer_identity(tokenizer),
+                "description": description,
+            },
+        )
+    return PackedDataset(out)
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What names a tokenizer in an index: its class, vocabulary size and the SHA-256 of its serialised form.
+
+    Truncation and padding, which a call may leave behind in the tokenizer, do not count.
+    """
+    content: Any = tokenizer.get_vocab()
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+    return {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer), "sha256": sha256_json(content)}
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id: added tokens may stand behind a gap."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        if batch and (characters + len(document.text) > BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document.text)
+        characters += len(document.text)
+    if batch:
+        yield batch
+
+
+def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The ids of every document that has any of its own, with the end-of-sequence id where it belongs."""
+    # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a loader's
+    # worker) runs on one, where "true" could let it hang
+    options = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
+    nothing = tokenizer("", **options)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is not None and end == tokenizer.bos_token_id and nothing[:1] == [end]:
+        end = None  # every document begins with the one id that separates it from the last
+    for batch in _batches(documents):
+        for ids in tokenizer(batch, **options)["input_ids"]:
+            if ids != nothing:
+                yield ids if end is None or ids[-1] == end else [*ids, end]
+
+
+def _write_unordered(
+    file: Path, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype
+) -> np.ndarray:
+    """Write all ids in the order of the documents; returns the documents' lengths, int64 [documents]."""
+    lengths = array("q")
+    with file.open("wb") as stream:
+        for ids in _tokenize(documents, tokenizer):
+            stream.write(np.array(ids, dtype).tobytes())
+            lengths.append(len(ids))
+    return np.array(lengths, np.int64)
+
+
+def _write_ordered(
+    source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype
+) -> np.ndarray:
+    """Write the first `total` ids of the documents in `order`; returns where documents start among them, int64 [n]."""
+    ids = np.memmap(source, dtype, "r")
+    ends = np.cumsum(lengths)
+    starts = np.concatenate(([0], np.cumsum(lengths[order])[:-1]))
+    starts = starts[starts < total]
+    with target.open("wb") as stream:
+        for document, start in zip(order, starts, strict=False):
+            first = ends[document] - lengths[document]
+            stream.write(ids[first : min(ends[document], first + total - start)].tobytes())
+        _sync(stream)
+    return starts
+
+
+def _load_starts(file: Path, documents: int, tokens: int) -> np.ndarray:
+    try:
+        starts = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise HarpeError(f"{file} cannot be read ({error}). Prepare the data set again.") from error
+    right = isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,) and documents > 0
+    if not right or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) <= 0).any():
+        raise HarpeError(f"{file} does not hold the {documents} starts that the index tells of. Prepare the data set again.")
+    return starts
+
+
+def _hash(tokens: Path, starts: np.ndarray, dtype: np.dtype, length: int) -> str:
+    """SHA-256 of the line "DTYPE LENGTH", the ids and the starts of the documents."""
+    digest = hashlib.sha256(f"{dtype.name} {length}\n".encode())
+    with tokens.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    digest.update(starts.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _sync(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextmanager
+def _temporary_sibling(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when the block ends well, and is removed when it does not."""
+    folder: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HarpeError(f"The disk is full: {out} could not be written. Free some space and prepare again.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise HarpeError(f"{out} cannot be written ({error.strerror}). Name another folder.") from error
+        raise
+    finally:
+        if folder is not None and folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)

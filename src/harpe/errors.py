@@ -1,0 +1,10 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+
+class HarpeError(ValueError):
+    """A mistake in the input, told in sentences: what was wrong, in which option or file, what to do.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """

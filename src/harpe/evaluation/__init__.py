@@ -1,0 +1,1 @@
+"""Perplexity by position, needle tasks and the statistics that go with them."""

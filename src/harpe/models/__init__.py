@@ -1,0 +1,1 @@
+"""Encodings in transformers models: geometry, hooks, loading, applying."""

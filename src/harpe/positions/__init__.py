@@ -1,0 +1,1 @@
+"""Pure mathematics of rotary positions: inverse frequencies, attention waveforms, base search, rotation."""

@@ -1,0 +1,1 @@
+"""Stages into trained weights, with the Hugging Face Trainer."""
