@@ -21,10 +21,10 @@ install: .venv/.installed  ## make .venv with harpe in it, in the versions of co
 	@if [ ! -x $(BIN)/python ]; then \
 	  for python in $(or $(PYTHON),python3 python3.12 python3.11) none; do \
 	    if [ $$python = none ]; then \
-	      echo "harpe needs Python 3.11, 3.12 or 3.13 with its venv module, and found none. Name one: make install PYTHON=/path/to/python3" >&2; \
+	      echo "harpe needs Python 3.11 or 3.12 with its venv module, and found none. Name one: make install PYTHON=/path/to/python3" >&2; \
 	      exit 1; \
 	    fi; \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2> /dev/null; then \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2> /dev/null; then \
 	      break; \
 	    fi; \
 	  done; \

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.evaluation.needles import KEYS, LIST_QUESTION, NEEDLE, QUESTION
 
 ANSWER_WEIGHT = 4.0
+KINDS = ("copy", "lookup", "listing", "mention", "text")
 Document = tuple[np.ndarray, np.ndarray]
 Piece = tuple[list[int], list[float]]
 
@@ -139,9 +140,9 @@ class DrillWriter:
             seen.add(i)
         return self._spread(rng, n, pieces, ([], []))
 
-    def batch(self, rng: np.random.Generator, count: int, n: int, mixture: Mixture) -> Document:
-        """`count` documents of n tokens: ids [count, n] int64, weights [count, n] float32."""
-        kinds = ["copy", "lookup", "listing", "mention", "text"]
+    def batch(self, rng: np.random.Generator, count: int, n: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`count` documents of n tokens: ids [count, n] int64, weights [count, n] float32, kinds [count] str."""
         shares = [mixture.copy, mixture.lookup, mixture.listing, mixture.mention]
-        documents = [getattr(self, kind)(rng, n) for kind in rng.choice(kinds, count, p=[*shares, 1 - sum(shares)])]
-        return np.stack([ids for ids, _ in documents]), np.stack([weight for _, weight in documents])
+        kinds = rng.choice(KINDS, count, p=[*shares, 1 - sum(shares)])
+        documents = [getattr(self, kind)(rng, n) for kind in kinds]
+        return np.stack([ids for ids, _ in documents]), np.stack([weight for _, weight in documents]), kinds

@@ -18,15 +18,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from base_model_drills import DrillWriter, Mixture
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harpe.data.embedded import corpus_hash, held_out_files, training_files
+from base_model_drills import KINDS, DrillWriter, Mixture
+from harpe.data.embedded import corpus_hash, training_files, tuning_files
 from harpe.evaluation.generation import answer_samples
 from harpe.evaluation.needles import KEYS, TASKS, NeedleWriter
 
 CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
+# (until this share of the steps, tokens a document, shares of the drills). Text comes first: drills from the first step on leave
+# the model on a plateau, where it learns neither. Then copying, which key look-up is built from.
+PHASES = (
+    (0.12, CONTEXT // 2, Mixture(copy=0.0, lookup=0.0, listing=0.0, mention=0.0)),
+    (0.25, CONTEXT // 2, Mixture(copy=0.3, lookup=0.15, listing=0.0, mention=0.15)),
+    (0.45, CONTEXT, Mixture(copy=0.2, lookup=0.2, listing=0.15, mention=0.15)),
+    (1.00, CONTEXT, Mixture(copy=0.05, lookup=0.2, listing=0.25, mention=0.15)),
+)
 END_OF_TEXT = "<|endoftext|>"
 PACKAGES = ("stdlib",)
 
@@ -89,10 +97,13 @@ def make_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def retrieval(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, hay: list[list[int]], count: int, length: int) -> dict[str, float]:
+def retrieval(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, hay: list[list[int]], count: int, length: int
+) -> dict[str, float]:
     """Mean score of each needle task at a length."""
     writer = NeedleWriter(tokenizer, hay, seed=1)
-    records = answer_samples(model, tokenizer, [s for task in TASKS.values() for s in writer.samples(task, length, count)])
+    samples = [s for task in TASKS.values() for s in writer.samples(task, length, count)]
+    records = [record for batch in answer_samples(model, tokenizer, samples) for record in batch]
     return {name: float(np.mean([r["score"] for r in records if r["task"] == name])) for name in TASKS}
 
 
@@ -103,7 +114,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = make_tokenizer([f.text for f in files], args.seed)
     tokenizer.save_pretrained(args.out)
     texts = [np.array(tokenizer(f.text).input_ids, np.int64) for f in files]
-    hay = [tokenizer(f.text, add_special_tokens=False).input_ids for f in held_out_files(PACKAGES)]
+    hay = [tokenizer(f.text, add_special_tokens=False).input_ids for f in tuning_files(PACKAGES)]
     drills = DrillWriter(tokenizer, texts)
     model = make_model(args.seed)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
@@ -117,29 +128,39 @@ def train(args: argparse.Namespace) -> None:
         muon.load_state_dict(saved["muon"])
         adam.load_state_dict(saved["adam"])
         first = saved["step"]
-    print(f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{args.steps}", flush=True)
-    began, smooth = time.time(), 0.0
+    print(
+        f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{args.steps}",
+        flush=True,
+    )
+    began, recent = time.time(), {kind: [] for kind in KINDS}
     for step in range(first, args.steps):
         share = step / args.steps
-        length = CONTEXT // 2 if share < 0.15 else CONTEXT
+        _, length, mixture = next(phase for phase in PHASES if share < phase[0])
         rate = min(1, (step + 1) / 50) * (1 if share < 0.5 else max(0.02, (1 - share) / 0.5))
-        mixture = Mixture(copy=0.25 if share < 0.4 else 0.05, lookup=args.lookup, listing=args.listing, mention=args.mention)
-        ids, weights = drills.batch(np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture)
+        ids, weights, kinds = drills.batch(np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture)
         x, target, weight = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]), torch.from_numpy(weights[:, 1:])
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x, use_cache=False).logits
-        loss = (F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none") * weight.flatten()).sum() / weight.sum()
+        losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * weight
+        loss = losses.sum() / weight.sum()
         loss.backward()
         for optimizer, base in ((muon, args.muon_lr), (adam, args.adam_lr)):
             optimizer.param_groups[0]["lr"] = base * rate
             optimizer.step()
             optimizer.zero_grad()
-        smooth = loss.item() if step == first else 0.95 * smooth + 0.05 * loss.item()
+        for i, kind in enumerate(kinds):
+            recent[kind].append(losses[i].sum().item() / weight[i].sum().item())
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1} loss {smooth:.3f} {args.tokens * (step + 1 - first) / (time.time() - began):.0f} tokens/s", flush=True)
+            means = " ".join(f"{kind} {np.mean(values):.3f}" for kind, values in recent.items() if values)
+            speed = args.tokens * (step + 1 - first) / (time.time() - began)
+            print(f"step {step + 1} {means}; {speed:.0f} tokens/s", flush=True)
+            recent = {kind: [] for kind in KINDS}
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1}, f"{state}.new")
+            torch.save(
+                {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1},
+                f"{state}.new",
+            )
             Path(f"{state}.new").replace(state)
             with torch.autocast("cpu", torch.bfloat16):
                 scores = retrieval(model, tokenizer, hay, 48, CONTEXT)
@@ -153,7 +174,7 @@ def train(args: argparse.Namespace) -> None:
         "corpus": corpus_hash(files),
         "corpus_files": len(files),
         "corpus_tokens": int(sum(map(len, texts))),
-        "mixture": {"copy": "0.25, then 0.05", "lookup": args.lookup, "listing": args.listing, "mention": args.mention},
+        "phases": [{"until": end, "tokens_per_document": length, **vars(mixture)} for end, length, mixture in PHASES],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "retrieval_256": retrieval(model, tokenizer, hay, 200, CONTEXT),
     }
@@ -164,15 +185,12 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
-    parser.add_argument("--lookup", type=float, default=0.20)
-    parser.add_argument("--listing", type=float, default=0.20)
-    parser.add_argument("--mention", type=float, default=0.15)
     parser.add_argument("--save-every", type=int, default=250)
     train(parser.parse_args())
 

@@ -1,0 +1,21 @@
+"""harpe: a longer context window for a RoPE language model in one training stage."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from harpe._version import __version__
+from harpe.errors import HarpeError
+
+if TYPE_CHECKING:
+    from harpe.experiment.api import apply, extend, register
+
+__all__ = ["HarpeError", "__version__", "apply", "extend", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions are loaded at first use: `import harpe` alone does not import torch."""
+    if name in ("apply", "extend", "register"):
+        return getattr(import_module("harpe.experiment.api"), name)
+    raise AttributeError(f"module 'harpe' has no attribute {name!r}")

@@ -61,9 +61,7 @@ def _ids(document: Document) -> list[int]:
     return [int(word[1:]) for word in document.text.split()]
 
 
-def _naive(
-    documents: list[list[int]], length: int, seed: int = 0, limit: int | None = None
-) -> tuple[list[list[int]], list[int]]:
+def _naive(documents: list[list[int]], length: int, seed: int = 0, limit: int | None = None) -> tuple[list[list[int]], list[int]]:
     """Sequences, and the starts of documents in them, by lists alone."""
     stream: list[int] = []
     starts: list[int] = []
@@ -210,9 +208,7 @@ def test_no_more_text_is_read_at_a_time_than_a_batch(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("words", "dtype", "width"), [(2**16, "uint16", 2), (2**16 + 1, "uint32", 4)])
-def test_ids_are_stored_in_the_smallest_type_that_holds_the_vocabulary(
-    tmp_path: Path, words: int, dtype: str, width: int
-) -> None:
+def test_ids_are_stored_in_the_smallest_type_that_holds_the_vocabulary(tmp_path: Path, words: int, dtype: str, width: int) -> None:
     documents = [Document("", f"w{words - 1} w3 w{words - 1} w65535")]
     data = prepare(documents, _tokenizer(words=words), 4, tmp_path / "data")
     assert _sequences(data) == [[words - 1, 3, words - 1, 65535]]

@@ -175,9 +175,7 @@ def test_a_file_that_is_no_parquet_is_told(tmp_path: Path, content: bytes) -> No
     assert str(tmp_path / "a.parquet") in _sentence(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize(
-    "name", ["./gone", "/gone/corpus", "~/gone", "../gone", "gone.jsonl", "a/b/c", "gone folder", "gone.TXT"]
-)
+@pytest.mark.parametrize("name", ["./gone", "/gone/corpus", "~/gone", "../gone", "gone.jsonl", "a/b/c", "gone folder", "gone.TXT"])
 def test_a_missing_path_is_told_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would fail
     assert _sentence(name) == f"--data {name}: there is no such file or folder. Check the path."
@@ -225,9 +223,7 @@ for name in ("org/name", "name", "org/name:config"):
         print(error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    told = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = told.stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["org/name", "name", "org/name:config"]
     assert all(line.startswith("--data ") and "HF_HUB_OFFLINE forbids" in line for line in lines)
@@ -248,9 +244,7 @@ class _Rows:
             raise ConnectionError("the line\nwent dead")
 
 
-def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked: list[Any] = []
@@ -269,9 +263,7 @@ def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(
 
 
 @pytest.mark.parametrize("names", [["text"], None])
-def test_a_hub_data_set_that_breaks_off_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None
-) -> None:
+def test_a_hub_data_set_that_breaks_off_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None) -> None:
     import datasets
 
     monkeypatch.chdir(tmp_path)

@@ -171,9 +171,7 @@ def test_small_searches_agree_with_the_rule_in_plain_loops(
     assert expected is not None
     picked, cover = expected
     order = tuple(candidates[index] for index in picked)
-    assert published_base_search(heads, head_dim, length, low, high, stride) == BaseSearch(
-        tuple(sorted(order)), order, tuple(cover)
-    )
+    assert published_base_search(heads, head_dim, length, low, high, stride) == BaseSearch(tuple(sorted(order)), order, tuple(cover))
 
 
 def test_a_search_without_cover_in_the_plain_loops_is_refused() -> None:

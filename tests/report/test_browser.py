@@ -81,9 +81,7 @@ def test_dark_differs_from_light(browser: str, page: Path, tmp_path: Path) -> No
     for scheme in (0, 1):  # blink: 0 dark, 1 light
         shot = tmp_path / f"{scheme}.png"
         setting = f"--blink-settings=preferredColorScheme={scheme}"
-        run_browser(
-            browser, tmp_path / f"profile-{scheme}", setting, f"--screenshot={shot}", "--window-size=900,900", page.as_uri()
-        )
+        run_browser(browser, tmp_path / f"profile-{scheme}", setting, f"--screenshot={shot}", "--window-size=900,900", page.as_uri())
         means.append(float(image.imread(shot)[:, :, :3].mean()))
     assert means[0] < 0.35 and means[1] > 0.8
 
@@ -97,9 +95,7 @@ def test_page_logs_no_error(browser: str, page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 320, 1280])
 def test_page_does_not_scroll_sideways(browser: str, page: Path, tmp_path: Path, width: int) -> None:
     url = wrapped(tmp_path, page, width, 800)
-    dom = run_browser(
-        browser, tmp_path / "profile", "--dump-dom", "--window-size=1400,900", "--virtual-time-budget=5000", url
-    ).stdout
+    dom = run_browser(browser, tmp_path / "profile", "--dump-dom", "--window-size=1400,900", "--virtual-time-budget=5000", url).stdout
     found = re.search(r"client=(\d+) scroll=(\d+) narrowest=(\d+)", dom)
     assert found, dom[-2000:]
     client, scroll, narrowest = map(int, found.groups())

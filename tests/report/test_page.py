@@ -51,9 +51,7 @@ def write_scores(folder: Path, kind: int, rng: np.random.Generator) -> None:
         beyond = 0.9 * math.log2(end / 256) ** 1.3 if kind == 0 and end > 256 else 0
         nll = 3.4 - 0.16 * math.log2(end / 16) + 0.03 * kind + beyond
         width = 0.05 + 0.02 * float(rng.random())
-        bins.append(
-            {"start": start, "end": end, "nll": nll, "low": nll - width, "high": nll + width, "tokens": 40 * (end - start)}
-        )
+        bins.append({"start": start, "end": end, "nll": nll, "low": nll - width, "high": nll + width, "tokens": 40 * (end - start)})
     long = [183.4127, 11.2319, 11.8842][kind]
     perplexity = {
         "documents": 40,
@@ -99,9 +97,7 @@ def make_run(run: Path) -> Path:
         | {"description": "long documents of public-domain prose"},
     }
     write_json(run / "plan.json", plan)
-    write_json(
-        run / "environment.json", {"python": "3.11.9", "torch": "2.13.0", "processor": "x86_64, 2 cores", "threads": "2"}
-    )
+    write_json(run / "environment.json", {"python": "3.11.9", "torch": "2.13.0", "processor": "x86_64, 2 cores", "threads": "2"})
     rng = np.random.default_rng(0)
     for kind, (name, entry) in enumerate(METHODS.items()):
         write_scores(run / name / "scores", kind, rng)
@@ -160,15 +156,9 @@ def expected(run: Path, name: str) -> list[list[float]]:
     """Value, low, high, n of every cell, straight from the files."""
     perplexity = json.loads((run / name / "scores" / "perplexity.json").read_text())
     needles = json.loads((run / name / "scores" / "needles.json").read_text())["tasks"]
-    cells = [
-        [perplexity[k]["perplexity"], perplexity[k]["low"], perplexity[k]["high"], perplexity["documents"]]
-        for k in ("short", "long")
-    ]
+    cells = [[perplexity[k]["perplexity"], perplexity[k]["low"], perplexity[k]["high"], perplexity["documents"]] for k in ("short", "long")]
     at_target = {t["task"]: t for t in needles if t["length"] == 2048}
-    cells += [
-        [100 * at_target[t]["score"], 100 * at_target[t]["low"], 100 * at_target[t]["high"], at_target[t]["samples"]]
-        for t in TASKS
-    ]
+    cells += [[100 * at_target[t]["score"], 100 * at_target[t]["low"], 100 * at_target[t]["high"], at_target[t]["samples"]] for t in TASKS]
     return cells
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harpe.errors import HarpeError
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "matplotlib", "jsonargparse", "rich", "jinja2")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "jsonargparse", "rich", "jinja2")
 """Packages that harpe depends on and whose `.py` files are part of the corpus."""
 
 MIN_BYTES, MAX_BYTES = 8_000, 200_000
@@ -84,6 +84,16 @@ def training_files(packages: tuple[str, ...] = ("stdlib", *PACKAGES)) -> list[So
 def held_out_files(packages: tuple[str, ...] = ("stdlib", *PACKAGES)) -> list[SourceFile]:
     """Files that are never trained on: the evaluation's documents and haystacks."""
     return [file for file in source_files(packages) if file.held_out]
+
+
+def tuning_files(packages: tuple[str, ...] = ("stdlib", *PACKAGES)) -> list[SourceFile]:
+    """The held-out files (SHA-256 begins with 0) that settings may be tuned on; reported figures use the others."""
+    return [file for file in held_out_files(packages) if file.sha256[0] == "0"]
+
+
+def reported_files(packages: tuple[str, ...] = ("stdlib", *PACKAGES)) -> list[SourceFile]:
+    """The held-out files (SHA-256 begins with 1) that reported figures come from, and nothing else."""
+    return [file for file in held_out_files(packages) if file.sha256[0] == "1"]
 
 
 def corpus_hash(files: list[SourceFile]) -> str:

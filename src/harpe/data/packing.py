@@ -66,9 +66,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         except (KeyError, TypeError, ValueError) as error:
             raise HarpeError(f"{self.path / 'index.json'} is not the index of a packed data set ({error}).") from error
         if self.length < 2 or sequences < 1 or self.tokens != self.length * sequences:
-            raise HarpeError(
-                f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens."
-            )
+            raise HarpeError(f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens.")
         self._dtype = dtype
         self._stream: np.ndarray | None = None
         file = self.path / "tokens.bin"
@@ -104,9 +102,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     def verify(self) -> None:
         """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
         if _hash(self.path / "tokens.bin", self._starts, self._dtype, self.length) != self.hash:
-            raise HarpeError(
-                f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again."
-            )
+            raise HarpeError(f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again.")
 
     def _map(self) -> np.ndarray:
         if self._stream is None:  # opened at first use: every worker process has its own
@@ -156,9 +152,7 @@ def prepare(
     if length < 2:
         raise HarpeError(f"--length is {length}; a sequence needs at least 2 tokens, one of which is predicted.")
     if max_tokens is not None and max_tokens < length:
-        raise HarpeError(
-            f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length."
-        )
+        raise HarpeError(f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length.")
     if seed < 0:
         raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
@@ -245,9 +239,7 @@ def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase)
                 yield ids if end is None or ids[-1] == end else [*ids, end]
 
 
-def _write_unordered(
-    file: Path, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype
-) -> np.ndarray:
+def _write_unordered(file: Path, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:
     """Write all ids in the order of the documents; returns the documents' lengths, int64 [documents]."""
     lengths = array("q")
     with file.open("wb") as stream:
@@ -257,9 +249,7 @@ def _write_unordered(
     return np.array(lengths, np.int64)
 
 
-def _write_ordered(
-    source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype
-) -> np.ndarray:
+def _write_ordered(source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype) -> np.ndarray:
     """Write the first `total` ids of the documents in `order`; returns where documents start among them, int64 [n]."""
     ids = np.memmap(source, dtype, "r")
     ends = np.cumsum(lengths)

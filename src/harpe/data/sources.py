@@ -114,9 +114,7 @@ def _decode(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise HarpeError(
-            f"--data: {where} is not UTF-8 (byte {error.start}: {error.reason}). Convert it, or leave it out."
-        ) from error
+        raise HarpeError(f"--data: {where} is not UTF-8 (byte {error.start}: {error.reason}). Convert it, or leave it out.") from error
 
 
 def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
@@ -156,9 +154,7 @@ def _read_parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
         raise HarpeError(f"--data: {path} is not a whole Parquet file ({error}). Write or copy it again.") from error
 
 
-def _read_hub(
-    source: str, path: str, config: str | None, text_field: str, split: str, revision: str | None
-) -> Iterator[Document]:
+def _read_hub(source: str, path: str, config: str | None, text_field: str, split: str, revision: str | None) -> Iterator[Document]:
     import datasets  # here, since it takes longer to import than a folder of files takes to be found
 
     try:

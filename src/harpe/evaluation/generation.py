@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.evaluation.needles import NeedleSample
 
-Progress = Callable[[int], None]
+Key = tuple[str, int, int, float | None]
+"""Task, length, index and depth of a sample."""
 
 
 @torch.inference_mode()
@@ -35,17 +36,20 @@ def answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bat
             pending = out.logits[:, -1].argmax(-1, keepdim=True)
             answer.append(pending)
         for text, ids in zip(texts, torch.cat(answer, dim=1).tolist(), strict=True):
-            text.append(tokenizer.decode(ids))
+            text.append(str(tokenizer.decode(ids)))
     return texts
 
 
 def score(sample: NeedleSample, texts: list[str]) -> float:
     """Share of the expected numbers that stand in their turn's answer, as whole numbers: 1.0 is all right."""
     expected = [answer for turn in sample.turns for answer in turn.answers]
-    hits = sum(
-        answer in re.findall(r"\d+", text) for turn, text in zip(sample.turns, texts, strict=True) for answer in turn.answers
-    )
+    hits = sum(answer in re.findall(r"\d+", text) for turn, text in zip(sample.turns, texts, strict=True) for answer in turn.answers)
     return hits / len(expected)
+
+
+def key_of(record: dict[str, Any]) -> Key:
+    """What tells a record from all others."""
+    return record["task"], record["length"], record["index"], record["depth"]
 
 
 def answer_samples(
@@ -53,31 +57,37 @@ def answer_samples(
     tokenizer: PreTrainedTokenizerBase,
     samples: Iterable[NeedleSample],
     batch_tokens: int = 16384,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Answer and score samples; returns one record each (task, length, index, depths, expected, answers, score).
+    done: Container[Key] = (),
+) -> Iterator[list[dict[str, Any]]]:
+    """Answer and score samples; yields the records of one batch at a time.
 
+    A record has task, length, index, depth (null where the needles' places were drawn), depths, expected, answers and score.
     Samples of equal shape share a batch of at most `batch_tokens` tokens.
+
+    Parameters
+    ----------
+    done
+        Keys of samples that need no answer: batches that hold no other sample are passed over. Batches are always formed from all
+        samples, so that a resumed evaluation computes what an uninterrupted one does.
     """
     model.eval()
-    records = []
     for _, group in groupby(sorted(samples, key=lambda s: (s.shape, s.task, s.length)), key=lambda s: s.shape):
         same = list(group)
         size = max(1, batch_tokens // max(1, sum(same[0].shape)))
         for start in range(0, len(same), size):
             batch = same[start : start + size]
-            for sample, texts in zip(batch, answer_batch(model, tokenizer, batch), strict=True):
-                records.append(
-                    {
-                        "task": sample.task,
-                        "length": sample.length,
-                        "index": sample.index,
-                        "depths": [round(d, 4) for d in sample.depths],
-                        "expected": [list(turn.answers) for turn in sample.turns],
-                        "answers": texts,
-                        "score": score(sample, texts),
-                    }
-                )
-            if progress is not None:
-                progress(len(batch))
-    return records
+            if all((s.task, s.length, s.index, s.depth) in done for s in batch):
+                continue
+            yield [
+                {
+                    "task": sample.task,
+                    "length": sample.length,
+                    "index": sample.index,
+                    "depth": sample.depth,
+                    "depths": [round(d, 4) for d in sample.depths],
+                    "expected": [list(turn.answers) for turn in sample.turns],
+                    "answers": texts,
+                    "score": score(sample, texts),
+                }
+                for sample, texts in zip(batch, answer_batch(model, tokenizer, batch), strict=True)
+            ]

@@ -82,6 +82,8 @@ class NeedleSample:
     length: int
     context: tuple[int, ...]
     turns: tuple[Turn, ...]
+    depth: float | None
+    """The depth that was asked for; None where the places were drawn."""
     depths: tuple[float, ...]
     """Where each needle starts, as a share of the haystack, in the order of the document."""
 
@@ -174,7 +176,7 @@ class NeedleWriter:
             context += [*hay[last:place].tolist(), *piece]
             last = place
         context += hay[last:].tolist()
-        return NeedleSample(task.name, index, length, tuple(context), turns, tuple(float(s) for s in shares))
+        return NeedleSample(task.name, index, length, tuple(context), turns, depth, tuple(float(s) for s in shares))
 
     def samples(self, task: NeedleTask, length: int, count: int, depth: float | None = None) -> Iterator[NeedleSample]:
         """The first `count` samples of a task at a length."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from harpe.methods.types import Encoding
-from harpe.models.geometry import read_geometry
+from harpe.methods.types import Encoding, ModelGeometry
 from harpe.models.hooks import install
 
 
-def apply_encoding(model: PreTrainedModel, encoding: Encoding, length: int, sliding_window: str = "keep") -> PreTrainedModel:
+def apply_encoding(
+    model: PreTrainedModel, encoding: Encoding, geometry: ModelGeometry, length: int, sliding_window: str = "keep"
+) -> PreTrainedModel:
     """Put an encoding into a loaded model and set its context to `length` tokens; returns the same object.
 
     The rotary module is made anew from the changed configuration, so that the model is what a fresh load of its saved
-    configuration would give. The trained context is kept in the configuration as `harpe_original_length`.
+    configuration would give. The trained context is kept in the configuration as `harpe_original_length`. May be called again with
+    another encoding, for the next stage of a method.
+
+    Parameters
+    ----------
+    geometry
+        Of the original checkpoint, from `read_geometry`.
+    sliding_window
+        "off" lets every layer attend to everything; "keep" changes nothing.
     """
     install()
-    geometry = read_geometry(model.config, model.config.name_or_path or "the model")
     config = model.config
     config.rope_parameters = encoding.rope_parameters(geometry.base)
     config.harpe_original_length = geometry.original_length
@@ -29,10 +37,9 @@ def apply_encoding(model: PreTrainedModel, encoding: Encoding, length: int, slid
         if hasattr(config, "use_sliding_window"):
             config.use_sliding_window = False
         for module in model.modules():
-            if hasattr(module, "sliding_window"):
-                module.sliding_window = None
-            if hasattr(module, "attention_type"):
-                module.attention_type = "full_attention"
+            for name, value in (("sliding_window", None), ("attention_type", "full_attention")):
+                if hasattr(module, name):
+                    setattr(module, name, value)
     config.validate_rope()
     base_model = model.base_model
     device = next(model.parameters()).device

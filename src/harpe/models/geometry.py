@@ -23,9 +23,7 @@ def check_family(config: PreTrainedConfig, name: str) -> dict[str, Any]:
             "Choose a model with RoPE, such as Llama, Mistral or Qwen."
         )
     if rope.get("rope_type") == "harpe":
-        raise HarpeError(
-            f"{name} already has one RoPE base per head: it was extended by harpe. Extend the original checkpoint instead."
-        )
+        raise HarpeError(f"{name} already has one RoPE base per head: it was extended by harpe. Extend the original checkpoint instead.")
     if kind not in FAMILIES:
         raise HarpeError(f"{name} has the model type {kind}; supported are {', '.join(FAMILIES)}.")
     return rope

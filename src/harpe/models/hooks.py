@@ -84,14 +84,14 @@ def _hook_module(module: ModuleType) -> None:
     if not hasattr(module.apply_rotary_pos_emb, _MARK):
         module.apply_rotary_pos_emb = _wrap_apply(module.apply_rotary_pos_emb)  # type: ignore[attr-defined]
     for name, cls in vars(module).items():
-        if name.endswith("RotaryEmbedding") and isinstance(cls, type) and not hasattr(cls.forward, _MARK):
-            cls.forward = _wrap_forward(cls.forward)
+        if name.endswith("RotaryEmbedding") and isinstance(cls, type) and not hasattr(vars(cls).get("forward"), _MARK):
+            setattr(cls, "forward", _wrap_forward(getattr(cls, "forward")))  # noqa: B009, B010  (the class is found by name)
 
 
 @functools.cache
 def install() -> None:
     """Teach transformers the rope type "harpe" for every supported family. Safe to call again."""
     ROPE_INIT_FUNCTIONS[ROPE_TYPE] = _initialise
-    RotaryEmbeddingConfigMixin._validate_harpe_rope_parameters = _validate
+    RotaryEmbeddingConfigMixin._validate_harpe_rope_parameters = _validate  # type: ignore[attr-defined]
     for family in FAMILIES:
         _hook_module(importlib.import_module(f"transformers.models.{family}.modeling_{family}"))

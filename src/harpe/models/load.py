@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from harpe.errors import HarpeError
 from harpe.models.hooks import install
@@ -38,8 +46,10 @@ def resolve(name: str | Path) -> str:
 
 def _hub_failure(name: str, error: Exception) -> HarpeError:
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-    hint = "HF_HUB_OFFLINE is set, so only models in the local cache are found." if offline else (
-        "Check the spelling and --revision; for a gated model set HF_TOKEN to a token that may read it."
+    hint = (
+        "HF_HUB_OFFLINE is set, so only models in the local cache are found."
+        if offline
+        else ("Check the spelling and --revision; for a gated model set HF_TOKEN to a token that may read it.")
     )
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return HarpeError(f"{name} is neither a folder nor a model that could be loaded from the hub. {hint} ({first_line})")
@@ -64,9 +74,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         raise HarpeError(f"No tokenizer could be loaded from {name} ({str(error).splitlines()[0]}).") from error
 
 
-def load_model(
-    name: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any
-) -> PreTrainedModel:
+def load_model(name: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A causal language model from safetensors: per-head checkpoints of harpe and stock ones alike.
 
     Weights in pickle files are refused: `use_safetensors=True`.
@@ -79,6 +87,13 @@ def load_model(
         if Path(target).is_dir():
             raise HarpeError(f"The weights in {name} could not be loaded: {str(error).strip().splitlines()[0]}") from error
         raise _hub_failure(str(name), error) from error
+    return model
+
+
+def to_accelerator(model: PreTrainedModel) -> PreTrainedModel:
+    """Move the model to the GPU where there is one; returns the same object."""
+    if torch.cuda.is_available():
+        torch.nn.Module.to(model, "cuda")
     return model
 
 
@@ -97,8 +112,6 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Write model (safetensors) and tokenizer into a temporary folder and rename it to `path`: whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     if temporary.exists():
-        import shutil
-
         shutil.rmtree(temporary)
     tokenizer.model_max_length = length
     model.save_pretrained(temporary)

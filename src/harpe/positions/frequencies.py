@@ -32,9 +32,7 @@ def check_bases(bases: Sequence[float], heads: int | None = None, option: str = 
         if not math.isfinite(base) or base <= 1:
             raise HarpeError(f"Base {position} in {option} is {base}; a RoPE base must be a finite number above 1.")
     if heads is not None and len(values) != heads:
-        raise HarpeError(
-            f"{option} has {len(values)} bases, but the model has {heads} key/value heads; give one base for each of them."
-        )
+        raise HarpeError(f"{option} has {len(values)} bases, but the model has {heads} key/value heads; give one base for each of them.")
     return values
 
 
@@ -43,8 +41,9 @@ def inverse_frequencies(bases: tuple[float, ...], rotary_dim: int) -> torch.Tens
     """theta[h, i] = b_h^(-2i/D): float64 [H, D/2] on the CPU. The tensor is shared: do not write to it."""
     if rotary_dim < 2 or rotary_dim % 2:
         raise HarpeError(f"The rotary dimension is {rotary_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-    return torch.tensor(bases, dtype=torch.float64)[:, None] ** -exponents
+    # the device is named: models are built under torch.device("meta"), and a meta tensor must not get into the cache
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu") / rotary_dim
+    return torch.tensor(bases, dtype=torch.float64, device="cpu")[:, None] ** -exponents
 
 
 def rotary_tables(

@@ -13,9 +13,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def rotate_per_head(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotate_per_head(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate q [B, H_q, S, D] and k [B, H, S, D] by cos and sin, float32 [B or 1, H, S, D/2].
 
     The layout is half-split (pair i is dimensions i and i + D/2), as in transformers' Llama. Arithmetic is float32 whatever the

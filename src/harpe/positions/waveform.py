@@ -19,9 +19,7 @@ FINE_STEPS = 256
 """Positions that share a coarse step: near sqrt(131072), where the two tables of cosines are smallest together."""
 
 
-def attention_waveform(
-    bases: Sequence[float] | NDArray[np.float64], head_dim: int, start: int, end: int
-) -> NDArray[np.float64]:
+def attention_waveform(bases: Sequence[float] | NDArray[np.float64], head_dim: int, start: int, end: int) -> NDArray[np.float64]:
     """A_b(m) for every base and every integer m = start .. end (both included): float64 [N, M].
 
     With m = c + f, cos(m t) = cos(c t) cos(f t) - sin(c t) sin(f t): the sum over the frequencies t is then one matrix product

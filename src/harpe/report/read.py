@@ -281,8 +281,7 @@ def _estimate(value: dict[str, Any], key: str, n: int) -> Estimate:
 def _perplexity(value: dict[str, Any]) -> Perplexity:
     documents = int(value["documents"])
     bins = tuple(
-        Bin(int(b["start"]), int(b["end"]), float(b["nll"]), float(b["low"]), float(b["high"]), int(b["tokens"]))
-        for b in value["bins"]
+        Bin(int(b["start"]), int(b["end"]), float(b["nll"]), float(b["low"]), float(b["high"]), int(b["tokens"])) for b in value["bins"]
     )
     short, long = value["short"], value["long"]
     return Perplexity(

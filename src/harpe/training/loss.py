@@ -24,9 +24,7 @@ def _chunk_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), target, reduction="sum")
 
 
-def chunked_cross_entropy(
-    hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, chunk: int = CHUNK
-) -> torch.Tensor:
+def chunked_cross_entropy(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
     """Mean cross-entropy of predicting token t+1 from position t, in natural logarithms, float32 scalar.
 
     Parameters

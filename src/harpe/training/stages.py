@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, SequentialSampler, Subset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 
 from harpe.errors import HarpeError
-from harpe.methods.types import Stage
+from harpe.methods.types import ModelGeometry, Stage
 from harpe.models.apply import apply_encoding
 from harpe.training.checkpoints import last_complete, mark_complete, step_of
 from harpe.training.loss import chunked_loss
+from harpe.training.memory import set_recompute
 from harpe.training.options import TrainingOptions
 from harpe.training.progress import JsonlLog, Report
 
@@ -26,12 +27,12 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         # packed data are shuffled once, when they are written; every method then sees the same order, resumed or not
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
 
 def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) -> TrainingArguments:
@@ -51,8 +52,6 @@ def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) 
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         bf16=options.dtype == "bfloat16",
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -69,6 +68,7 @@ def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) 
 
 def train_stages(
     model: PreTrainedModel,
+    geometry: ModelGeometry,
     stages: list[Stage],
     data: dict[int, Dataset[Any]],
     options: TrainingOptions,
@@ -83,6 +83,8 @@ def train_stages(
     ----------
     model
         Float32 weights (bfloat16 arithmetic is autocast's).
+    geometry
+        Of the original checkpoint.
     data
         A packed data set for every stage length.
     folder
@@ -106,8 +108,16 @@ def train_stages(
                 "Lower --tokens or give more --data: no text is repeated unasked."
             )
         offset[stage.length] = first + wanted
-        apply_encoding(model, stage.encoding, stage.length, sliding_window)
-        _train_stage(model, Subset(sequences, range(first, first + wanted)), options, folder / f"stage-{number}", stage.length, steps, report)
+        apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
+        _train_stage(
+            model,
+            Subset(sequences, range(first, first + wanted)),
+            options,
+            folder / f"stage-{number}",
+            stage.length,
+            steps,
+            report,
+        )
     return model
 
 
@@ -131,15 +141,13 @@ def _train_stage(
         return
     set_seed(options.seed)
     log = JsonlLog(folder / "log.jsonl", options.step_tokens(length), report)
+    set_recompute(model, options.gradient_checkpointing)
     with chunked_loss(model):
-        trainer = StageTrainer(
-            model=model, args=_arguments(folder, options, length, steps), train_dataset=sequences, callbacks=[log]
-        )
+        trainer = StageTrainer(model=model, args=_arguments(folder, options, length, steps), train_dataset=sequences, callbacks=[log])
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+    set_recompute(model, False)
     last = trainer.state.log_history[-2]["loss"] if len(trainer.state.log_history) > 1 else float("nan")
     if not math.isfinite(last):
         raise HarpeError(f"The loss became {last} in {folder}: training diverged. Lower --learning-rate.")

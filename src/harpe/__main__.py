@@ -1,0 +1,7 @@
+"""`python -m harpe` is `harpe`."""
+
+import sys
+
+from harpe.cli.main import main
+
+sys.exit(main())

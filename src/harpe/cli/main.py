@@ -1,0 +1,121 @@
+"""`harpe VERB …`: parses options, runs a verb, turns errors into sentences.
+
+Exit codes: 0 done, 2 a problem with the input that the message explains, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harpe._version import __version__
+from harpe.cli.parser import build_parser, options_of
+from harpe.errors import HarpeError
+from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
+
+VERBS: dict[str, type] = {
+    "bases": BasesOptions,
+    "extend": ExtendOptions,
+    "evaluate": EvaluateOptions,
+    "report": ReportOptions,
+    "quickstart": QuickstartOptions,
+}
+
+
+def _prepare() -> None:
+    """Quiet libraries and all cores, before the first heavy import has an effect."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import torch
+    import transformers
+
+    from harpe.experiment.directory import available_cores
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
+
+
+def bases(options: BasesOptions, terminal: Any) -> None:
+    """Print a base set, as a table or as JSON."""
+    from harpe.experiment.bases import base_table, choose
+
+    value = choose(options)
+    if options.json:
+        print(json.dumps(value))
+    else:
+        terminal.table(base_table(value))
+
+
+def extend(options: ExtendOptions, terminal: Any) -> None:
+    """Extend a checkpoint."""
+    _prepare()
+    from harpe.experiment.extend import extend as run
+
+    run(options, terminal)
+
+
+def evaluate(options: EvaluateOptions, terminal: Any) -> None:
+    """Measure a checkpoint or a run."""
+    _prepare()
+    from harpe.experiment.evaluate import evaluate as run
+    from harpe.report.terminal import main_table, score_table
+
+    folder = run(options, terminal)
+    terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
+
+
+def report(options: ReportOptions, terminal: Any) -> None:
+    """Write the report page again."""
+    from harpe.report.page import write_report
+    from harpe.report.terminal import main_table
+
+    page = write_report(Path(options.run))
+    terminal.table(main_table(Path(options.run)))
+    terminal.say(f"The report: {page}")
+
+
+def quickstart(options: QuickstartOptions, terminal: Any) -> None:
+    """Run the demonstration."""
+    _prepare()
+    from harpe.experiment.quickstart import quickstart as run
+
+    run(options, terminal)
+
+
+FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
+    "bases": bases,
+    "extend": extend,
+    "evaluate": evaluate,
+    "report": report,
+    "quickstart": quickstart,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = build_parser(VERBS, f"harpe {__version__}")
+    parsed = parser.parse_args(arguments)
+    from harpe.cli.terminal import Terminal
+
+    terminal = Terminal()
+    try:
+        FUNCTIONS[parsed.verb](options_of(parsed, VERBS), terminal)
+    except HarpeError as error:
+        terminal.close()
+        print(f"harpe {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        terminal.close()
+        print("Interrupted. Nothing that was saved is lost: the same command (extend: with --resume) goes on.", file=sys.stderr)
+        return 130
+    terminal.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Builds a command-line parser out of the option classes: names, types, defaults and help come from them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import typing
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+POSITIONAL = {"ExtendOptions": ("model",), "EvaluateOptions": ("model",), "ReportOptions": ("run",)}
+"""Options that are given without a name, by class."""
+
+
+def field_help(options: type) -> dict[str, str]:
+    """The literal string under each field of a dataclass, by field."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for field, after in zip(node.body, node.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            found[field.target.id] = inspect.cleandoc(ast.literal_eval(after.value))
+    return found
+
+
+def add_options(parser: ArgumentParser, options: type) -> None:
+    """Add one argument a field: `original_length` becomes --original-length; a false truth value becomes a plain flag."""
+    hints, texts = typing.get_type_hints(options), field_help(options)
+    for field in dataclasses.fields(options):
+        text = texts[field.name].replace("%", "%%")
+        if field.name in POSITIONAL.get(options.__name__, ()):
+            parser.add_argument(field.name, type=hints[field.name], help=text)
+            continue
+        name = "--" + field.name.replace("_", "-")
+        if hints[field.name] is bool and field.default is False:
+            parser.add_argument(name, action="store_true", help=text)
+        elif field.default is dataclasses.MISSING:
+            parser.add_argument(name, type=hints[field.name], required=True, help=text)
+        else:
+            parser.add_argument(name, type=hints[field.name], default=field.default, help=text)
+        if hints[field.name] is bool and field.default is True:
+            parser.set_defaults({field.name: True})
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those given after it win.")
+
+
+def build_parser(verbs: dict[str, type], version: str) -> ArgumentParser:
+    """The parser of all verbs."""
+    parser = ArgumentParser(
+        prog="harpe",
+        version=version,
+        description="A longer context window for a RoPE language model in one training stage: every attention head gets its own RoPE base.",
+    )
+    commands = parser.add_subcommands(dest="verb", required=True)
+    for verb, options in verbs.items():
+        text = inspect.cleandoc(options.__doc__ or "")
+        sub = ArgumentParser(description=text)
+        add_options(sub, options)
+        commands.add_subcommand(verb, sub, help=text.splitlines()[0])
+    return parser
+
+
+def options_of(parsed: Any, verbs: dict[str, type]) -> Any:
+    """The options object out of what was parsed."""
+    options, values = verbs[parsed.verb], parsed[parsed.verb]
+    return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})

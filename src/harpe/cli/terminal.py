@@ -1,0 +1,64 @@
+"""Speaks to a terminal with rich: text, tables and progress bars."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harpe.experiment.reporter import Reporter
+
+LINE_EVERY = 15.0
+"""Seconds between lines of progress where the output is no terminal (a log file, CI)."""
+
+
+class Terminal(Reporter):
+    """Writes to standard error's or output's console; bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        self.close()
+        self.console.print(text, markup=False)
+
+    def table(self, table: Any) -> None:
+        self.close()
+        self.console.print(table)
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        if not self.console.is_terminal:
+            self._line(what, done, total, note)
+            return
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("{task.description:34}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total, note=note)
+        self._bars.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def _line(self, what: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done < total and now - self._printed.get(what, now - LINE_EVERY) < LINE_EVERY:
+            return
+        self._printed[what] = now
+        self.console.print(f"{what}: {done}/{total}{note and ', ' + note}", markup=False)
+
+    def close(self) -> None:
+        """End the bars, so that what follows is printed below them."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}

@@ -1,0 +1,109 @@
+"""Token-weighted loss by position, and perplexity, on whole documents.
+
+Every document is read from its start, so that a token at position p is predicted from exactly p tokens: the loss at position p
+of the document. Losses are averaged over tokens (never over windows), and perplexity is the exponential of that mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from harpe.evaluation.statistics import weighted_mean
+
+CHUNK = 2048
+"""Positions whose logits exist at one time."""
+
+
+def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
+    """Bins of positions [start, end): halves of the context downward from `length` to an eighth of the original one, and the rest."""
+    edges = [length]
+    while edges[-1] > max(original_length // 8, 8):
+        edges.append(edges[-1] // 2)
+    return list(zip([0, *edges[:0:-1]], edges[::-1], strict=True))
+
+
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
+    """-log p of every next token: float64 [B, S-1] in nats, for ids int64 [B, S]. Logits exist for a few positions at a time.
+
+    Entry p is the loss of predicting token p + 1 from the p + 1 tokens before it.
+    """
+    ids = ids.to(model.device)
+    hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    head, targets = model.get_output_embeddings(), ids[:, 1:]
+    parts = []
+    for start in range(0, hidden.shape[1], max(1, CHUNK // hidden.shape[0])):
+        part = slice(start, start + max(1, CHUNK // hidden.shape[0]))
+        logits = head(hidden[:, part]).float()
+        parts.append(F.cross_entropy(logits.transpose(1, 2), targets[:, part], reduction="none"))
+    return torch.cat(parts, dim=1).double().cpu().numpy()
+
+
+def document_records(
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    original_length: int,
+    length: int,
+    record: Callable[[dict[str, Any]], None],
+    batch_tokens: int = 16384,
+    first: int = 0,
+) -> None:
+    """Measure documents from number `first` on and hand one record of each to `record`.
+
+    Parameters
+    ----------
+    documents
+        Token ids, at least length + 1 of each; the first length + 1 are used.
+    original_length
+        Also the window of the short-context perplexity: the same tokens, cut into windows of this many.
+
+    Notes
+    -----
+    A record has document, nll [bins] (sums over the tokens of a bin), tokens [bins], short_nll (a sum) and short_tokens.
+    """
+    bins = position_bins(original_length, length)
+    for number in range(first, len(documents)):
+        ids = torch.tensor(documents[number][: length + 1], dtype=torch.int64)
+        losses = token_losses(model, ids[None])[0]
+        # windows overlap in one token, so that all of the same tokens but the first are predicted
+        windows = [ids[start : start + original_length + 1] for start in range(0, length - original_length + 1, original_length)]
+        short = np.concatenate(
+            [token_losses(model, part).ravel() for part in torch.stack(windows).split(max(1, batch_tokens // original_length))]
+        )
+        record(
+            {
+                "document": number,
+                "nll": [float(losses[start:end].sum()) for start, end in bins],
+                "tokens": [len(losses[start:end]) for start, end in bins],
+                "short_nll": float(short.sum()),
+                "short_tokens": int(short.size),
+            }
+        )
+
+
+def summarise(records: Sequence[dict[str, Any]], original_length: int, length: int) -> dict[str, Any]:
+    """Loss by position, short-context and long-context perplexity with 95 % intervals (bootstrap over documents)."""
+    bins = []
+    for i, (start, end) in enumerate(position_bins(original_length, length)):
+        mean = weighted_mean([r["nll"][i] for r in records], [r["tokens"][i] for r in records])
+        tokens = sum(r["tokens"][i] for r in records)
+        bins.append({"start": start, "end": end, "nll": mean.value, "low": mean.low, "high": mean.high, "tokens": tokens})
+    short = weighted_mean([r["short_nll"] for r in records], [r["short_tokens"] for r in records])
+    last = bins[-1]
+    return {
+        "documents": len(records),
+        "length": length,
+        "bins": bins,
+        "short": {"length": original_length, **_perplexity(short.value, short.low, short.high)},
+        "long": {"start": last["start"], "end": last["end"], **_perplexity(last["nll"], last["low"], last["high"])},
+    }
+
+
+def _perplexity(nll: float, low: float, high: float) -> dict[str, float]:
+    return {"perplexity": float(np.exp(nll)), "low": float(np.exp(low)), "high": float(np.exp(high))}

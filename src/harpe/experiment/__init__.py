@@ -1,0 +1,1 @@
+"""Runs: options, run directory, plan, extension, evaluation of a run, comparison."""

@@ -1,0 +1,90 @@
+"""The run directory: made once, resumed only with the same recipe."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from harpe.errors import HarpeError
+from harpe.files import write_json, write_text
+
+PACKAGES = ("harpe", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
+    """The run directory, made with the recipe in it, or checked against it.
+
+    Raises
+    ------
+    HarpeError
+        When the folder holds something else; when it holds a run and `resume` is False; when its recipe differs from the one at hand
+        (the message shows the difference).
+    """
+    run, text = Path(out), yaml.safe_dump(recipe, sort_keys=False)
+    path = run / "recipe.yaml"
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if there != yaml.safe_load(text):
+            raise HarpeError(
+                f"{run} holds a run with another recipe; name another --out, or give the same options.\n{_difference(there, recipe)}"
+            )
+        if not resume:
+            raise HarpeError(f"{run} holds a run with this recipe. Go on with it by --resume, or name another --out.")
+        return run
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise HarpeError(f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory.")
+    if resume:
+        raise HarpeError(f"There is no run in {run} to resume; leave --resume out to start one.")
+    write_text(path, text)
+    return run
+
+
+def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
+    return "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys)
+
+
+def write_environment(run: Path) -> None:
+    """Versions and machine, as environment.json; a run that is resumed elsewhere keeps both, numbered."""
+    facts = {name: version(name) for name in PACKAGES}
+    facts |= {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    write_json(run / "environment.json", facts)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def check_disk(path: Path, needed: int, what: str) -> None:
+    """Refuse to start what would fill the disk: `needed` bytes must be free where `path` lies."""
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise HarpeError(
+            f"{what} needs about {needed / 1e9:.1f} GB under {path}, and {free / 1e9:.1f} GB are free. Free some space or choose "
+            "another --out."
+        )
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

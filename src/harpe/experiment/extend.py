@@ -1,0 +1,147 @@
+"""Extend a checkpoint: check, plan, train, save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harpe.data.packing import PackedDataset
+from harpe.experiment.arms import Arm, arm_of, untouched
+from harpe.experiment.directory import open_run, write_environment
+from harpe.experiment.options import ExtendOptions
+from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.reporter import Reporter
+from harpe.experiment.texts import packed
+from harpe.files import write_json
+from harpe.methods.types import ModelGeometry
+from harpe.models.dtype import choose_dtype
+from harpe.models.geometry import check_sliding_window, read_geometry
+from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
+from harpe.training.options import TrainingOptions
+from harpe.training.stages import train_stages
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that a run starts from; weights are loaded anew for every row."""
+
+    name: str
+    revision: str | None
+    geometry: ModelGeometry
+    tokenizer: PreTrainedTokenizerBase
+    sliding_window: str
+    window_note: str | None
+    dtype: torch.dtype
+    """In which the checkpoint is stored; the extended one is stored in the same."""
+
+    def load(self) -> PreTrainedModel:
+        """The model with float32 weights, on the accelerator where there is one."""
+        model = load_model(self.name, torch.float32, self.revision)
+        check_vocabulary(model, self.tokenizer, self.name)
+        return to_accelerator(model)
+
+
+def open_source(
+    name: str, length: int, revision: str | None, tokenizer: str | None, original_length: int | None, sliding_window: str
+) -> Source:
+    """Read configuration and tokenizer, and refuse what cannot be extended. No weights are read."""
+    config = load_config(name, revision)
+    geometry = read_geometry(config, name, original_length)
+    note = check_sliding_window(config, name, length, sliding_window)
+    loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
+    check_vocabulary(config, loaded, name)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return Source(name, revision, geometry, loaded, sliding_window, note, dtype)
+
+
+def train_arm(run: Path, arm: Arm, source: Source, data: PackedDataset, options: TrainingOptions, length: int, reporter: Reporter) -> Path:
+    """Train one row and save its model; returns the model's folder. A row that is done already is left alone."""
+    target = run / arm.name / "model"
+    if target.is_dir():
+        return target
+
+    def report(step: int, steps: int, row: dict[str, Any]) -> None:
+        reporter.progress(f"training {arm.title}", step, steps, f"loss {row['loss']:.3f}")
+
+    model = source.load()
+    train_stages(
+        model,
+        source.geometry,
+        list(arm.stages),
+        {length: data},
+        options,
+        run / arm.name,
+        sliding_window=source.sliding_window,
+        report=report,
+    )
+    model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
+    save_checkpoint(model, source.tokenizer, target, length)
+    return target
+
+
+def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
+    """Extend a model's context in one stage; returns the folder of the extended model.
+
+    Raises
+    ------
+    HarpeError
+        For bad options or input, before any work starts; when the disk is full; when training diverges.
+    """
+    reporter = reporter or Reporter()
+    source = open_source(
+        options.model, options.length, options.revision, options.tokenizer, options.original_length, options.sliding_window
+    )
+    arm, bases = arm_of(options, source.geometry)
+    model = source.load()
+    parameters = model.num_parameters()
+    check_space(Path(options.out), parameters)
+    dtype, reason = choose_dtype(options.dtype)
+    run = open_run(options.out, options.recipe(), options.resume)
+    write_environment(run)
+    reporter.say("Reading and packing the training texts.")
+    data = packed(
+        run,
+        options.data,
+        source.tokenizer,
+        options.length,
+        text_field=options.text_field,
+        tokens=options.tokens,
+        seed=options.seed,
+    )
+    training = TrainingOptions(
+        tokens=options.tokens or data.tokens,
+        learning_rate=options.learning_rate,
+        batch_tokens=options.batch_tokens,
+        micro_batch=options.micro_batch,
+        gradient_checkpointing=options.gradient_checkpointing,
+        save_every=options.save_every,
+        seed=options.seed,
+        dtype=dtype,
+    )
+    check_budget(training, data)
+    per_token, _ = seconds_per_token(model, training, options.length)
+    del model
+    plan = describe(
+        f"{options.model} to {options.length} tokens",
+        options.model,
+        options.revision,
+        source.geometry,
+        parameters,
+        options.length,
+        bases,
+        [untouched(source.geometry), arm],
+        training,
+        reason,
+        data,
+        None,
+        [source.window_note] if source.window_note else [],
+    )
+    write_json(run / "plan.json", plan)
+    reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
+    target = train_arm(run, arm, source, data, training, options.length, reporter)
+    reporter.say(f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`.")
+    return target

@@ -1,0 +1,191 @@
+"""Options of the verbs. The text under each field is its help on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from harpe.positions.base_sets import Rule, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendOptions:
+    """Extend a model's context in one stage of training and save it.
+
+    The model may be a folder, a name on the Hugging Face hub, or "embedded" (the small model inside the package). The run directory
+    gets the recipe, the plan with its reasons, resumable checkpoints, logs, and the extended model, which transformers loads after
+    `import harpe; harpe.register()`.
+    """
+
+    model: str
+    """Checkpoint to extend: a folder, a hub name (gated ones with HF_TOKEN set), or embedded."""
+    length: int
+    """Target context in tokens; 128k is 131072."""
+    data: str
+    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, or embedded."""
+    out: str
+    """Run directory to make."""
+    method: Literal["harpe", "abf"] = "harpe"
+    """harpe: a base for every key/value head. abf: one larger base for all heads."""
+    base: float | None = None
+    """The one base of --method abf; default: the top of the range."""
+    strategy: Strategy = "uniform"
+    """How bases are chosen from the range."""
+    min: float | None = None
+    """Low end of the range of bases; default: the provisional rule."""
+    max: float | None = None
+    """High end of the range of bases; default: the provisional rule."""
+    stride: float | None = None
+    """Distance between candidates of --strategy peak-valley."""
+    rule: Rule | None = None
+    """Selection rule of --strategy peak-valley."""
+    force: bool = False
+    """Let --rule published run outside the setting it was tuned for."""
+    tokens: int = 0
+    """Tokens to train on; 0: all of the data, once."""
+    learning_rate: float = 2e-5
+    """Peak learning rate. The paper's 2e-5 is for 7B models; small models take more (1e-3 below 10M parameters)."""
+    batch_tokens: int = 0
+    """Tokens an optimiser step; 0: one sequence."""
+    micro_batch: int = 1
+    """Sequences in one forward pass; the rest of a step is accumulated."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic; weights are trained in float32. auto: the faster one, found by a one-second probe."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of the order of the documents and of all else that is random."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+    text_field: str = "text"
+    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    original_length: int | None = None
+    """Context that the model was trained with, where config.json does not say it."""
+    sliding_window: Literal["keep", "off"] = "keep"
+    """off: remove sliding windows, which hide the longer context."""
+    resume: bool = False
+    """Go on with the interrupted run in --out."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result: all options but where it is written and whether it is resumed."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "resume")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Measure a checkpoint, or every model of a run directory, on texts that it was not trained on.
+
+    Perplexity by position (token-weighted, whole documents), short-context perplexity, needle tasks with generated answers, and a grid
+    of needles by length and depth; all with 95% intervals. What is already measured is not measured again. For a run directory the
+    untouched model is measured too, and the report page is written.
+    """
+
+    model: str
+    """A run directory of `harpe extend`, or any checkpoint: a folder, a hub name, or embedded."""
+    data: str
+    """Texts: a file, a folder, a hub data set, or embedded."""
+    out: str | None = None
+    """Folder for the scores of a checkpoint; a run directory keeps its own."""
+    length: int | None = None
+    """Longest context in tokens that is measured; default: the model's."""
+    original_length: int | None = None
+    """Short context in tokens; default: the length before the extension, else the model's context."""
+    documents: int = 32
+    """Documents that perplexity is measured on; each must be longer than --length."""
+    samples: int = 100
+    """Needle samples a task and length; 0: no needle tasks."""
+    grid_samples: int = 10
+    """Needle samples a cell of the grid; 0: no grid."""
+    seed: int = 1
+    """Of the needle samples."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+    text_field: str = "text"
+    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasesOptions:
+    """Choose a base for every key/value head.
+
+    Give --model to read heads, head size and trained context from a checkpoint, or --heads and --head-dim with --min and --max.
+    """
+
+    length: int
+    """Target context in tokens; 128k is 131072."""
+    model: str | None = None
+    """Checkpoint whose geometry is used: a folder, a hub name, or embedded. No weights are read."""
+    heads: int | None = None
+    """Key/value heads, one base each."""
+    head_dim: int | None = None
+    """Rotary dimensions of a head."""
+    strategy: Strategy = "uniform"
+    """uniform: evenly spaced, ascending over the heads; uniform-descending: the other way round; peak-valley: the paper's search."""
+    min: float | None = None
+    """Low end of the range of bases; default with --model: the provisional rule."""
+    max: float | None = None
+    """High end of the range of bases; default with --model: the provisional rule."""
+    stride: float | None = None
+    """Distance between candidates of --strategy peak-valley (published: 3e4)."""
+    rule: Rule | None = None
+    """Selection rule of --strategy peak-valley; published gives Table 2 of the paper."""
+    force: bool = False
+    """Let --rule published run outside the setting it was tuned for (head size 128, 128k tokens)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    original_length: int | None = None
+    """Context that the model was trained with, where config.json does not say it."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write the report page of a run directory again from its files and print the main table."""
+
+    run: str
+    """The run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
+
+    Three rows: the model as it is, HARPE, and the control (one base in the middle of HARPE's range), both trained once at the target
+    length on the same tokens. Started again with the same options, an interrupted run goes on where it was.
+    """
+
+    out: str = "runs/quickstart"
+    """Run directory to make."""
+    length: int = 2048
+    """Target context in tokens; the model was trained with 256."""
+    tokens: int = 262_144
+    """Tokens that each method trains on."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    batch_tokens: int = 8192
+    """Tokens an optimiser step."""
+    seed: int = 0
+    """Of the order of the training documents."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    documents: int = 32
+    """Held-out documents that perplexity is measured on."""
+    samples: int = 100
+    """Needle samples a task and length."""
+    grid_samples: int = 10
+    """Needle samples a cell of the grid."""
+    tuning: bool = False
+    """Measure on the held-out files that settings are tuned on, instead of those that figures are reported from."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result: all options but where it is written."""
+        return {key: value for key, value in asdict(self).items() if key != "out"}

@@ -1,0 +1,121 @@
+"""The demonstration: the embedded model, HARPE and its control, before and after, on this machine's Python files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harpe.evaluation.run import Protocol
+from harpe.experiment.arms import harpe_arm, one_base_arm, untouched
+from harpe.experiment.compare import gated_mean, summarise_run
+from harpe.experiment.directory import open_run, write_environment
+from harpe.experiment.evaluate import evaluate_checkpoint
+from harpe.experiment.extend import open_source, train_arm
+from harpe.experiment.options import QuickstartOptions
+from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.reload import reload_and_generate
+from harpe.experiment.reporter import Reporter
+from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
+from harpe.files import read_json, write_json
+from harpe.methods.ranges import provisional_range
+from harpe.models.dtype import choose_dtype
+from harpe.report.page import write_report
+from harpe.report.terminal import main_table
+from harpe.training.options import TrainingOptions
+
+TITLE = "The embedded model from {short} to {length} tokens"
+TIMING_SLACK = 1.25
+"""Expected time over measured time: generation, loading and saving are not in the measurement."""
+
+
+def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> Path:
+    """Run the demonstration into `options.out`; returns the path of the report page.
+
+    Raises
+    ------
+    HarpeError
+        When the directory holds something else, the disk is full, or an option is out of range.
+    """
+    reporter = reporter or Reporter()
+    out = Path(options.out)
+    going_on = (out / "recipe.yaml").is_file()
+    source = open_source(EMBEDDED, options.length, None, None, None, "keep")
+    geometry, tokenizer = source.geometry, source.tokenizer
+    bases = provisional_range(geometry, options.length)
+    middle = one_base_arm(
+        geometry, options.length, bases.middle, "one-base", "one base (control)", "the middle of HARPE's range, the control"
+    )
+    arms = [untouched(geometry), harpe_arm(geometry, options.length, bases, {"strategy": "uniform"}), middle]
+    model = source.load()
+    check_space(out, model.num_parameters(), arms=2)
+    dtype, reason = choose_dtype(options.dtype)
+    run = open_run(out, options.recipe(), resume=going_on)
+    if going_on:
+        reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
+    write_environment(run)
+    data = packed(run, EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
+    training = TrainingOptions(
+        tokens=options.tokens,
+        learning_rate=options.learning_rate,
+        batch_tokens=options.batch_tokens,
+        gradient_checkpointing=False,
+        save_every=8,
+        seed=options.seed,
+        dtype=dtype,
+    )
+    check_budget(training, data)
+    held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
+    protocol = Protocol(
+        original_length=geometry.original_length,
+        length=options.length,
+        documents=options.documents,
+        samples=options.samples,
+        grid_samples=options.grid_samples,
+    )
+    per_trained, per_read = seconds_per_token(model, training, options.length)
+    plan = describe(
+        TITLE.format(short=geometry.original_length, length=options.length),
+        EMBEDDED,
+        None,
+        geometry,
+        model.num_parameters(),
+        options.length,
+        bases,
+        arms,
+        training,
+        reason,
+        data,
+        held_out,
+        ["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
+    )
+    del model
+    write_json(run / "plan.json", plan)
+    expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
+    reporter.say(plan_text(plan, TIMING_SLACK * expected))
+    for arm in arms:
+        path = train_arm(run, arm, source, data, training, options.length, reporter) if arm.stages else EMBEDDED
+        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / arm.name / "scores", dtype, reporter, title=arm.title)
+        if not arm.stages:
+            reporter.say(_failure(run, options.length))
+    extended = run / "harpe" / "model"
+    made = reload_and_generate(str(extended), options.length)
+    reporter.say(
+        f"Loaded {extended} in a fresh process: asked at the end of {made['tokens']:,} tokens for the number in the middle, it answered "
+        f"{made['text'].strip()!r} (right: {made['expected']})."
+    )
+    write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
+    page = write_report(run)
+    reporter.table(main_table(run))
+    reporter.say(f"The extended model: {extended}\nThe report: {page}")
+    return page
+
+
+def _failure(run: Path, length: int) -> str:
+    """One sentence on the untouched model beyond its context."""
+    scores = run / "base" / "scores"
+    perplexity = read_json(scores / "perplexity.json")
+    short, long = perplexity["short"], perplexity["long"]
+    return (
+        f"Before: perplexity {short['perplexity']:.1f} within {short['length']} tokens, {long['perplexity']:.1f} at positions "
+        f"{long['start']} to {long['end']}; needles found {gated_mean(scores, short['length']):.0%} at {short['length']} tokens, "
+        f"{gated_mean(scores, length):.0%} at {length}."
+    )

@@ -1,0 +1,92 @@
+"""Training and held-out texts, from the embedded corpus or from the user's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
+from harpe.data.packing import PackedDataset, prepare
+from harpe.data.sources import Document, read_documents
+from harpe.errors import HarpeError
+from harpe.evaluation.run import HeldOut
+
+EMBEDDED = "embedded"
+CHARACTERS_PER_TOKEN = 6
+"""Embedded files are taken until there are this many characters for every token that is needed: enough for any tokenizer."""
+
+
+def _some(files: list[SourceFile], tokens: int) -> list[SourceFile]:
+    """The first files (the order of their hashes is a fixed shuffle) that give `tokens` tokens; all of them for 0."""
+    if not tokens:
+        return files
+    chosen, characters = [], 0
+    for file in files:
+        if characters >= tokens * CHARACTERS_PER_TOKEN:
+            break
+        chosen.append(file)
+        characters += len(file.text)
+    return chosen
+
+
+def training_documents(data: str, text_field: str, tokens: int) -> tuple[Iterable[Document], str]:
+    """Documents to train on and a line that names them."""
+    if data == EMBEDDED:
+        files = _some(training_files(), tokens)
+        line = f"{len(files)} Python files of this machine's standard library and packages, SHA-256 {corpus_hash(files)}"
+        return [Document(file.name, file.text) for file in files], line
+    return read_documents(data, text_field=text_field), data
+
+
+def packed(
+    run: Path,
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    text_field: str = "text",
+    tokens: int = 0,
+    seed: int = 0,
+) -> PackedDataset:
+    """The packed data set of the run, `data/LENGTH`; made where it is not there yet."""
+    folder = run / "data" / str(length)
+    if (folder / "index.json").is_file():
+        return PackedDataset(folder)
+    documents, description = training_documents(data, text_field, tokens)
+    return prepare(documents, tokenizer, length, folder, seed=seed, max_tokens=tokens or None, description=description)
+
+
+def _long_enough(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
+    for document in documents:
+        if len(document.text) > length:  # a token is at least one character, near enough
+            ids = tokenizer(document.text, verbose=False).input_ids
+            if len(ids) > length:
+                yield ids
+
+
+def held_out_texts(
+    data: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, *, text_field: str = "text", tuning: bool = False
+) -> HeldOut:
+    """The first `count` documents longer than `length` tokens; the same documents are the haystacks.
+
+    Raises
+    ------
+    HarpeError
+        Where no document is long enough.
+    """
+    if data == EMBEDDED:
+        files = tuning_files() if tuning else reported_files()
+        documents: Iterable[Document] = [Document(file.name, file.text) for file in files]
+        kind = "tuned on" if tuning else "reported from"
+        description = f"Python files that are never trained on and that figures are {kind}"
+    else:
+        documents, description = read_documents(data, text_field=text_field), data
+    found = list(islice(_long_enough(documents, tokenizer, length), count))
+    if not found:
+        raise HarpeError(f"--data {data} has no document of more than {length} tokens; give longer texts or a shorter --length.")
+    special = set(tokenizer.all_special_ids)
+    plain = [[i for i in ids if i not in special] for ids in found]
+    return HeldOut(found, plain, description)

@@ -1,0 +1,57 @@
+"""Which arithmetic is faster on this machine, by trying."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from harpe.errors import HarpeError
+
+MINIMUM_GAIN = 1.3
+"""bfloat16 is chosen where its matrix products are at least this many times as fast as float32's."""
+DTYPES = ("float32", "bfloat16")
+
+
+def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    a = torch.ones(1024, 1024, dtype=dtype, device=device)
+    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+
+    def products(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    products(3)  # the first calls load kernels
+    done, spent = 0, 0.0
+    while spent < seconds:
+        spent += products(4)
+        done += 4
+    return done / spent
+
+
+def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tuple[str, str]:
+    """The dtype of the arithmetic, and a sentence that says why.
+
+    Parameters
+    ----------
+    wanted
+        `auto` (probed: about one second), `bfloat16` or `float32`.
+
+    Raises
+    ------
+    HarpeError
+        For any other name.
+    """
+    if wanted in DTYPES:
+        return wanted, f"{wanted}, as asked for"
+    if wanted != "auto":
+        raise HarpeError(f"--dtype is {wanted}; choose auto, bfloat16 or float32.")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gain = _products_per_second(torch.bfloat16, device, 0.4) / _products_per_second(torch.float32, device, 0.4)
+    if gain >= MINIMUM_GAIN:
+        return "bfloat16", f"bfloat16: its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)"
+    return "float32", f"float32: bfloat16 matrix products ran only {gain:.1f} times as fast here (one-second probe)"
