@@ -58,9 +58,14 @@ class DrillWriter:
         return document[start : start + n], np.ones(n, np.float32)
 
     def copy(self, rng: np.random.Generator, n: int) -> Document:
-        """A random string of tokens, then its tails again and again: the induction drill."""
+        """A random string of tokens, then its tails again and again: the induction drill.
+
+        The string is drawn from a pool, which may be small: tokens that come back give a signal long before whole strings are copied.
+        """
         size = int(rng.integers(8, max(9, n // 4)))
-        ids = rng.integers(1, self.vocabulary, size) if rng.random() < 0.5 else rng.choice(self.stream, size)
+        count = int(np.exp(rng.uniform(np.log(4), np.log(2 * size))))
+        pool = rng.integers(1, self.vocabulary, count) if rng.random() < 0.5 else rng.choice(self.stream, count)
+        ids = rng.choice(pool, size)
         out = ids.tolist()
         while len(out) < n:
             out += ids[int(rng.integers(0, max(1, size // 2))) :].tolist()

@@ -110,12 +110,12 @@ def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokeni
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, length: int) -> None:
     """Write model (safetensors) and tokenizer into a temporary folder and rename it to `path`: whole or not at all."""
+    if path.exists():
+        raise HarpeError(f"{path} exists already; it is not overwritten.")
     temporary = path.with_name(f".{path.name}.partial")
     if temporary.exists():
         shutil.rmtree(temporary)
     tokenizer.model_max_length = length
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    if path.exists():
-        raise HarpeError(f"{path} exists already; it is not overwritten.")
     temporary.rename(path)

@@ -1,0 +1,115 @@
+"""What cannot be extended is refused in a sentence, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import harpe
+from harpe.errors import HarpeError
+from harpe.models.geometry import check_sliding_window, read_geometry
+from harpe.models.load import check_vocabulary, load_config, load_model, resolve, save_checkpoint
+
+
+@pytest.mark.parametrize("config", [AutoConfig.for_model("gpt2"), AutoConfig.for_model("bloom")], ids=["learned positions", "ALiBi"])
+def test_a_model_without_rope_is_refused(config: Any) -> None:
+    with pytest.raises(HarpeError, match="no rotary position embedding"):
+        read_geometry(config, "x")
+
+
+def test_an_unsupported_family_is_refused_by_name() -> None:
+    with pytest.raises(HarpeError, match="model type gemma"):
+        read_geometry(AutoConfig.for_model("gemma"), "x")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_that_is_per_head_already_is_refused(make_tiny: Any) -> None:
+    model = harpe.apply(make_tiny("llama"), length=1024)
+    with pytest.raises(HarpeError, match="already has one RoPE base per head"):
+        harpe.apply(model, length=2048)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        ([1e5], "has 1 bases, but the model has 2 key/value heads"),
+        ([1e5] * 4, "one base for each"),
+        ([1e5, 1.0], "finite number above 1"),
+        ([float("nan"), 1e5], "finite number above 1"),
+        ([float("inf"), 1e5], "finite number above 1"),
+        ([-5.0, 1e5], "finite number above 1"),
+    ],
+)
+def test_bases_that_do_not_fit_are_refused(make_tiny: Any, bases: list[float], message: str) -> None:
+    with pytest.raises(HarpeError, match=message):
+        harpe.apply(make_tiny("llama"), length=1024, bases=bases)
+
+
+@pytest.mark.parametrize("length", [512, 100])
+def test_a_target_that_is_not_longer_is_refused(make_tiny: Any, length: int) -> None:
+    with pytest.raises(HarpeError, match="not longer than the model's context of 512"):
+        harpe.apply(make_tiny("llama"), length=length)
+
+
+def test_a_window_on_every_layer_is_refused_and_can_be_taken_off(make_tiny: Any) -> None:
+    model = make_tiny("mistral", sliding_window=64)
+    with pytest.raises(HarpeError, match="--sliding-window off"):
+        check_sliding_window(model.config, "x", 1024, "keep")
+    with pytest.raises(HarpeError, match="sliding window of 64"):
+        harpe.apply(model, length=1024)
+    ids = torch.randint(1, 97, (1, 400))
+    with pytest.warns(UserWarning):
+        harpe.apply(model, length=1024, bases=[1e5, 2e5], sliding_window="off")
+        free = harpe.apply(make_tiny("mistral"), length=1024, bases=[1e5, 2e5])
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, free(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nothing", "~/nothing-here"])
+def test_an_unknown_path_is_told(name: str) -> None:
+    with pytest.raises(HarpeError, match="no checkpoint folder"):
+        resolve(name)
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HarpeError, match="no config.json"):
+        load_config(tmp_path)
+
+
+def test_an_unknown_hub_name_is_told_with_what_to_check() -> None:
+    with pytest.raises(HarpeError, match="neither a folder nor a model"):
+        load_config("nobody/no-such-model")
+
+
+def test_pickled_weights_are_not_loaded(make_tiny: Any, tmp_path: Path) -> None:
+    model = make_tiny("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(HarpeError):
+        load_model(tmp_path)
+
+
+def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
+    words = {f"w{i}": i for i in range(size - 1)} | {"<unk>": size - 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(make_tiny: Any) -> None:
+    check_vocabulary(make_tiny("llama"), tokenizer_of(97), "x")
+    with pytest.raises(HarpeError, match="only 97 embeddings"):
+        check_vocabulary(make_tiny("llama"), tokenizer_of(98), "x")
+
+
+def test_a_saved_checkpoint_is_never_overwritten(make_tiny: Any, tmp_path: Path) -> None:
+    save_checkpoint(make_tiny("llama"), tokenizer_of(97), tmp_path / "model", 512)
+    with pytest.raises(HarpeError, match="not overwritten"):
+        save_checkpoint(make_tiny("llama"), tokenizer_of(97), tmp_path / "model", 512)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
