@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import harpe
+from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
-from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.hooks import install
 from harpe.positions.frequencies import inverse_frequencies
 

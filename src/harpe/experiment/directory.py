@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,17 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
         raise HarpeError(f"There is no run in {run} to resume; leave --resume out to start one.")
     write_text(path, text)
     return run
+
+
+@contextmanager
+def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
+    """Remove the new run directory where the data are refused, so that the mended command may use the same name."""
+    try:
+        yield
+    except HarpeError:
+        if not unless:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset
 from harpe.experiment.arms import Arm, arm_of, untouched
-from harpe.experiment.directory import open_run, write_environment
+from harpe.experiment.directory import open_run, removed_on_refusal, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.experiment.reporter import Reporter
@@ -100,20 +101,8 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     parameters = model.num_parameters()
     check_space(Path(options.out), parameters)
     dtype, reason = choose_dtype(options.dtype)
-    run = open_run(options.out, options.recipe(), options.resume)
-    write_environment(run)
-    reporter.say("Reading and packing the training texts.")
-    data = packed(
-        run,
-        options.data,
-        source.tokenizer,
-        options.length,
-        text_field=options.text_field,
-        tokens=options.tokens,
-        seed=options.seed,
-    )
     training = TrainingOptions(
-        tokens=options.tokens or data.tokens,
+        tokens=options.tokens or sys.maxsize,
         learning_rate=options.learning_rate,
         batch_tokens=options.batch_tokens,
         micro_batch=options.micro_batch,
@@ -122,7 +111,22 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         seed=options.seed,
         dtype=dtype,
     )
-    check_budget(training, data)
+    training.check(options.length)
+    run = open_run(options.out, options.recipe(), options.resume)
+    with removed_on_refusal(run, unless=options.resume):
+        write_environment(run)
+        reporter.say("Reading and packing the training texts.")
+        data = packed(
+            run,
+            options.data,
+            source.tokenizer,
+            options.length,
+            text_field=options.text_field,
+            tokens=options.tokens,
+            seed=options.seed,
+        )
+        training = replace(training, tokens=options.tokens or data.tokens)
+        check_budget(training, data)
     per_token, _ = seconds_per_token(model, training, options.length)
     del model
     plan = describe(

@@ -7,7 +7,7 @@ from pathlib import Path
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import harpe_arm, one_base_arm, untouched
 from harpe.experiment.compare import gated_mean, summarise_run
-from harpe.experiment.directory import open_run, write_environment
+from harpe.experiment.directory import open_run, removed_on_refusal, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
@@ -48,11 +48,6 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     model = source.load()
     check_space(out, model.num_parameters(), arms=2)
     dtype, reason = choose_dtype(options.dtype)
-    run = open_run(out, options.recipe(), resume=going_on)
-    if going_on:
-        reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
-    write_environment(run)
-    data = packed(run, EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
     training = TrainingOptions(
         tokens=options.tokens,
         learning_rate=options.learning_rate,
@@ -62,8 +57,15 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         seed=options.seed,
         dtype=dtype,
     )
-    check_budget(training, data)
-    held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
+    training.check(options.length)
+    run = open_run(out, options.recipe(), resume=going_on)
+    if going_on:
+        reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
+    with removed_on_refusal(run, unless=going_on):
+        write_environment(run)
+        data = packed(run, EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
+        check_budget(training, data)
+        held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
     protocol = Protocol(
         original_length=geometry.original_length,
         length=options.length,

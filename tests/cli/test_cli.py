@@ -1,0 +1,83 @@
+"""The command line as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harpe.cli.main import VERBS
+from harpe.cli.parser import field_help
+
+# HARPE, arXiv 2412.07171, table 2, in millions
+TABLE_2 = """1.00 1.15 1.30 1.45 2.17 2.20 2.23 2.47 2.50 2.65 2.68 2.71 2.74 2.80 2.83 2.92
+             3.01 3.04 3.10 3.13 3.16 3.22 3.43 3.46 3.61 3.88 4.09 4.15 4.39 4.45 4.51 4.54"""
+
+
+def harpe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-m", "harpe", *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+def test_the_published_bases_are_printed_as_one_json_object_and_nothing_else() -> None:
+    done = harpe(
+        "bases", "--heads", "32", "--head-dim", "128", "--length", "131072", "--min", "1e6", "--max", "5e6", "--stride", "3e4",
+        "--strategy", "peak-valley", "--rule", "published", "--json",
+    )  # fmt: skip
+    value = json.loads(done.stdout)
+    assert [round(base / 1e6, 2) for base in value["bases"]] == [float(word) for word in TABLE_2.split()]
+    assert sorted(value["order"]) == value["bases"] and value["order"] != value["bases"]
+    assert value["schema_version"] == 1 and done.stderr == ""
+
+
+def test_bases_of_a_checkpoint_are_read_from_its_configuration() -> None:
+    done = harpe("bases", "--model", "embedded", "--length", "2048", "--json")
+    bases = json.loads(done.stdout)["bases"]
+    ntk = 10_000 * 8 ** (32 / 30)
+    assert len(bases) == 8
+    assert (bases[0], bases[-1]) == (pytest.approx(3 * ntk), pytest.approx(15 * ntk))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bases", "--length", "4096"], "missing: --heads, --head-dim, --min, --max"),
+        (["bases", "--model", "/nowhere", "--length", "4096"], "no checkpoint folder"),
+        (["bases", "--model", "embedded", "--length", "100"], "not longer"),
+        (["bases", "--heads", "0", "--head-dim", "64", "--length", "9999", "--min", "2", "--max", "3"], "at least one key/value head"),
+        (["evaluate", "embedded", "--data", "embedded"], "--out is missing"),
+        (["report", "/nowhere"], "no plan.json"),
+        (["extend", "embedded", "--length", "2048", "--data", "/nowhere", "--out", "OUT"], "no such file or folder"),
+    ],
+)
+def test_problems_are_one_sentence_on_standard_error_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = harpe(*[str(tmp_path / "out") if a == "OUT" else a for a in arguments])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_the_verb_and_every_option(verb: str) -> None:
+    texts = field_help(VERBS[verb])
+    done = harpe(verb, "--help")
+    shown = " ".join(done.stdout.split())
+    assert (VERBS[verb].__doc__ or "").split(".")[0].split()[0] in shown
+    for name, text in texts.items():
+        assert name.replace("_", "-") in shown or name in shown
+        assert " ".join(text.split()) in shown
+
+
+def test_options_come_from_a_yaml_file_and_the_command_line_wins(tmp_path: Path) -> None:
+    (tmp_path / "bases.yaml").write_text("heads: 4\nhead_dim: 64\nlength: 8192\nmin: 100000\nmax: 400000\njson: true\n")
+    value = json.loads(harpe("bases", "--config", str(tmp_path / "bases.yaml"), "--max", "700000").stdout)
+    assert value["bases"] == [100_000, 300_000, 500_000, 700_000]
+
+
+def test_an_unknown_option_is_told() -> None:
+    done = harpe("bases", "--lenght", "4096")
+    assert done.returncode == 2 and "lenght" in done.stderr

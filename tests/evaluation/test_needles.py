@@ -1,0 +1,129 @@
+"""Needle samples are exactly as long as they say, contain what they ask for, and are answered by real generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harpe.data.embedded import reported_files
+from harpe.errors import HarpeError
+from harpe.evaluation.generation import answer_batch, answer_samples, key_of, score
+from harpe.evaluation.needles import TASKS, NeedleWriter
+from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
+from harpe.files import read_json, read_jsonl
+from harpe.models.load import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer("embedded")
+
+
+@pytest.fixture(scope="module")
+def hay(tokenizer: Any) -> list[list[int]]:
+    files = reported_files(("stdlib",))[:6]
+    return [tokenizer(f.text, add_special_tokens=False, verbose=False).input_ids for f in files]
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer: Any, hay: list[list[int]]) -> NeedleWriter:
+    return NeedleWriter(tokenizer, hay, seed=11)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("length", [256, 777, 2048])
+def test_a_sample_has_exactly_the_length_asked_for(writer: NeedleWriter, name: str, length: int) -> None:
+    for sample in writer.samples(TASKS[name], length, 5):
+        assert len(sample.context) + sum(len(turn.question) + turn.budget for turn in sample.turns) == length
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_answer_stands_in_the_document_behind_its_key(writer: NeedleWriter, tokenizer: Any, name: str) -> None:
+    for sample in writer.samples(TASKS[name], 512, 10):
+        text = tokenizer.decode(sample.context)
+        for turn in sample.turns:
+            key = tokenizer.decode(turn.question).split()[-1]
+            found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"# magic number: {key} ")]
+            assert found == list(turn.answers)
+            assert len(turn.answers) == TASKS[name].values
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_the_depth_is_where_the_needle_stands(writer: NeedleWriter, tokenizer: Any, depth: float) -> None:
+    sample = writer.sample(TASKS["single"], 2048, 0, depth)
+    before = tokenizer.decode(sample.context).split("# magic number:")[0]
+    share = len(tokenizer(before, add_special_tokens=False).input_ids) / len(sample.context)
+    assert share == pytest.approx(depth, abs=0.02)
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn(writer: NeedleWriter) -> None:
+    few, many = list(writer.samples(TASKS["multi_key"], 256, 2)), list(writer.samples(TASKS["multi_key"], 256, 9))
+    assert few == many[:2] and len({s.context for s in many}) == 9
+
+
+def test_a_length_that_cannot_hold_the_needles_is_refused(writer: NeedleWriter) -> None:
+    with pytest.raises(HarpeError, match="multi_query needs at least"):
+        writer.sample(TASKS["multi_query"], 64, 0)
+
+
+def test_only_whole_numbers_score(writer: NeedleWriter) -> None:
+    sample = writer.sample(TASKS["multi_value"], 512, 0)
+    a, b, c = sample.turns[0].answers
+    assert score(sample, [f" {a} {b} {c}"]) == 1.0
+    assert score(sample, [f" {a} 1{b} {c}7"]) == pytest.approx(1 / 3)
+    assert score(sample, [" 12"]) == 0.0
+
+
+def test_answers_are_greedy_and_earlier_answers_stay_in_the_context(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
+    """Against a loop without a cache."""
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+    batch = list(writer.samples(TASKS["multi_query"], 256, 2))
+    got = answer_batch(model, tokenizer, batch)
+    for sample, texts in zip(batch, got, strict=True):
+        ids = list(sample.context)
+        for turn, text in zip(sample.turns, texts, strict=True):
+            ids += turn.question
+            start = len(ids)
+            for _ in range(turn.budget):
+                with torch.inference_mode():
+                    ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            assert tokenizer.decode(ids[start:]) == text
+
+
+def test_samples_that_are_answered_already_are_passed_over(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+    samples = list(writer.samples(TASKS["single"], 256, 6))
+    first, rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512)), None
+    done = {key_of(record) for record in first[0]}
+    rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done))
+    assert rest == first[1:] and len(first) == 3
+
+
+def test_the_embedded_model_retrieves_in_its_context_and_not_beyond(writer: NeedleWriter, tokenizer: Any) -> None:
+    model = load_model("embedded", torch.float32)
+    inside = [r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 256, 30)) for r in b]
+    beyond = [r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 2048, 6)) for r in b]
+    assert sum(inside) >= 28
+    assert sum(beyond) <= 1
+
+
+def test_an_interrupted_evaluation_goes_on_and_a_changed_one_is_refused(
+    make_tiny: Any, tokenizer: Any, hay: list[list[int]], tmp_path: Path
+) -> None:
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+    held_out = HeldOut(hay[:3], hay, "test")
+    protocol = Protocol(64, 256, documents=3, samples=2, tasks=("single",), grid_samples=1, depths=(0.0, 1.0))
+    evaluate_model(model, tokenizer, held_out, protocol, tmp_path / "a")
+    for name in ("perplexity", "needles", "grid"):
+        (tmp_path / "a" / f"{name}.json").rename(tmp_path / f"{name}.json")
+        rows = (tmp_path / "a" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "a" / f"{name}.jsonl").write_text("".join(rows[:2]) + rows[2][:9])  # killed in the middle of a line
+    evaluate_model(model, tokenizer, held_out, protocol, tmp_path / "a")
+    for name in ("perplexity", "needles", "grid"):
+        assert read_json(tmp_path / "a" / f"{name}.json") == read_json(tmp_path / f"{name}.json")
+    assert len(read_jsonl(tmp_path / "a" / "grid.jsonl")) == 3 * 2
+    with pytest.raises(HarpeError, match="measured in another way"):
+        evaluate_model(model, tokenizer, held_out, Protocol(64, 256, documents=2), tmp_path / "a")

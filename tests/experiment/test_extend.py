@@ -1,0 +1,153 @@
+"""From a checkpoint to an extended one that loads in a fresh process, and everything that is refused on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import harpe
+from harpe.errors import HarpeError
+from harpe.experiment.evaluate import evaluate
+from harpe.experiment.options import EvaluateOptions
+from harpe.files import read_json
+from harpe.report.read import read_run
+
+SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+
+
+def run(workspace: Path, out: str = "run", **changes: Any) -> Path:
+    options = {**SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts"), **changes}
+    return harpe.extend(out=workspace / out, **options)
+
+
+FRESH = """
+import json, sys, torch, harpe
+from transformers import AutoModelForCausalLM, AutoTokenizer
+harpe.register()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+ids = torch.arange(1, 201)[None]
+with torch.no_grad():
+    print(json.dumps([model.config.max_position_embeddings, AutoTokenizer.from_pretrained(sys.argv[1]).model_max_length,
+                      model(ids).logits[0, -1].tolist(), model.generate(ids, max_new_tokens=5, do_sample=False)[0, -5:].tolist()]))
+"""
+
+
+def test_a_random_qwen3_with_grouped_queries_is_extended_saved_and_loaded_in_a_fresh_process(workspace: Path) -> None:
+    target = run(workspace)
+    plan = read_json(workspace / "run" / "plan.json")
+    assert plan["model"]["key_value_heads"] == 2 and len(plan["methods"][1]["bases"]) == 2
+    done = subprocess.run([sys.executable, "-c", FRESH, str(target)], capture_output=True, text=True, check=True)
+    length, tokenizer_length, logits, made = json.loads(done.stdout.splitlines()[-1])
+    assert (length, tokenizer_length, len(made)) == (256, 256, 5)
+    harpe.register()
+    with torch.no_grad():
+        here = AutoModelForCausalLM.from_pretrained(target).eval()(torch.arange(1, 201)[None]).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(logits), here, atol=1e-5, rtol=1e-5)
+    last = json.loads((workspace / "run" / "harpe" / "stage-1" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["tokens"] == SETTINGS["tokens"] and last["loss"] < 6.5
+
+
+def test_abf_gives_a_checkpoint_that_stock_transformers_loads_without_harpe(workspace: Path) -> None:
+    target = run(workspace, method="abf", base=5e5)
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM; m = AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+        "print(m.config.rope_parameters['rope_theta'], 'harpe' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["500000.0", "False"]
+
+
+def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Path) -> None:
+    run(workspace)
+    options = EvaluateOptions(
+        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=2, grid_samples=1, dtype="float32"
+    )
+    with pytest.raises(HarpeError, match="needs at least"):
+        evaluate(options)  # the needles do not fit into 64 tokens, and that is said
+    shutil.rmtree(workspace / "run" / "base" / "scores")
+    options = EvaluateOptions(
+        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=0, grid_samples=1, dtype="float32"
+    )
+    evaluate(options)
+    value = read_run(workspace / "run")
+    assert [m.name for m in value.methods] == ["base", "harpe"]
+    assert all(m.perplexity is not None and m.grid is not None for m in value.methods)
+    assert (workspace / "run" / "report" / "index.html").stat().st_size > 20_000
+
+
+def test_the_same_recipe_gives_the_same_weights(workspace: Path) -> None:
+    a, b = run(workspace, "a"), run(workspace, "b")
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_resumed_without_work(workspace: Path) -> None:
+    target = run(workspace)
+    before = (target / "model.safetensors").stat().st_mtime_ns
+    assert run(workspace, resume=True) == target
+    assert (target / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(workspace: Path) -> None:
+    run(workspace)
+    with pytest.raises(HarpeError, match=r"learning_rate: 0.001 there, 0.002 now"):
+        run(workspace, learning_rate=2e-3, resume=True)
+
+
+def test_another_run_in_the_directory_is_refused(workspace: Path) -> None:
+    run(workspace)
+    with pytest.raises(HarpeError, match="--resume"):
+        run(workspace)
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) -> None:
+    (workspace / "run").mkdir()
+    (workspace / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(HarpeError, match="exists and holds no run of harpe"):
+        run(workspace)
+    assert [p.name for p in (workspace / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "/nowhere"}, "no checkpoint folder"),
+        ({"length": 64}, "not longer than the model's context of 64"),
+        ({"data": "/nowhere"}, "no such file or folder"),
+        ({"method": "abf", "base": 1.0}, "finite number above 1"),
+        ({"method": "harpe", "base": 5e5}, "--base belongs to --method abf"),
+        ({"method": "abf", "strategy": "uniform-descending"}, "--method abf has one"),
+        ({"min": 9e5, "max": 1e5}, "empty or invalid"),
+        ({"strategy": "peak-valley", "rule": "published", "stride": 3e4}, "tuned to head size 128"),
+        ({"tokens": 10**9}, "more than the data have"),
+        ({"length": 100_000, "tokens": 0}, "one sequence needs 100000"),
+        ({"resume": True}, "no run in"),
+        ({"learning_rate": -1.0}, "must be above 0"),
+        ({"tokenizer": "/nowhere"}, "no checkpoint folder"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_trains_nothing(workspace: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarpeError, match=message):
+        run(workspace, **changes)
+    assert not (workspace / "run").exists()  # so that the mended command may use the same directory
+
+
+def test_an_empty_corpus_is_told(workspace: Path) -> None:
+    (workspace / "empty").mkdir()
+    (workspace / "empty" / "a.txt").write_text("  \n")
+    with pytest.raises(HarpeError, match="no documents with text"):
+        run(workspace, data=str(workspace / "empty"))
+
+
+def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harpe.experiment.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(HarpeError, match=r"needs about .* GB .* are free"):
+        run(workspace)
+    assert not (workspace / "run").exists()
