@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.evaluation.needles import KEYS, LIST_QUESTION, NEEDLE, QUESTION
 
 ANSWER_WEIGHT = 4.0
-KINDS = ("copy", "lookup", "listing", "mention", "text")
+KINDS = ("pool", "copy", "lookup", "listing", "mention", "text")
 Document = tuple[np.ndarray, np.ndarray]
 Piece = tuple[list[int], list[float]]
 
@@ -24,10 +24,11 @@ Piece = tuple[list[int], list[float]]
 class Mixture:
     """Shares of the document kinds in a batch; what remains is text."""
 
-    copy: float
-    lookup: float
-    listing: float
-    mention: float
+    pool: float = 0.0
+    copy: float = 0.0
+    lookup: float = 0.0
+    listing: float = 0.0
+    mention: float = 0.0
 
 
 class DrillWriter:
@@ -57,19 +58,26 @@ class DrillWriter:
         start = int(rng.integers(0, len(document) - n + 1))
         return document[start : start + n], np.ones(n, np.float32)
 
-    def copy(self, rng: np.random.Generator, n: int) -> Document:
-        """A random string of tokens, then its tails again and again: the induction drill.
+    def _repeated(self, rng: np.random.Generator, n: int, ids: np.ndarray) -> Document:
+        """A string, then its tails again and again."""
+        out = ids.tolist()
+        while len(out) < n:
+            out += ids[int(rng.integers(0, max(1, len(ids) // 2))) :].tolist()
+        return np.array(out[:n], np.int64), np.ones(n, np.float32)
 
-        The string is drawn from a pool, which may be small: tokens that come back give a signal long before whole strings are copied.
-        """
+    def pool(self, rng: np.random.Generator, n: int) -> Document:
+        """A repeated string of tokens from a small pool: that tokens come back is a signal long before strings can be copied."""
         size = int(rng.integers(8, max(9, n // 4)))
         count = int(np.exp(rng.uniform(np.log(4), np.log(2 * size))))
         pool = rng.integers(1, self.vocabulary, count) if rng.random() < 0.5 else rng.choice(self.stream, count)
-        ids = rng.choice(pool, size)
-        out = ids.tolist()
-        while len(out) < n:
-            out += ids[int(rng.integers(0, max(1, size // 2))) :].tolist()
-        return np.array(out[:n], np.int64), np.ones(n, np.float32)
+        return self._repeated(rng, n, rng.choice(pool, size))
+
+    def copy(self, rng: np.random.Generator, n: int) -> Document:
+        """A repeated string of different tokens: what followed last time follows again (induction)."""
+        size = int(rng.integers(8, max(9, n // 4)))
+        if rng.random() < 0.5:
+            return self._repeated(rng, n, 1 + rng.choice(self.vocabulary - 1, size, replace=False))
+        return self._repeated(rng, n, rng.permutation(np.unique(rng.choice(self.stream, size))))
 
     def _needle(self, key: int, value: int, answer: bool = False) -> Piece:
         ids = self.question[key] + self.value[value] + self.newline
@@ -147,7 +155,7 @@ class DrillWriter:
 
     def batch(self, rng: np.random.Generator, count: int, n: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`count` documents of n tokens: ids [count, n] int64, weights [count, n] float32, kinds [count] str."""
-        shares = [mixture.copy, mixture.lookup, mixture.listing, mixture.mention]
+        shares = [mixture.pool, mixture.copy, mixture.lookup, mixture.listing, mixture.mention]
         kinds = rng.choice(KINDS, count, p=[*shares, 1 - sum(shares)])
         documents = [getattr(self, kind)(rng, n) for kind in kinds]
         return np.stack([ids for ids, _ in documents]), np.stack([weight for _, weight in documents]), kinds

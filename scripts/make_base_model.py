@@ -27,14 +27,17 @@ from harpe.evaluation.generation import answer_samples
 from harpe.evaluation.needles import KEYS, TASKS, NeedleWriter
 
 CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
-# (until this share of the steps, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is
-# built from it, and it is learned there within 100 steps. With learning rates above 0.005 (Muon) attention saturates and it never is.
+# (until this step, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is built from it.
+# With learning rates above 0.005 (Muon) attention saturates in the first hundreds of steps, and neither is ever learned.
 PHASES = (
-    (0.12, CONTEXT // 4, Mixture(copy=0.5, lookup=0.0, listing=0.0, mention=0.0)),
-    (0.28, CONTEXT // 2, Mixture(copy=0.3, lookup=0.2, listing=0.0, mention=0.2)),
-    (0.50, CONTEXT, Mixture(copy=0.15, lookup=0.25, listing=0.1, mention=0.15)),
-    (1.00, CONTEXT, Mixture(copy=0.05, lookup=0.25, listing=0.25, mention=0.1)),
+    (312, CONTEXT // 4, Mixture(pool=0.5)),
+    (728, CONTEXT // 2, Mixture(pool=0.3, lookup=0.2, mention=0.2)),
+    (750, CONTEXT, Mixture(pool=0.15, lookup=0.25, listing=0.1, mention=0.15)),
+    (1150, CONTEXT // 2, Mixture(copy=0.3, lookup=0.25, mention=0.2)),
+    (1500, CONTEXT, Mixture(copy=0.15, lookup=0.3, listing=0.1, mention=0.15)),
+    (2800, CONTEXT, Mixture(copy=0.05, lookup=0.25, listing=0.25, mention=0.1)),
 )
+STEPS = PHASES[-1][0]
 END_OF_TEXT = "<|endoftext|>"
 PACKAGES = ("stdlib",)
 
@@ -129,13 +132,13 @@ def train(args: argparse.Namespace) -> None:
         adam.load_state_dict(saved["adam"])
         first = saved["step"]
     print(
-        f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{args.steps}",
+        f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{STEPS}",
         flush=True,
     )
     began, recent = time.time(), {kind: [] for kind in KINDS}
-    for step in range(first, args.steps):
-        share = step / args.steps
-        _, length, mixture = next(phase for phase in PHASES if share < phase[0])
+    for step in range(first, STEPS):
+        share = step / STEPS
+        _, length, mixture = next(phase for phase in PHASES if step < phase[0])
         rate = min(1, (step + 1) / 50) * (1 if share < 0.5 else max(0.02, (1 - share) / 0.5))
         ids, weights, kinds = drills.batch(np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture)
         x, target, weight = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]), torch.from_numpy(weights[:, 1:])
@@ -156,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
             speed = args.tokens * (step + 1 - first) / (time.time() - began)
             print(f"step {step + 1} {means}; {speed:.0f} tokens/s", flush=True)
             recent = {kind: [] for kind in KINDS}
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == STEPS:
             torch.save(
                 {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1},
                 f"{state}.new",
@@ -167,8 +170,8 @@ def train(args: argparse.Namespace) -> None:
             print(f"step {step + 1} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
     model.bfloat16().save_pretrained(args.out)
     facts = {
-        "steps": args.steps,
-        "tokens": args.steps * args.tokens,
+        "steps": STEPS,
+        "tokens": STEPS * args.tokens,
         "seed": args.seed,
         "threads": args.threads,
         "corpus": corpus_hash(files),
@@ -185,7 +188,6 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

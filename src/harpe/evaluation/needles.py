@@ -168,7 +168,10 @@ class NeedleWriter:
         pieces = [self.encode(NEEDLE.format(key=key, value=value)) for key, value in needles]
         fixed = len(self.prefix) + sum(map(len, pieces)) + sum(len(t.question) + t.budget for t in turns)
         if fixed > length:
-            raise HarpeError(f"{task.name} needs at least {fixed} tokens with this tokenizer; the length {length} is too short.")
+            raise HarpeError(
+                f"{task.name} needs at least {fixed} tokens with this tokenizer; the length {length} is too short. Give a longer "
+                "--original-length, or leave the needle tasks out with --samples 0."
+            )
         hay = self.haystack(rng, length - fixed)
         shares = np.full(len(pieces), depth) if depth is not None else np.sort(rng.random(len(pieces)))
         context, last = list(self.prefix), 0

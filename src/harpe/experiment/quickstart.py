@@ -72,6 +72,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         documents=options.documents,
         samples=options.samples,
         grid_samples=options.grid_samples,
+        seed=2 if options.tuning else 1,
     )
     per_trained, per_read = seconds_per_token(model, training, options.length)
     plan = describe(

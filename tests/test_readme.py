@@ -1,0 +1,51 @@
+"""What the README tells users to type is accepted, and its figures are those of committed results."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harpe._version import __version__
+from harpe.cli.main import VERBS
+from harpe.cli.parser import build_parser, options_of
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = [text for language, text in re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M) if not language]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("harpe ") and not line.endswith("…")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_accepted_by_the_parser(command: str) -> None:
+    parsed = build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:])
+    options_of(parsed, VERBS)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 5
+
+
+def test_every_make_target_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    named = [name for block in BLOCKS for name in re.findall(r"^make ([a-z-]+)", block, re.M)]
+    assert named and set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_accepted(recipe: Path) -> None:
+    text = recipe.read_text()
+    (command,) = re.findall(r"^# (harpe extend .*)$", text, re.M)
+    command = command.replace(f"recipes/{recipe.name}", str(recipe))
+    options = options_of(build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:]), VERBS)
+    assert {key: getattr(options, key) for key in yaml.safe_load(text)} == yaml.safe_load(text)
+
+
+def test_every_figure_of_a_quoted_table_stands_in_a_committed_result() -> None:
+    results = "".join(path.read_text() for path in sorted((ROOT / "benchmarks").glob("*.md")))
+    rows = [line for line in README.splitlines() if line.startswith("| ") and re.search(r"\d", line)]
+    assert rows
+    assert not [row for row in rows if row not in results]
