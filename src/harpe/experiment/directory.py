@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from harpe.errors import HarpeError
-from harpe.files import write_json, write_text
+from harpe.files import read_json, write_json, write_text
+from harpe.models.dtype import choose_dtype
 
 PACKAGES = ("harpe", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -57,6 +58,19 @@ def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
         if not unless:
             shutil.rmtree(run, ignore_errors=True)
         raise
+
+
+def settled_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
+    """The dtype of the arithmetic and why. Work that was begun goes on in the dtype it began in, which `before` tells under `keys`.
+
+    A probe may come out differently on another day, and half a run in each dtype would be no run of either.
+    """
+    if wanted == "auto" and before.is_file():
+        value: Any = read_json(before)
+        for key in keys:
+            value = value[key]
+        return str(value), f"{value}, in which this run began"
+    return choose_dtype(wanted)
 
 
 def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:

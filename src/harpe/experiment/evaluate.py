@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
+from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
-from harpe.models.dtype import choose_dtype
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 from harpe.report.page import write_report
 
@@ -72,9 +72,9 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     length = options.length or config.max_position_embeddings
     short = options.original_length or getattr(config, "harpe_original_length", None) or config.max_position_embeddings
     protocol, held_out = _protocol(options, tokenizer, min(short, length), length)
-    dtype, reason = choose_dtype(options.dtype)
-    reporter.say(f"{len(held_out.documents)} documents of more than {length} tokens. Arithmetic in {reason}.")
     folder = Path(options.out)
+    dtype, reason = settled_dtype(options.dtype, folder / "protocol.json", "dtype")
+    reporter.say(f"{len(held_out.documents)} documents of more than {length} tokens. Arithmetic in {reason}.")
     evaluate_checkpoint(options.model, tokenizer, held_out, protocol, folder, dtype, reporter, revision=options.revision)
     reporter.say(f"The scores are in {folder}.")
     return folder
@@ -104,7 +104,7 @@ def _evaluate_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> Pa
     tokenizer = load_tokenizer(options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
     protocol, held_out = _protocol(options, tokenizer, options.original_length or plan["original_length"], length)
-    dtype, reason = choose_dtype(options.dtype)
+    dtype, reason = settled_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
     reporter.say(f"{len(held_out.documents)} documents of more than {length} tokens. Arithmetic in {reason}.")
     for method in plan["methods"]:
         name = run / method["name"] / "model" if method["trained"] else source

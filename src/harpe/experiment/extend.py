@@ -12,14 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset
 from harpe.experiment.arms import Arm, arm_of, untouched
-from harpe.experiment.directory import open_run, removed_on_refusal, write_environment
+from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
 from harpe.files import write_json
 from harpe.methods.types import ModelGeometry
-from harpe.models.dtype import choose_dtype
 from harpe.models.geometry import check_sliding_window, read_geometry
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.training.options import TrainingOptions
@@ -100,7 +99,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     model = source.load()
     parameters = model.num_parameters()
     check_space(Path(options.out), parameters)
-    dtype, reason = choose_dtype(options.dtype)
+    dtype, reason = settled_dtype(options.dtype, Path(options.out) / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens or sys.maxsize,
         learning_rate=options.learning_rate,

@@ -7,7 +7,7 @@ from pathlib import Path
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import harpe_arm, one_base_arm, untouched
 from harpe.experiment.compare import gated_mean, summarise_run
-from harpe.experiment.directory import open_run, removed_on_refusal, write_environment
+from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
@@ -17,7 +17,6 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.files import read_json, write_json
 from harpe.methods.ranges import provisional_range
-from harpe.models.dtype import choose_dtype
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.training.options import TrainingOptions
@@ -47,7 +46,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     arms = [untouched(geometry), harpe_arm(geometry, options.length, bases, {"strategy": "uniform"}), middle]
     model = source.load()
     check_space(out, model.num_parameters(), arms=2)
-    dtype, reason = choose_dtype(options.dtype)
+    dtype, reason = settled_dtype(options.dtype, out / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens,
         learning_rate=options.learning_rate,
