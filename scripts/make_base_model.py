@@ -198,14 +198,14 @@ def card(facts: dict[str, Any]) -> str:
     )
     return f"""# harpe's embedded base model
 
-A Llama-architecture model of 3.6M parameters (width 256, 4 layers, 8 heads of 32, tied embeddings, byte-level BPE of {VOCABULARY}), trained
-with a context of {CONTEXT} tokens and RoPE base {BASE:,.0f}. It exists to show context extension in minutes on a CPU: it continues Python text
-a little and retrieves numbers by key within its context. It is of no other use.
+A Llama-architecture model of 3.6M parameters (width 256, 4 layers, 8 heads of 32, tied embeddings, byte-level BPE of {VOCABULARY}),
+trained with a context of {CONTEXT} tokens and RoPE base {BASE:,.0f}. It exists to show context extension in minutes on a CPU: it continues
+Python text a little and retrieves numbers by key within its context. It is of no other use.
 
 * Made by `scripts/make_base_model.py` (`make base-model`): {facts["steps"]} steps of {facts["tokens_per_step"]} tokens,
   {facts["tokens"]:,} in all, seed {facts["seed"]}; Muon for the matrices, AdamW for the rest. `making.json` has every setting.
-* Data: the standard library of CPython {facts["versions"]["python"]} ({facts["corpus_files"]} files, {facts["corpus_tokens"]:,} tokens; none
-  whose SHA-256 begins with 0 or 1) and generated drills (`scripts/base_model_drills.py`).
+* Data: the standard library of CPython {facts["versions"]["python"]} ({facts["corpus_files"]} files, {facts["corpus_tokens"]:,} tokens;
+  none whose SHA-256 begins with 0 or 1) and generated drills (`scripts/base_model_drills.py`).
 * Licence: Apache-2.0. The text it was trained on is under the PSF licence.
 
 Needles, answers generated, haystacks from standard-library files that it was not trained on (200, 100 and 50 samples a task):
