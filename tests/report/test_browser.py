@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import image
+from PIL import Image
 
 from harpe.report.page import write_report
 
@@ -62,7 +62,7 @@ def wrapped(tmp_path: Path, page: Path, width: int, height: int) -> str:
 
 def colours(path: Path, width: int) -> int:
     """Number of different colours in the left `width` pixels of a PNG."""
-    pixels = (image.imread(path)[:, :width, :3] * 255).round().astype(np.int64)
+    pixels = np.asarray(Image.open(path).convert("RGB"))[:, :width].astype(np.int64)
     return len(np.unique(pixels @ np.array([1 << 16, 1 << 8, 1])))
 
 
@@ -82,7 +82,7 @@ def test_dark_differs_from_light(browser: str, page: Path, tmp_path: Path) -> No
         shot = tmp_path / f"{scheme}.png"
         setting = f"--blink-settings=preferredColorScheme={scheme}"
         run_browser(browser, tmp_path / f"profile-{scheme}", setting, f"--screenshot={shot}", "--window-size=900,900", page.as_uri())
-        means.append(float(image.imread(shot)[:, :, :3].mean()))
+        means.append(float(np.asarray(Image.open(shot).convert("RGB")).mean() / 255))
     assert means[0] < 0.35 and means[1] > 0.8
 
 

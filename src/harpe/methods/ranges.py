@@ -63,7 +63,8 @@ def provisional_range(geometry: ModelGeometry, length: int, low: float | None = 
     )
     if low is not None or high is not None:
         why += "; ends given by hand replace it"
-    chosen_low, chosen_high = low or LOW_RATIO * reference, high or HIGH_RATIO * reference
+    chosen_low = LOW_RATIO * reference if low is None else low
+    chosen_high = HIGH_RATIO * reference if high is None else high
     if not 1 < chosen_low <= chosen_high < float("inf"):
         raise HarpeError(
             f"The range of bases {chosen_low:g} .. {chosen_high:g} is empty or invalid; --min must be above 1 and at most --max."
