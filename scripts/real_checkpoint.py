@@ -2,7 +2,8 @@
 
     python scripts/real_checkpoint.py CHECKPOINT --train TEXTS --held-out TEXTS --length 4096 --out runs/real --result benchmarks/DATE-NAME
 
-Writes RESULT.json and RESULT.md: loss by position, token-weighted, with 95% intervals over the held-out documents.
+Writes RESULT.json and RESULT.md: loss by position, token-weighted, with 95% intervals over the held-out excerpts. Every held-out
+document gives EXCERPTS excerpts, evenly spread over it, so that long documents such as books count for more than their first pages.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any
 import torch
 
 from harpe.cli.terminal import Terminal
+from harpe.data.sources import read_documents
 from harpe.evaluation.statistics import paired_difference
 from harpe.experiment.directory import available_cores
 from harpe.experiment.evaluate import evaluate
 from harpe.experiment.extend import extend
 from harpe.experiment.options import EvaluateOptions, ExtendOptions
-from harpe.files import read_json, read_jsonl, write_json, write_text
+from harpe.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_config
 
+CHARACTERS_PER_TOKEN = 8
+"""More than any tokenizer for English makes of one token on average."""
 TITLES = {"base": "untouched", "harpe": "HARPE", "kept": "base kept, trained"}
 
 
@@ -36,13 +40,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-tokens", type=int, default=16384)
-    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--excerpts", type=int, default=8, help="of every held-out document")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(available_cores())
     geometry = read_geometry(load_config(args.checkpoint), args.checkpoint)
     scores: dict[str, Path] = {}
+    held_out = args.out / "held-out.jsonl"
+    count = write_excerpts(args.held_out, held_out, args.excerpts, args.length)
     for name, extra in (("harpe", {"method": "harpe"}), ("kept", {"method": "abf", "base": geometry.base})):
         run = args.out / name
         options: dict[str, Any] = {
@@ -56,7 +62,7 @@ def main() -> None:
         extend(
             ExtendOptions(model=args.checkpoint, length=args.length, data=args.train, out=str(run), resume=resume, **options), Terminal()
         )
-        evaluate(EvaluateOptions(model=str(run), data=args.held_out, documents=args.documents, samples=0, grid_samples=0), Terminal())
+        evaluate(EvaluateOptions(model=str(run), data=str(held_out), documents=count, samples=0, grid_samples=0), Terminal())
         scores[name] = run / ("harpe" if name == "harpe" else "abf") / "scores"
         scores["base"] = run / "base" / "scores"
     found = {name: read_json(scores[name] / "perplexity.json") for name in TITLES}
@@ -76,6 +82,18 @@ def main() -> None:
     print(markdown(value))
 
 
+def write_excerpts(source: str, path: Path, count: int, length: int) -> int:
+    """Write `count` excerpts of every document, evenly spread, each surely longer than `length` tokens; returns how many."""
+    rows, characters = [], CHARACTERS_PER_TOKEN * length
+    for document in read_documents(source):
+        if len(document.text) < count * characters:
+            raise SystemExit(f"{document.name} is too short for {count} excerpts of {characters} characters; lower --excerpts.")
+        step = len(document.text) // count
+        rows += [{"text": document.text[i * step : i * step + characters]} for i in range(count)]
+    write_jsonl(path, rows)
+    return len(rows)
+
+
 def difference(first: Path, second: Path) -> Any:
     """Loss in the last bin, first minus second, on the same documents."""
     a, b = (sorted(read_jsonl(folder / "perplexity.jsonl"), key=lambda row: row["document"]) for folder in (first, second))
@@ -89,7 +107,7 @@ def markdown(value: dict[str, Any]) -> str:
         f"# {value['checkpoint']} to {training['sequence_length']} tokens ({value['date']})",
         "",
         f"{training['tokens']} tokens of text, one stage, learning rate {training['learning_rate']:g}, {training['dtype']} arithmetic. "
-        f"Loss in nats a token on {scores['base']['documents']} held-out documents, with 95% intervals over documents.",
+        f"Loss in nats a token on {scores['base']['documents']} held-out excerpts, with 95% intervals over excerpts.",
         "",
         "| positions | " + " | ".join(TITLES.values()) + " |",
         "|---|---|---|---|",
