@@ -27,7 +27,7 @@ from harpe.files import read_json, write_json, write_text
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % points of Student's t for n - 1 degrees of freedom."""
 MEASURES = (
-    ("short", "loss within the short context, nats"),
+    ("short", "loss in short windows, nats"),
     ("long", "loss at the end, nats"),
     ("needles", "needles, points"),
 )
@@ -46,7 +46,7 @@ def measures(run: Path, row: str, short: int, length: int) -> dict[str, float]:
     scores = run / row / "scores"
     perplexity = read_json(scores / "perplexity.json")
     tasks = {(t["task"], t["length"]): 100 * t["score"] for t in read_json(scores / "needles.json")["tasks"]}
-    found = {f"perplexity within {short}": perplexity["short"]["perplexity"]}
+    found = {f"perplexity in windows of {short}": perplexity["short"]["perplexity"]}
     found[f"perplexity at {perplexity['long']['start']}-{length}"] = perplexity["long"]["perplexity"]
     for task in ("single", "multi_key", "multi_query"):
         found[f"{task} at {length}, %"] = tasks[task, length]

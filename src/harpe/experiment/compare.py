@@ -55,7 +55,7 @@ def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[s
     last = read_json(run / "harpe" / "scores" / "perplexity.json")["long"]
     measures = (
         ("long", f"loss at positions {last['start']:,} to {last['end']:,}", "nats a token"),
-        ("short", f"loss within {original:,} tokens", "nats a token"),
+        ("short", f"loss in windows of {original:,} tokens", "nats a token"),
         ("needles", f"needles found at {target:,} tokens (single, multi-key, multi-query)", "points"),
     )
     differences = []
@@ -85,9 +85,11 @@ def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[
     against = [d for d in differences if d["name"] == "HARPE minus one base"]
     for d in against:
         better = (d["value"] > 0) == (d["unit"] == "points")
+        digits = 1 if d["unit"] == "points" else 4
+        value, low, high = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
         verdict = f"HARPE is {'better' if better else 'worse'}" if d["significant"] else "no difference is shown"
         sentences.append(
-            f"Against the control, {d['measure']}: {d['value']:+.3g} {d['unit']} [{d['low']:+.3g}, {d['high']:+.3g}]: {verdict}."
+            f"Against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}."
         )
     sentences.append(
         "The control, one base in the middle of the same range trained on the same tokens, tells whether different bases matter or only "

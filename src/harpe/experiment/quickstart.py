@@ -117,7 +117,7 @@ def _failure(run: Path, length: int) -> str:
     perplexity = read_json(scores / "perplexity.json")
     short, long = perplexity["short"], perplexity["long"]
     return (
-        f"Before: perplexity {short['perplexity']:.1f} within {short['length']} tokens, {long['perplexity']:.1f} at positions "
+        f"Before: perplexity {short['perplexity']:.1f} in windows of {short['length']} tokens, {long['perplexity']:.1f} at positions "
         f"{long['start']} to {long['end']}; needles found {gated_mean(scores, short['length']):.0%} at {short['length']} tokens, "
         f"{gated_mean(scores, length):.0%} at {length}."
     )

@@ -83,7 +83,7 @@ def perplexity_cell(e: Estimate | None) -> Cell | None:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{max(0.0, 100 * share):.1f}"  # an interval can end a rounding error below nothing
 
 
 def score_cell(e: Estimate | None) -> Cell | None:
@@ -106,7 +106,7 @@ def needle_cells(method: Method, tasks: list[str], length: int) -> list[Cell | N
 def main_cells(run: Run) -> Table:
     """Short and long perplexity and the needle tasks at the target length."""
     measured = next((m.perplexity for m in run.methods if m.perplexity), None)
-    short = f"first {measured.short_length if measured else run.original_length:,} tokens"
+    short = f"windows of {measured.short_length if measured else run.original_length:,} tokens"
     long = f"tokens {measured.long_start:,} to {measured.long_end:,}" if measured else "long positions"
     columns, tasks = needle_columns(run, run.target_length)
     rows = []
