@@ -53,6 +53,7 @@ def test_a_random_qwen3_with_grouped_queries_is_extended_saved_and_loaded_in_a_f
     torch.testing.assert_close(torch.tensor(logits), here, atol=1e-5, rtol=1e-5)
     last = json.loads((workspace / "run" / "harpe" / "stage-1" / "log.jsonl").read_text().splitlines()[-1])
     assert last["tokens"] == SETTINGS["tokens"] and last["loss"] < 6.5
+    assert read_json(target / "config.json")["use_cache"] is True  # training switches it off
 
 
 def test_abf_gives_a_checkpoint_that_stock_transformers_loads_without_harpe(workspace: Path) -> None:

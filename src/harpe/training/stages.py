@@ -142,12 +142,15 @@ def _train_stage(
     set_seed(options.seed)
     log = JsonlLog(folder / "log.jsonl", options.step_tokens(length), report)
     set_recompute(model, options.gradient_checkpointing)
+    cached = getattr(model.config, "use_cache", None)
     with chunked_loss(model):
         trainer = StageTrainer(model=model, args=_arguments(folder, options, length, steps), train_dataset=sequences, callbacks=[log])
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     set_recompute(model, False)
+    if cached is not None:
+        model.config.use_cache = cached  # the Trainer switches it off, and a saved model would generate without a cache
     last = trainer.state.log_history[-2]["loss"] if len(trainer.state.log_history) > 1 else float("nan")
     if not math.isfinite(last):
         raise HarpeError(f"The loss became {last} in {folder}: training diverged. Lower --learning-rate.")
