@@ -67,5 +67,5 @@ def test_harpe_and_abf_train_once_at_the_target_on_all_tokens() -> None:
     shared = abf(LLAMA2, 131_072, 5e6)
     for stages in (per_head, shared):
         assert [(stage.length, stage.share) for stage in stages] == [(131_072, 1.0)]
-    assert per_head[0].encoding.rope_parameters(1e4)["bases"] == sorted(per_head[0].encoding.bases)
-    assert shared[0].encoding.rope_parameters(1e4) == {"rope_type": "default", "rope_theta": 5e6}
+    assert per_head[0].encoding.per_head and list(per_head[0].encoding.bases) == sorted(per_head[0].encoding.bases)
+    assert not shared[0].encoding.per_head and shared[0].encoding.bases == (5e6,) * 32

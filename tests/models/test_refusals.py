@@ -22,9 +22,25 @@ def test_a_model_without_rope_is_refused(config: Any) -> None:
         read_geometry(config, "x")
 
 
-def test_an_unsupported_family_is_refused_by_name() -> None:
-    with pytest.raises(HarpeError, match="model type gemma"):
-        read_geometry(AutoConfig.for_model("gemma"), "x")
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("deepseek_v3", "latent attention"),
+        ("deepseek_v2", "latent attention"),
+        ("llama4_text", "does not rotate queries and keys by apply_rotary_pos_emb"),
+        ("gemma4_text", "uses cos and sin in another way"),
+        ("cohere2", "only its layers with a sliding window have RoPE"),
+    ],
+)
+def test_a_family_that_cannot_have_bases_per_head_is_refused_with_the_reason(family: str, reason: str) -> None:
+    with pytest.raises(HarpeError, match=reason):
+        read_geometry(AutoConfig.for_model(family), "x")
+
+
+def test_positions_in_several_dimensions_are_refused() -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    with pytest.raises(HarpeError, match="positions in several dimensions"):
+        read_geometry(AutoConfig.for_model("qwen2_5_vl_text", rope_parameters=rope), "x")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

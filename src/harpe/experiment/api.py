@@ -15,8 +15,8 @@ from harpe.experiment.reporter import Reporter
 from harpe.methods.ranges import provisional_range
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
+from harpe.models.families import install
 from harpe.models.geometry import check_sliding_window, read_geometry
-from harpe.models.hooks import install
 from harpe.positions.base_sets import choose_bases
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from harpe.errors import HarpeError
 from harpe.positions.frequencies import check_bases, inverse_frequencies
 
 
@@ -37,24 +39,26 @@ class Encoding:
     bases: tuple[float, ...]
     """One base per key/value head."""
     rotary_dim: int
+    """Rotary dimensions of a head."""
     per_head: bool
     """False: all bases are equal, and the model stays a stock transformers model with that `rope_theta`."""
+    layer_bases: tuple[tuple[float, ...], ...] | None = None
+    """One row of bases for every layer, where layers differ; `bases` is then the first row."""
 
     @property
     def inverse_frequency(self) -> torch.Tensor:
         """float64 [H_kv, D_rot/2]."""
         return inverse_frequencies(self.bases, self.rotary_dim)
 
-    def rope_parameters(self, original_base: float) -> dict[str, Any]:
-        """The entry `rope_parameters` of config.json."""
-        if self.per_head:
-            return {"rope_type": "harpe", "rope_theta": original_base, "bases": list(self.bases)}
-        return {"rope_type": "default", "rope_theta": self.bases[0]}
 
-
-def per_head_encoding(bases: tuple[float, ...], geometry: ModelGeometry) -> Encoding:
-    """An encoding with a base of its own for every key/value head (HARPE)."""
-    return Encoding(check_bases(bases, geometry.key_value_heads), geometry.rotary_dim, per_head=True)
+def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float]], geometry: ModelGeometry) -> Encoding:
+    """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every layer."""
+    if not any(isinstance(row, Sequence) for row in bases):
+        return Encoding(check_bases(cast(Sequence[float], bases), geometry.key_value_heads), geometry.rotary_dim, per_head=True)
+    rows = tuple(check_bases(row, geometry.key_value_heads) for row in cast(Sequence[Sequence[float]], bases))
+    if len(rows) != geometry.layers:
+        raise HarpeError(f"--bases has rows for {len(rows)} layers, but the model has {geometry.layers}; give one row for each of them.")
+    return Encoding(rows[0], geometry.rotary_dim, per_head=True, layer_bases=rows)
 
 
 def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:

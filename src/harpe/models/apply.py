@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.methods.types import Encoding, ModelGeometry
-from harpe.models.hooks import install
+from harpe.models.families import find_family, install
+from harpe.models.geometry import changed_layers, rope_key, text_config
+from harpe.models.per_head import ROPE_TYPE
+
+
+def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry) -> dict[str, Any]:
+    """The entry of `rope_parameters` in config.json for the layers that change.
+
+    One base for all heads stays a stock rope type. Bases per head are one list, or a list by layer where they differ by layer, or where
+    layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
+    """
+    key = rope_key(config)
+    old = dict(config.rope_parameters if key is None else config.rope_parameters[key])
+    if old.get("local") is not None:  # an earlier stage of a method has been here
+        old = dict(old["local"])
+    kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
+    if not encoding.per_head:
+        return {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
+    entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
+    keeps_windows = key is None and any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
+    if encoding.layer_bases is None and not keeps_windows:
+        return {**entry, "bases": list(encoding.bases)}
+    rows, changed = encoding.layer_bases or (encoding.bases,) * config.num_hidden_layers, set(changed_layers(config))
+    entry["bases"] = [list(row) if layer in changed else None for layer, row in enumerate(rows)]
+    return {**entry, "local": {name: value for name, value in old.items() if name != "bases"}} if keeps_windows else entry
 
 
 def apply_encoding(
@@ -14,7 +40,7 @@ def apply_encoding(
 ) -> PreTrainedModel:
     """Put an encoding into a loaded model and set its context to `length` tokens; returns the same object.
 
-    The rotary module is made anew from the changed configuration, so that the model is what a fresh load of its saved
+    The rotary modules are made anew from the changed configuration, so that the model is what a fresh load of its saved
     configuration would give. The trained context is kept in the configuration as `harpe_original_length`. May be called again with
     another encoding, for the next stage of a method.
 
@@ -26,23 +52,35 @@ def apply_encoding(
         "off" lets every layer attend to everything; "keep" changes nothing.
     """
     install()
-    config = model.config
-    config.rope_parameters = encoding.rope_parameters(geometry.base)
+    config = text_config(model.config)
+    family = find_family(config)
+    if sliding_window == "off":
+        _remove_window(model, config)
+    key, entry = rope_key(config), rope_parameters(config, encoding, geometry)
+    config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
     config.harpe_original_length = geometry.original_length
     config.max_position_embeddings = length
-    if sliding_window == "off":
-        config.sliding_window = None
-        if getattr(config, "layer_types", None):
-            config.layer_types = ["full_attention"] * config.num_hidden_layers
-        if hasattr(config, "use_sliding_window"):
-            config.use_sliding_window = False
-        for module in model.modules():
-            for name, value in (("sliding_window", None), ("attention_type", "full_attention")):
-                if hasattr(module, name):
-                    setattr(module, name, value)
     config.validate_rope()
-    base_model = model.base_model
     device = next(model.parameters()).device
-    with torch.device(device):
-        base_model.rotary_emb = type(base_model.rotary_emb)(config)
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is family.rotary:
+                with torch.device(device):
+                    setattr(parent, name, type(module)(config))
     return model
+
+
+def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention" if "sliding" in kind else kind for kind in config.layer_types]
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
+    for module in model.modules():
+        if getattr(module, "sliding_window", None) is not None:
+            setattr(module, "sliding_window", None)  # noqa: B010
+        if getattr(module, "is_sliding", False) is True:
+            setattr(module, "is_sliding", False)  # noqa: B010
+        for name in ("attention_type", "layer_type"):
+            if "sliding" in str(getattr(module, name, "")):
+                setattr(module, name, "full_attention")

@@ -8,25 +8,48 @@ from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
 from harpe.methods.types import ModelGeometry
+from harpe.models.families import find_family
+from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types, stock_frequencies
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type`s whose rotary layout and hooks are tested."""
+GLOBAL = ("full_attention", "attention")
+"""Names in `layer_types` of layers that attend to everything; layers of any other type keep what they have."""
 
 
-def check_family(config: PreTrainedConfig, name: str) -> dict[str, Any]:
-    """The rope parameters of a model that harpe can change; raises HarpeError for all others, with the reason."""
-    kind = config.model_type
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the text decoder: of a vision-language model its part, else the configuration itself."""
+    return config.get_text_config(decoder=True)
+
+
+def rope_key(config: PreTrainedConfig) -> str | None:
+    """The entry of `rope_parameters` that global layers read, where layer types have entries of their own; None where all share one."""
+    nested = nested_types(config)
+    return next((key for key in GLOBAL if key in nested), nested[0]) if nested else None
+
+
+def check_rope(config: PreTrainedConfig, name: str) -> dict[str, Any]:
+    """The rope parameters of the global layers of a decoder that harpe can change; raises HarpeError for all others, with the reason."""
     rope = getattr(config, "rope_parameters", None)
     if not rope or not isinstance(rope, dict) or getattr(config, "alibi", False):
         raise HarpeError(
-            f"{name} (model type {kind}) has no rotary position embedding (RoPE), so there are no bases to change. "
+            f"{name} (model type {config.model_type}) has no rotary position embedding (RoPE), so there are no bases to change. "
             "Choose a model with RoPE, such as Llama, Mistral or Qwen."
         )
-    if rope.get("rope_type") == "harpe":
+    if any(getattr(config, key, None) for key in ("kv_lora_rank", "qk_rope_head_dim")):
+        raise HarpeError(
+            f"{name} (model type {config.model_type}) has latent attention, in which all heads share one rotary key: there are no heads "
+            "to give bases of their own. Choose a model with multi-head or grouped-query attention."
+        )
+    key = rope_key(config)
+    if key is not None and key not in GLOBAL:
+        raise HarpeError(f"{name} (model type {config.model_type}) has no rotary position embedding in layers that attend to everything.")
+    entry: dict[str, Any] = rope if key is None else rope[key]
+    if entry.get("rope_type") == ROPE_TYPE:
         raise HarpeError(f"{name} already has one RoPE base per head: it was extended by harpe. Extend the original checkpoint instead.")
-    if kind not in FAMILIES:
-        raise HarpeError(f"{name} has the model type {kind}; supported are {', '.join(FAMILIES)}.")
-    return rope
+    if "mrope_section" in entry:
+        raise HarpeError(
+            f"{name} (model type {config.model_type}) has positions in several dimensions (multimodal RoPE), which harpe does not extend."
+        )
+    return entry
 
 
 def read_geometry(config: PreTrainedConfig, name: str, original_length: int | None = None) -> ModelGeometry:
@@ -34,14 +57,21 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
 
     Parameters
     ----------
+    config
+        Of a decoder, or of a model that has one (its text part is read).
     name
         What messages call the model.
     original_length
         The trained context, where it is not `max_position_embeddings`.
+
+    Raises
+    ------
+    HarpeError
+        For a model without RoPE, with latent attention, with bases per head already, or of a family that cannot have them.
     """
-    rope = check_family(config, name)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    config = text_config(config)
+    rope = check_rope(config, name)
+    family = find_family(config, name)
     declared = rope.get("original_max_position_embeddings") or config.max_position_embeddings
     trained = original_length if original_length is not None else declared
     if trained < 2:
@@ -49,17 +79,32 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     base = rope.get("rope_theta")
     if base is None:
         raise HarpeError(f"The configuration of {name} names no RoPE base (rope_theta); add it to its config.json.")
+    plain = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
+    frequencies, _ = stock_frequencies(config, family.rotary, plain, rope_key(config))
+    heads = config.num_attention_heads
+    if not changed_layers(config):
+        raise HarpeError(f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change.")
     return ModelGeometry(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
         query_heads=heads,
-        key_value_heads=config.num_key_value_heads or heads,
-        head_dim=head_dim,
-        rotary_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+        key_value_heads=key_value_heads(config),
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        rotary_dim=2 * len(frequencies),
         original_length=int(trained),
         base=float(base),
         vocabulary=config.vocab_size,
     )
+
+
+def changed_layers(config: PreTrainedConfig) -> list[int]:
+    """Numbers of the layers whose positions a method changes: those that attend to everything and have RoPE."""
+    config = text_config(config)
+    types = getattr(config, "layer_types", None) or [GLOBAL[0]] * config.num_hidden_layers
+    rotary = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # SmolLM3: 0 marks a layer without RoPE
+    if not isinstance(rotary, list) or len(rotary) != config.num_hidden_layers:
+        rotary = [1] * config.num_hidden_layers
+    return [i for i, (kind, has) in enumerate(zip(types, rotary, strict=True)) if kind in GLOBAL and has]
 
 
 def sliding_layers(config: PreTrainedConfig) -> int:
@@ -77,14 +122,32 @@ def check_sliding_window(config: PreTrainedConfig, name: str, length: int, polic
     """
     if policy not in ("keep", "off"):
         raise HarpeError(f"--sliding-window is {policy}; choose keep or off.")
+    config = text_config(config)
     count, window = sliding_layers(config), getattr(config, "sliding_window", None)
-    if not count or not window or window >= length:
+    if not count or not window:
         return None
     if policy == "off":
         return f"The sliding window of {window} tokens is removed from {count} layers (--sliding-window off)."
     if count == config.num_hidden_layers:
+        if window >= length:
+            return None
         raise HarpeError(
             f"Every layer of {name} attends to a sliding window of {window} tokens, shorter than the target of {length}: a longer "
             "context could not be seen. Give --sliding-window off to attend to everything."
         )
-    return f"{count} of {config.num_hidden_layers} layers keep their sliding window of {window} tokens."
+    return f"{count} of {config.num_hidden_layers} layers keep their sliding window of {window} tokens and their positions."
+
+
+def layer_notes(config: PreTrainedConfig) -> list[str]:
+    """Sentences for the plan: which layers change, and which scaling of the checkpoint is replaced."""
+    config = text_config(config)
+    changed, rope, notes = changed_layers(config), config.rope_parameters, []
+    if len(changed) < config.num_hidden_layers:
+        notes.append(f"Positions change in {len(changed)} of {config.num_hidden_layers} layers: {', '.join(map(str, changed))}.")
+    key = rope_key(config)
+    entry = rope if key is None else rope[key]
+    kind = entry.get("rope_type", "default")
+    if kind != "default":
+        values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
+        notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
+    return notes

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from harpe.errors import HarpeError
-from harpe.models.hooks import install
+from harpe.models.families import install
 
 EMBEDDED = "embedded"
 """The name by which the base model inside the package is asked for."""

@@ -1,4 +1,4 @@
-"""Inverse frequencies and rotary tables, one row per key/value head, always built in float64.
+"""Bases checked, and their inverse frequencies, one row per key/value head, always in float64.
 
 RoPE (Su et al. 2021, arXiv 2104.09864) rotates pair i of a head's D rotary dimensions at position m by the angle
 m * b^(-2i/D), i = 0 .. D/2 - 1. HARPE (Lian et al. 2024, arXiv 2412.07171) gives head h its own base b_h. Under grouped-query
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 
 from harpe.errors import HarpeError
+from harpe.positions.rotation import base_frequencies
 
 
 def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:
@@ -36,35 +36,8 @@ def check_bases(bases: Sequence[float], heads: int | None = None, option: str = 
     return values
 
 
-@lru_cache(maxsize=64)
-def inverse_frequencies(bases: tuple[float, ...], rotary_dim: int) -> torch.Tensor:
-    """theta[h, i] = b_h^(-2i/D): float64 [H, D/2] on the CPU. The tensor is shared: do not write to it."""
+def inverse_frequencies(bases: Sequence[float], rotary_dim: int) -> torch.Tensor:
+    """theta[h, i] = b_h^(-2i/D): float64 [H, D/2] on the CPU."""
     if rotary_dim < 2 or rotary_dim % 2:
         raise HarpeError(f"The rotary dimension is {rotary_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
-    # the device is named: models are built under torch.device("meta"), and a meta tensor must not get into the cache
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu") / rotary_dim
-    return torch.tensor(bases, dtype=torch.float64, device="cpu")[:, None] ** -exponents
-
-
-def rotary_tables(
-    inverse_frequency: torch.Tensor, position_ids: torch.Tensor, attention_factor: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of every angle, float32 [B, H, S, D/2] on the device of `position_ids`.
-
-    The angles are formed and turned into cos and sin in float64: in float32 the product of position and frequency is off by up
-    to 3.4e-3 in cos at position 131,072.
-
-    Parameters
-    ----------
-    inverse_frequency
-        float64 [H, D/2].
-    position_ids
-        int64 [B, S], any values.
-    """
-    device = position_ids.device
-    exact = torch.device("cpu") if device.type == "mps" else device  # Metal has no float64
-    angles = position_ids.to(exact, torch.float64)[:, None, :, None] * inverse_frequency.to(exact)[None, :, None, :]
-    cos, sin = angles.cos(), angles.sin()
-    if attention_factor != 1.0:
-        cos, sin = cos * attention_factor, sin * attention_factor
-    return cos.float().to(device), sin.float().to(device)
+    return torch.tensor(base_frequencies(bases, rotary_dim), dtype=torch.float64, device="cpu")

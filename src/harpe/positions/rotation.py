@@ -1,24 +1,245 @@
-"""The rotation itself: q and k turned by a table per key/value head, in float32.
+"""Rotating q and k by one RoPE base per key/value head, without tables of cos and sin.
 
-Shapes: B batch, H_q query heads, H key/value heads (H_q = H * G), S positions, D head dimension.
+Positions reach the layers as two integer tensors, the positions themselves and the *steps*: how far each pair of dimensions turns
+from one position to the next, in units of 2**-64 of a full turn. Their product wraps around at 2**64, which is exactly what a turn
+does, so the angle is right at every position an int64 can hold: its error is the rounding of one float32 angle in -pi..pi (below
+5e-7), not that of a large product. Integers are also what survives `model.to(bfloat16)`, autocast and FSDP's casting of inputs.
+cos and sin of a long sequence (gigabytes at 128k tokens and 32 heads) exist for one tile of tokens at a time.
+
+RoPE: Su et al. 2021, arXiv 2104.09864. One base per head: Lian et al. 2024 (HARPE), arXiv 2412.07171.
+
+Shapes: B batch, S positions, H key/value heads, D head dimension, N pairs that turn (2 N <= D: partial rotary leaves the rest).
+
+This file needs torch and nothing else: an exported checkpoint carries it as it stands.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import torch
 
+RADIANS = 2 * math.pi / 2**64
+"""Radians in one unit of a phase."""
+TILE = 2**17
+"""Angles that are worked on at a time, so that a tile stays in a core's cache."""
+HELD_ANGLES = 2**21
+"""Up to this many angles, cos and sin (16 MiB) are formed once for all layers."""
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+KERNEL: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+"""A fused kernel for CUDA tensors, where one is installed (`harpe.positions.rotation_triton`)."""
 
 
-def rotate_per_head(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate q [B, H_q, S, D] and k [B, H, S, D] by cos and sin, float32 [B or 1, H, S, D/2].
+class Layout(NamedTuple):
+    """How a model family pairs up the dimensions of a head."""
 
-    The layout is half-split (pair i is dimensions i and i + D/2), as in transformers' Llama. Arithmetic is float32 whatever the
-    dtype of q and k, which are returned in their own. Query heads g, g + 1 … of a group share the table of their key/value head.
+    interleaved: bool = False
+    """True: pair i is dimensions 2i and 2i + 1. False: i and i + N, as in transformers' Llama."""
+    direction: int = 1
+    """1: pair (a, b) becomes (a cos - b sin, b cos + a sin). -1: it turns the other way round."""
+
+
+def base_frequencies(bases: Sequence[float], rotary_dim: int) -> list[list[float]]:
+    """Inverse frequencies b_h^(-2i/D) in radians a position, i = 0 .. D/2 - 1: a row for every base, in float64."""
+    return [[float(base) ** (-2 * i / rotary_dim) for i in range(rotary_dim // 2)] for base in bases]
+
+
+def phase_steps(frequencies: Sequence[Sequence[float]]) -> list[list[int]]:
+    """Steps of inverse frequencies in radians a position: rows of integers, to be made an int64 tensor."""
+    rows = [[round(value / (2 * math.pi) % 1.0 * 2**64) for value in row] for row in frequencies]
+    return [[step - 2**64 if step >= 2**63 else step for step in row] for row in rows]
+
+
+def with_factor(steps: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    """int64 [..., H, N, 2]: steps [..., H, N] beside an attention factor that cos and sin are multiplied by (its float64 bits)."""
+    bits = torch.as_tensor(factor, dtype=torch.float64, device=steps.device).view(torch.int64)
+    return torch.stack((steps, bits.expand_as(steps)), dim=-1)
+
+
+def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, float32 [B, S, H, N], for positions int64 [B, S] and steps int64 [H, N] or [H, N, 2] (with an attention factor)."""
+    steps = table if table.dim() == 2 else table[..., 0]
+    angle = (position_ids[:, :, None, None] * steps).to(torch.float32) * RADIANS
+    cos, sin = angle.cos(), angle.sin()
+    if table.dim() == 3:
+        factor = table[..., 1].contiguous().view(torch.float64).to(torch.float32)
+        cos, sin = cos * factor, sin * factor
+    return cos, sin
+
+
+def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layers get in place of cos and sin.
+
+    Parameters
+    ----------
+    position_ids
+        int64 [B, S], any values.
+    table
+        int64 [H, N], [H, N, 2] or, with rows for every layer, [L, H, N, 2], on the same device.
+
+    Returns
+    -------
+    The bits of cos and sin, int32 [B, S, H, N], where they are few and no kernel forms them on the fly; else positions and table.
     """
-    heads = k.shape[1]
-    grouped = q.unflatten(1, (heads, q.shape[1] // heads))
-    return _rotate(grouped, cos.unsqueeze(2), sin.unsqueeze(2)).flatten(1, 2), _rotate(k, cos, sin)
+    if position_ids.dim() != 2 or position_ids.is_floating_point():
+        raise ValueError(f"position_ids must be integers [batch, positions]; they are {position_ids.dtype} {list(position_ids.shape)}.")
+    position_ids = position_ids.to(torch.int64)
+    few = position_ids.shape[0] * position_ids.shape[1] * table.shape[0] * table.shape[1] <= HELD_ANGLES
+    if table.dim() == 4 or not few or (KERNEL is not None and position_ids.is_cuda and not torch.compiler.is_compiling()):
+        return position_ids, table
+    cos, sin = cos_and_sin(position_ids, table)
+    return cos.view(torch.int32), sin.view(torch.int32)
+
+
+def is_per_head(cos: Any) -> bool:
+    """Whether `cos` is the first half of a pair that `encode_positions` made."""
+    return isinstance(cos, torch.Tensor) and not cos.is_floating_point() and not cos.is_complex()
+
+
+def of_layer(first: torch.Tensor, second: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair with the table of one layer, where there is one for every layer (int64 [L, H, N, 2])."""
+    return (first, second[layer]) if first.dtype == torch.int64 and second.dim() == 4 else (first, second)
+
+
+def of_heads(first: torch.Tensor, second: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair for the key/value heads that tensor-parallel rank `rank` of `size` holds."""
+    if first.dtype == torch.int64:
+        count = second.shape[0] // size
+        return first, second[rank * count : (rank + 1) * count]
+    count = first.shape[2] // size
+    return first[:, :, rank * count : (rank + 1) * count], second[:, :, rank * count : (rank + 1) * count]
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, direction: int, out: torch.Tensor) -> None:
+    """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B, S, H, N]."""
+    if x.dtype != torch.float32:
+        exact = x.float()
+        _turn(exact, cos, sin, interleaved, direction, result := torch.empty_like(exact))
+        out.copy_(result)
+        return
+    heads, pairs = cos.shape[2:]
+    cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)
+    source, target = (t.unflatten(2, (heads, t.shape[2] // heads)) for t in (x, out))
+    first, second = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
+    a, b = source[..., first], source[..., second]
+    torch.mul(a, cos, out=target[..., first]).addcmul_(b, sin, value=-direction)
+    torch.mul(b, cos, out=target[..., second]).addcmul_(a, sin, value=direction)
+    if x.shape[-1] > 2 * pairs:
+        target[..., 2 * pairs :] = source[..., 2 * pairs :]
+
+
+def _rotate_tiles(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
+    out_q, out_k = torch.empty_like(q), torch.empty_like(k)
+    held = first.dtype == torch.int32
+    heads, pairs = first.shape[2:] if held else second.shape[:2]
+    tokens = max(1, TILE // (q.shape[0] * heads * pairs))
+    for start in range(0, q.shape[1], tokens):
+        part = slice(start, start + tokens)
+        if held:
+            cos, sin = first[:, part].view(torch.float32), second[:, part].view(torch.float32)
+        else:
+            cos, sin = cos_and_sin(first[:, part], second)
+        _turn(q[:, part], cos, sin, interleaved, direction, out_q[:, part])
+        _turn(k[:, part], cos, sin, interleaved, direction, out_k[:, part])
+    return out_q, out_k
+
+
+def _rotate(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if KERNEL is not None and q.is_cuda and first.dtype == torch.int64:
+        return KERNEL(q, k, first, second, interleaved, direction)
+    return _rotate_tiles(q, k, first, second, interleaved, direction)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: nothing but positions and table is kept for it."""
+
+    @staticmethod
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _rotate(q, k, first, second, interleaved, direction)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, _, first, second, ctx.interleaved, ctx.direction = inputs
+        ctx.save_for_backward(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k = _Rotation.apply(*grads, *ctx.saved_tensors, ctx.interleaved, -ctx.direction)
+        return q, k, None, None, None, None
+
+
+# Compiled graphs call the tiles as one operator: traced through, cos and sin of all positions would be kept for the next layer.
+@torch.library.custom_op("harpe::rotate", mutates_args=())
+def _operator(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _rotate(q, k, first, second, interleaved, direction)
+
+
+@_operator.register_fake
+def _(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _operator_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    q, k = _operator(*grads, *ctx.saved_tensors, ctx.interleaved, -ctx.direction)
+    return q, k, None, None, None, None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_Rotation.setup_context)
+
+
+def _rotate_traced(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, direction: int) -> torch.Tensor:
+    """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses."""
+    heads, pairs = cos.shape[2:]
+    grouped = x.unflatten(2, (heads, x.shape[2] // heads)).float()
+    cos, sin = cos.unsqueeze(3), sin.unsqueeze(3) * direction
+    turned, rest = grouped[..., : 2 * pairs], grouped[..., 2 * pairs :]
+    a, b = turned.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turned.chunk(2, dim=-1)
+    pair = (a * cos - b * sin, b * cos + a * sin)
+    joined = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    return torch.cat((joined, rest), dim=-1).flatten(2, 3).to(x.dtype)
+
+
+def rotate_per_head(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, layout: Layout, head_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate q and k by the bases of their key/value heads; the first 2 N dimensions turn, the others stay.
+
+    Parameters
+    ----------
+    q, k
+        [B, H_q, S, D] and [B, H_k, S, D], or with heads and positions swapped (`head_dim` 2). Any floating dtype: the arithmetic is
+        float32, and each is returned in its own. H_q and H_k are multiples of H; the heads of a group share a base.
+    first, second
+        From `encode_positions`, for the H heads that are present.
+    """
+    heads = first.shape[2] if first.dtype == torch.int32 else second.shape[0]
+    if k.shape[head_dim] % heads or q.shape[head_dim] % heads:
+        raise ValueError(
+            f"There are RoPE bases for {heads} key/value heads, but this layer has {k.shape[head_dim]} (and {q.shape[head_dim]} query "
+            "heads): the configuration does not belong to these weights, or the heads were split in an unknown way."
+        )
+    if head_dim == 1:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    interleaved, direction = layout
+    if not torch.compiler.is_compiling():
+        turn = _Rotation.apply if torch.is_grad_enabled() else _rotate
+        q, k = turn(q, k, first, second, interleaved, direction)
+    elif first.dtype == torch.int64:
+        q, k = _operator(q, k, first, second, interleaved, direction)
+    else:
+        cos, sin = first.view(torch.float32), second.view(torch.float32)
+        q, k = (_rotate_traced(x, cos, sin, interleaved, direction) for x in (q, k))
+    return (q.transpose(1, 2), k.transpose(1, 2)) if head_dim == 1 else (q, k)

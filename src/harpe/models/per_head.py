@@ -1,0 +1,242 @@
+"""Per-head RoPE inside transformers models: three hooks a family, no copy of any model.
+
+1. The rotary module's `forward`: for rope type "harpe" it returns positions and steps (`harpe.positions.rotation`) in the place of
+   cos and sin; any other rope type takes the stock path.
+2. The family's `apply_rotary_pos_emb`: such a pair goes to our rotation, every other to the stock function.
+3. The attention's `forward`: takes its own layer's row where bases differ by layer, and under tensor parallelism the rows of the
+   heads that this rank holds.
+
+Stock models in the same process take the stock path through all three. The rotary module's `inv_freq` buffer holds integers (steps),
+so that it survives `model.to(bfloat16)`; inverse frequencies in bfloat16 are noise.
+
+An entry of `rope_parameters` with rope type "harpe" has the keys
+    bases              one base per key/value head, or a list with such a row for every layer (null: the layer has none)
+    rope_theta         the base that the checkpoint was trained with
+    local              the rope parameters of layers whose row is null, where one rotary module serves all layers
+    attention_factor   multiplies cos and sin; default 1
+    partial_rotary_factor, original_max_position_embeddings   as everywhere in transformers
+
+This file needs torch, transformers and `rotation.py`: an exported checkpoint carries it as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
+
+from harpe.positions.rotation import (
+    Layout,
+    base_frequencies,
+    encode_positions,
+    is_per_head,
+    of_heads,
+    of_layer,
+    phase_steps,
+    rotate_per_head,
+    with_factor,
+)
+
+ROPE_TYPE = "harpe"
+KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
+"""Optional keys beside rope_type and bases."""
+_MARK = "_harpe_hook"
+
+
+class Family(NamedTuple):
+    """What the hooks need to know of a model family."""
+
+    module: ModuleType
+    """Where `apply_rotary_pos_emb` is looked up by the attention."""
+    rotary: type
+    attentions: tuple[type, ...]
+    layout: Layout
+
+
+FAMILIES: dict[type, Family] = {}
+"""By configuration class."""
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a configuration whose class, or a parent of it, has been registered."""
+    for cls in type(config).__mro__:
+        if cls in FAMILIES:
+            return FAMILIES[cls]
+    raise ValueError(f"Per-head RoPE was not set up for {type(config).__name__}.")
+
+
+def key_value_heads(config: PreTrainedConfig) -> int:
+    """Key/value heads of every layer."""
+    for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    raise ValueError(f"{type(config).__name__} does not tell its number of attention heads.")
+
+
+def nested_types(config: PreTrainedConfig) -> list[str]:
+    """Layer types that have rope parameters of their own; empty where all layers share one entry."""
+    return [key for key, value in config.rope_parameters.items() if isinstance(value, dict) and key != "local"]
+
+
+def stock_frequencies(config: PreTrainedConfig, rotary: type, rope: dict[str, Any], layer_type: str | None) -> tuple[list[float], float]:
+    """Inverse frequencies and attention factor that the family itself forms from rope parameters `rope` (any type but ours)."""
+    view = copy.copy(config)
+    view.rope_parameters = dict(rope) if layer_type is None else {**config.rope_parameters, layer_type: dict(rope)}
+    kind = rope.get("rope_type", "default")
+    form: Any = getattr(rotary, "compute_default_rope_parameters") if kind == "default" else ROPE_INIT_FUNCTIONS[kind]  # noqa: B009
+    with torch.device("cpu"):
+        frequencies, factor = form(view) if layer_type is None else form(view, layer_type=layer_type)
+    return frequencies.double().tolist(), float(factor)
+
+
+def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torch.Tensor:
+    """Steps of a configuration, int64 on the CPU: [H, N], [H, N, 2] with an attention factor, [L, H, N, 2] with rows by layer."""
+    family = family_of(config)
+    rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+    default = {key: value for key, value in rope.items() if key == "partial_rotary_factor"}
+    stock, _ = stock_frequencies(config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type)
+    bases, factor = rope["bases"], float(rope.get("attention_factor") or 1.0)
+
+    def steps(row: list[float]) -> torch.Tensor:
+        return torch.tensor(phase_steps(base_frequencies(row, 2 * len(stock))), dtype=torch.int64, device="cpu")
+
+    if not any(isinstance(row, list | tuple) for row in bases):
+        return steps(bases) if factor == 1.0 else with_factor(steps(bases), factor)
+    unused = torch.zeros(key_value_heads(config), len(stock), dtype=torch.int64, device="cpu")
+    other = with_factor(unused, 1.0)
+    if rope.get("local") is not None:
+        local, local_factor = stock_frequencies(config, family.rotary, rope["local"], layer_type)
+        other = with_factor(torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor)
+    return torch.stack([other if row is None else with_factor(steps(row), factor) for row in bases])
+
+
+def initialise(
+    config: PreTrainedConfig, device: Any = None, seq_len: int | None = None, layer_type: str | None = None, **_: Any
+) -> tuple[torch.Tensor, float]:
+    """transformers' protocol for a rope type: the buffer `inv_freq` (here: steps) and a factor (which the steps carry)."""
+    hook(family_of(config))
+    return build_table(config, layer_type).to(device if device is not None else torch.get_default_device()), 1.0
+
+
+def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_keys: set[str] | None = None) -> None:
+    """Called by transformers whenever a configuration with rope type "harpe" is made; raises ValueError with the reason."""
+    self._check_received_keys(ROPE_TYPE, set(rope_parameters), {"rope_type", "bases"}, KEYS, ignore_keys=ignore_keys)
+    bases, heads = rope_parameters["bases"], key_value_heads(self)
+    by_layer = any(isinstance(row, list | tuple) for row in bases)
+    rows = [row for row in bases if row is not None] if by_layer else [bases]
+    if by_layer and len(bases) != self.num_hidden_layers:
+        raise ValueError(f"rope_parameters.bases has rows for {len(bases)} layers; the model has {self.num_hidden_layers}.")
+    for row in rows:
+        for base in row:
+            if not isinstance(base, int | float) or not math.isfinite(base) or base <= 1:
+                raise ValueError(f"rope_parameters.bases holds {base!r}; a RoPE base must be a finite number above 1.")
+        if len(row) != heads:
+            raise ValueError(f"rope_parameters.bases has {len(row)} bases, but the model has {heads} key/value heads.")
+
+
+def _tensor_parallel(attention: torch.nn.Module) -> tuple[int, int] | None:
+    """(rank, size) of the mesh that the keys' heads are split over, from the key projection's own placement; None where whole."""
+    for name in ("k_proj", "qkv_proj", "query_key_value"):
+        weight = getattr(getattr(attention, name, None), "weight", None)
+        if isinstance(weight, DTensor):
+            for dim, placement in enumerate(weight.placements):
+                if placement.is_shard():
+                    return weight.device_mesh.get_local_rank(dim), weight.device_mesh.size(dim)
+    return None
+
+
+def _own_pair(attention: Any, pair: Any) -> Any:
+    """The part of a pair that belongs to this attention's layer and heads; stock cos and sin pass."""
+    if not isinstance(pair, tuple) or not is_per_head(pair[0]):
+        return pair
+    first, second = of_layer(pair[0], pair[1], getattr(attention, "layer_idx", -1))
+    split = _tensor_parallel(attention)
+    return (first, second) if split is None else of_heads(first, second, *split)
+
+
+def _wrap_rotary(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor | None = None, layer_type: str | None = None) -> Any:
+        rope_type = self.rope_type if layer_type is None else self.rope_type[layer_type]
+        if rope_type != ROPE_TYPE:
+            return stock(self, x, position_ids) if layer_type is None else stock(self, x, position_ids, layer_type)
+        if not torch.compiler.is_compiling():
+            hook(family_of(self.config))  # kernels patched into the module after us would read our pair as one table for all heads
+        table = getattr(self, "inv_freq" if layer_type is None else f"{layer_type}_inv_freq")
+        assert position_ids is not None
+        with torch.no_grad():
+            return encode_positions(position_ids.to(x.device), table.to(x.device))
+
+    return forward
+
+
+def _wrap_apply(stock: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not is_per_head(cos):
+            return stock(q, k, cos, sin, *args, **kwargs)
+        return rotate_per_head(q, k, cos, sin, layout, kwargs.get("unsqueeze_dim", args[-1] if args else 1))
+
+    return apply_rotary_pos_emb
+
+
+def _wrap_attention(stock: Callable[..., Any]) -> Callable[..., Any]:
+    place = list(inspect.signature(stock).parameters).index("position_embeddings") - 1
+
+    @functools.wraps(stock)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "position_embeddings" in kwargs:
+            kwargs["position_embeddings"] = _own_pair(self, kwargs["position_embeddings"])
+        elif len(args) > place:
+            args = (*args[:place], _own_pair(self, args[place]), *args[place + 1 :])
+        return stock(self, *args, **kwargs)
+
+    return forward
+
+
+def hook(family: Family) -> None:
+    """Put the hooks into a family's classes and module, where they are not there (any more). Safe to call again."""
+    if not hasattr(family.module.apply_rotary_pos_emb, _MARK):
+        wrapped = _wrap_apply(family.module.apply_rotary_pos_emb, family.layout)
+        setattr(wrapped, _MARK, True)
+        family.module.apply_rotary_pos_emb = wrapped  # type: ignore[attr-defined]
+    for classes, wrap in (((family.rotary,), _wrap_rotary), (family.attentions, _wrap_attention)):
+        for cls in classes:
+            forward: Any = vars(cls).get("forward")
+            if not hasattr(forward, _MARK):
+                wrapped = wrap(forward if forward is not None else getattr(cls, "forward"))  # noqa: B009
+                setattr(wrapped, _MARK, True)
+                setattr(cls, "forward", wrapped)  # noqa: B010
+
+
+def allow_rope_type(config_class: type) -> None:
+    """Let configurations whose own validators know a few rope types only (Phi-3, PhiMoE) accept ours as well."""
+    validators = vars(config_class).get("__class_validators__", [])
+    for position, stock in enumerate(validators):
+        if stock.__name__ != "validate_rope" or hasattr(stock, _MARK):
+            continue
+
+        @functools.wraps(stock)
+        def validate_rope(self: Any, stock: Callable[..., Any] = stock) -> Any:
+            ours = (self.rope_parameters or {}).get("rope_type") == ROPE_TYPE
+            return RotaryEmbeddingConfigMixin.validate_rope(self) if ours else stock(self)
+
+        setattr(validate_rope, _MARK, True)
+        validators[position] = validate_rope
+        if "validate_rope" in vars(config_class):
+            setattr(config_class, "validate_rope", validate_rope)  # noqa: B010
+
+
+def register_rope_type(initialiser: Callable[..., Any] = initialise) -> None:
+    """Teach transformers the rope type "harpe"."""
+    ROPE_INIT_FUNCTIONS[ROPE_TYPE] = initialiser
+    RotaryEmbeddingConfigMixin._validate_harpe_rope_parameters = validate  # type: ignore[attr-defined]
