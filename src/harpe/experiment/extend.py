@@ -15,6 +15,7 @@ from harpe.experiment.arms import Arm, arm_of, untouched
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
 from harpe.files import write_json
@@ -95,7 +96,14 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     source = open_source(
         options.model, options.length, options.revision, options.tokenizer, options.original_length, options.sliding_window
     )
-    arm, bases = arm_of(options, source.geometry)
+    notes = [source.window_note] if source.window_note else []
+
+    def reach() -> list[list[float]]:
+        found, note = measured_reach(source.load(), source.tokenizer, options.data, options.text_field, source.geometry.original_length)
+        notes.append(note)
+        return found
+
+    arm, bases = arm_of(options, source.geometry, reach)
     model = source.load()
     parameters = model.num_parameters()
     check_space(Path(options.out), parameters)
@@ -141,7 +149,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         reason,
         data,
         None,
-        [source.window_note] if source.window_note else [],
+        notes,
     )
     write_json(run / "plan.json", plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
