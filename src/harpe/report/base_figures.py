@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
-from harpe.positions.complementarity import first_position, ripples
-from harpe.report.figures import Plot, base_style, linear, log_ticks, logarithmic, short_number
+from harpe.positions.complementarity import first_position, ripples, sample_starts, sampled_cover
+from harpe.positions.waveform import FINE_STEPS
+from harpe.report.figures import Plot, base_style, even_ticks, linear, log_ticks, logarithmic, short_number
 
 LANES = 12
 """Most bases whose ripples are drawn one above the other."""
 SHOWN = 64
 """Positions that are shown of the ripples: about ten of their periods."""
-BINS = 40
+BINS = 32
 """Bins of the coverage along the length."""
 COVERED, UNCOVERED = "#1f9e89", "#c8321e"
-OURS, EVEN, ONE = "#d05200", "#0072b2", "#79818b"
+OURS, EVEN = "#d05200", "#0072b2"
 STYLE = """
 svg{background:#fdfdfb;font-family:system-ui,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif}
 text{font-size:13px;fill:#5c626b}.name{fill:#1c1e22}.small{font-size:12px}
@@ -54,7 +54,7 @@ def waveforms(value: dict[str, Any]) -> str:
     """A lane for every base with its ripple around the middle of the length, and below them which positions the whole set covers."""
     bases, head_dim, length = value["bases"], value["head_dim"], value["length"]
     shown, middle = _some(bases, LANES), (first_position(length) + length) // 2
-    lane, top, left, right = 34, 58, 96, 738
+    lane, top, left, right = 34, 58, 96, 722
     foot = top + lane * len(shown)
     label = (
         f"Ripples of {len(shown)} of the {len(bases)} bases at distances {middle:,} to {middle + SHOWN:,}: filled where a base has a peak. "
@@ -106,76 +106,91 @@ def _ripple_at(base: float, head_dim: int, m: NDArray[np.float64]) -> NDArray[np
     return np.asarray(np.cos(np.outer(m, frequency)) @ weight / math.sqrt((weight**2).sum() / 2))
 
 
-def _covered_by_bins(bases: Sequence[float], head_dim: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of covered positions in each bin: of at most 4,096 evenly spread ones in stretches of 256."""
-    shares = []
-    for start, end in pairwise(edges.tolist()):
-        count = max(1, min(16, int((end - start) // 256)))
-        starts = np.floor(np.linspace(start, max(start, end - 256), count))
-        kept = int(min(256, max(1, end - start)))
-        values = ripples(bases, head_dim, starts).reshape(len(bases), count, 256)[:, :, :kept]
-        shares.append(float((values.max(axis=0) > 0).mean()))
-    return np.array(shares)
+def _uncovered_by_bins(bases: Sequence[float], head_dim: int, length: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of positions under no peak in each bin, over the sample that sets are chosen on."""
+    start = first_position(length)
+    covered = sampled_cover(bases, head_dim, length).any(axis=0)
+    positions = (sample_starts(start, length)[:, None] + np.arange(FINE_STEPS)).ravel()[: len(covered)]
+    of_all, _ = np.histogram(positions, edges)
+    uncovered, _ = np.histogram(positions[~covered], edges)
+    return np.asarray(uncovered / np.maximum(of_all, 1))
 
 
 def coverage(value: dict[str, Any]) -> str:
-    """The share of covered distances along the length: the set, as many evenly spaced bases, and one base."""
+    """Where along the length distances lie under no peak: the set beside as many evenly spaced bases."""
     bases, head_dim, length, low, high = (value[name] for name in ("bases", "head_dim", "length", "min", "max"))
-    edges = np.linspace(first_position(length), length, BINS + 1)
-    middle = (edges[:-1] + edges[1:]) / 2
+    edges = np.linspace(first_position(length), length + 1, BINS + 1)
     found = value["comparison"]
     random = found["random_sets"]
     sets = (
-        ("one base", ONE, [(low + high) / 2], found["one_base"]["covered"]),
         (f"{len(bases)} evenly spaced", EVEN, list(uniform_bases(len(bases), low, high)), found["uniform"]["covered"]),
         ("this set", OURS, bases, value["complementarity"]["covered"]),
     )
-    curves = [(name, colour, _covered_by_bins(some, head_dim, edges), share) for name, colour, some, share in sets]
-    if len(bases) == 1:
-        curves = curves[::2]
-    label = "Share of distances under a peak of some base, along the length: " + ", ".join(
-        f"{name} {share:.2%} over the whole length" for name, _, _, share in curves
+    curves = [(name, colour, _uncovered_by_bins(some, head_dim, length, edges), share) for name, colour, some, share in sets]
+    label = "Share of distances under no peak of any base, along the length. Covered over the whole length: " + ", ".join(
+        f"{name} {share:.3%}" for name, _, _, share in curves
     )
-    plot = Plot(label + ".", 760, 400, (62, 40, 560, 342))
-    # uncovered on a logarithmic axis, so that 99% and 99.9% stand apart; a bin without any uncovered position is drawn at the bottom
-    floor = 1e-4
-    lowest = max(floor, min(float((1 - values).min()) for _, _, values, _ in curves))
-    x, y = linear(0, length, plot.left, plot.right), logarithmic(lowest / 1.4, 1.0, plot.bottom, plot.top)
-    marks = {
-        u: f"{1 - u:.4%}".rstrip("0%").rstrip(".") + "%" for u in (1.0, 0.5, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001, 1e-4) if u >= lowest / 1.4
-    }
+    plot = Plot(label + ".", 760, 360, (70, 44, 540, 302))
+    most = max(float(values.max()) for _, _, values, _ in curves) * 1.12 or 0.01
+    x, y = linear(0, length, plot.left, plot.right), linear(0, most, plot.bottom, plot.top)
     ticks = {length * k / 4: f"{round(length * k / 4):,}" for k in range(5)}
-    plot.axes(x, ticks, y, marks, "distance between two tokens", "share of distances under a peak of some base")
-    for name, colour, values, share in curves:
-        points = [(x(m), y(max(1 - v, lowest / 1.4))) for m, v in zip(middle, values, strict=True)]
-        plot.path(points, "curve", f"stroke:{colour}")
-        at = y(max(1 - float(np.median(values)), lowest / 1.3))
-        plot.text(plot.right + 10, at, name, "t name", "start", style=f"fill:{colour}")
-        plot.text(plot.right + 10, at + 16, f"C = {share:.3%}", "t small", "start")
-    words = f"of {random['sets']} random sets, half are above {random['median']:.3%} and 5% above {random['p95']:.3%}"
-    plot.text(plot.left, plot.height - 28 + 4, "", "t small", "start")
-    plot.text(plot.right + 190, 20, words, "t small", "end")
+    marks = {at: f"{100 * at:.6g}%" for at in even_ticks(0, most, 5)}
+    plot.axes(x, ticks, y, marks, "distance between two tokens", "share of distances under no peak of any base (lower is better)")
+    for _, colour, values, _ in curves:
+        steps = [point for k, v in enumerate(values.tolist()) for point in ((x(edges[k]), y(v)), (x(edges[k + 1]), y(v)))]
+        plot.path(steps, "curve", f"stroke:{colour}")
+    shares = [(name, colour, share) for name, colour, _, share in curves[::-1]]
+    shares += [("95% of random sets", "", random["p95"]), ("half of random sets", "", random["median"])]
+    shares += [("published set", "", found["published_set"]["covered"]), ("one base", "", found["one_base"]["covered"])]
+    plot.text(plot.right + 18, plot.top + 6, "covered over the whole length", "t name", "start")
+    for row, (name, colour, share) in enumerate(shares):
+        here = plot.top + 32 + 24 * row
+        if colour:
+            plot.add(f'<rect x="{plot.right + 18}" y="{here - 6}" width="14" height="3" fill="{colour}"/>')
+        plot.text(plot.right + 38, here, name, "t name small" if colour else "t small", "start")
+        plot.text(752, here, f"{share:.2%}", "t name small" if colour else "t small", "end")
     return _file(plot)
 
 
 def number_line(value: dict[str, Any]) -> str:
     """The set and the published one on one logarithmic line."""
     bases = value["bases"]
-    marked = [*bases, *PUBLISHED_SET]
     label = f"Bases on a logarithmic line: this set, {bases[0]:,.0f} to {bases[-1]:,.0f}, above the published set, 1M to 4.54M."
-    plot = Plot(label, 760, 150, (110, 16, 738, 96))
+    return number_lines({f"this set ({len(bases)})": bases, "published (32)": list(PUBLISHED_SET)}, label)
+
+
+def number_lines(sets: dict[str, list[float]], label: str) -> str:
+    """Sets of bases, by name, one above the other on a logarithmic line."""
+    marked = [base for bases in sets.values() for base in bases]
+    foot = 38 * len(sets) + 20
+    plot = Plot(label, 760, foot + 54, (110, 16, 738, foot))
     low, high = min(marked) / 1.08, max(marked) * 1.08
     x = logarithmic(low, high, plot.left, plot.right)
-    for name, some, height in ((f"this set ({len(bases)})", bases, 36), ("published (32)", PUBLISHED_SET, 74)):
+    for row, (name, bases) in enumerate(sets.items()):
+        height = 36 + 38 * row
         plot.text(plot.left - 12, height + 4, name, "t name", "end")
         plot.line(plot.left, height, plot.right, height, "stem")
-        for base in some:
+        for base in bases:
             plot.mark(x(base), height, "circle", "dot", base_style(base, marked, "fill"), 5.0)
     plot.line(plot.left, plot.bottom, plot.right, plot.bottom, "axis")
     for at, words in log_ticks(low, high).items():
         plot.line(x(at), plot.bottom, x(at), plot.bottom + 5, "axis")
         plot.text(x(at), plot.bottom + 20, words)
     plot.text((plot.left + plot.right) / 2, plot.height - 8, "RoPE base", "t name")
+    return _file(plot)
+
+
+def scatter(label: str, xs: NDArray[np.float64], ys: NDArray[np.float64], bases: Sequence[float], axes: tuple[str, str], words: str) -> str:
+    """One point for every base; axes from the smallest to the largest value."""
+    plot = Plot(label, 760, 340, (70, 44, 738, 282))
+    room = [0.04 * (float(v.max() - v.min()) or 1.0) for v in (xs, ys)]
+    (x0, x1), (y0, y1) = ((float(v.min()) - r, float(v.max()) + r) for v, r in zip((xs, ys), room, strict=True))
+    x, y = linear(x0, x1, plot.left, plot.right), linear(y0, y1, plot.bottom, plot.top)
+    ticks = {at: f"{at:,.0f}" for at in even_ticks(x0, x1, 5)}
+    plot.axes(x, ticks, y, {at: f"{at:.6g}" for at in even_ticks(y0, y1, 5)}, *axes)
+    for base, at, value in zip(bases, xs, ys, strict=True):
+        plot.mark(x(float(at)), y(float(value)), "circle", "dot", base_style(base, bases, "fill"), 4.5)
+    plot.text(plot.right, plot.bottom - 12, words, "t small", "end")
     return _file(plot)
 
 
