@@ -23,6 +23,7 @@ import numpy as np
 
 from harpe.experiment.directory import write_environment
 from harpe.files import read_json, write_json, write_text
+from harpe.positions.assignment import assign
 from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.positions.complementarity import complementarity, random_sets
 from harpe.positions.general_search import general_base_search, general_candidates
@@ -41,6 +42,11 @@ GEOMETRIES = (
     (128, 256, 10_000_000, 1e9, 5e9),
 )
 """Heads, head size, length, range."""
+FEW = (1, 2, 4, 8, 16, 32)
+"""Numbers of key/value heads that are compared at head size 128 and 131,072 tokens, in the critical range of Llama-3."""
+LLAMA3_RANGE = (5.79e7, 2.9e8)
+LAYERS = 32
+"""For a set with a member for every head of every layer."""
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -138,6 +144,25 @@ def general(heads: int, head_dim: int, length: int, low: float, high: float) -> 
     }
 
 
+def few_heads() -> list[dict[str, Any]]:
+    """What few heads lose, and what bases of their own in every layer bring."""
+    low, high = LLAMA3_RANGE
+    rows = []
+    for heads in FEW:
+        one = general_base_search(heads, 128, 131_072, general_candidates(heads, low, high)).bases
+        many = general_base_search(LAYERS * heads, 128, 131_072, general_candidates(LAYERS * heads, low, high)).bases
+        layers = assign(many, "ascending", heads=heads, layers=LAYERS, layer_bases="own")
+        rows.append(
+            {
+                "heads": heads,
+                "same": complementarity(one, 128, 131_072).as_dict(),
+                "own_all_layers": complementarity(many, 128, 131_072).as_dict(),
+                "own_mean_of_layers": float(np.mean([complementarity(row, 128, 131_072).covered for row in layers])),
+            }
+        )
+    return rows
+
+
 def markdown(value: dict[str, Any]) -> str:
     """The result for people."""
     p = value["published"]
@@ -172,6 +197,17 @@ def markdown(value: dict[str, Any]) -> str:
             f"| {r['memory_mb']:.0f} MB | {cell(r['general'])} | {cell(r['uniform'])} | {cell(r['one_base'])} | {cell(r['published_set'])} "
             f"| {random} |"
         )
+    lines += [
+        "",
+        f"Few heads: head size 128, 131072 tokens, bases of 57.9M to 290M (Llama-3), {LAYERS} layers, the general rule. C in percent; with",
+        "bases of their own in every layer, of one layer (mean) and of all layers together.",
+        "",
+        "| key/value heads | same bases in all layers | own: one layer | own: all layers together |",
+        "|---|---|---|---|",
+    ]
+    for r in value["few"]:
+        together = 100 * r["own_all_layers"]["covered"]
+        lines.append(f"| {r['heads']} | {cell(r['same'])} | {100 * r['own_mean_of_layers']:.3f} | {together:.3f} |")
     facts = "; ".join(f"{k} {v}" for k, v in value["environment"].items() if k != "schema_version")
     return "\n".join([*lines, "", f"Made with `OMP_NUM_THREADS=1 python scripts/bases_benchmark.py`. {facts}.", ""])
 
@@ -180,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--result", type=Path, required=True)
     result: Path = parser.parse_args().result
-    value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "published": published(), "general": []}
+    value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "published": published(), "few": few_heads(), "general": []}
     for geometry in GEOMETRIES:
         value["general"].append(general(*geometry))
         print(geometry, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MB", flush=True)

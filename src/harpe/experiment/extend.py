@@ -26,6 +26,10 @@ from harpe.training.options import TrainingOptions
 from harpe.training.stages import train_stages
 
 
+FEW_STEPS = 100
+"""Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The checkpoint that a run starts from; weights are loaded anew for every row."""
@@ -134,6 +138,9 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         )
         training = replace(training, tokens=options.tokens or data.tokens)
         check_budget(training, data)
+    steps = training.steps(options.length)
+    if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
+        notes.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
     per_token, _ = seconds_per_token(model, training, options.length)
     del model
     plan = describe(

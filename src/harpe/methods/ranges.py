@@ -87,8 +87,9 @@ def base_range(
         name, formula = "b*", f"the critical base b0^(ln(T/2pi)/ln(L0/2pi)) = {reference:,.0f} with {trained}"
     ratios = RATIOS[rule]
     why = f"rule {rule}: {ratios[0]:.3g} {name} to {ratios[1]:.3g} {name}, {name} = {formula}, target T = {length}"
-    # six digits, so that LLaMA-2 at 128k has the paper's 1M and 5M and not their neighbours in floating point
-    ends = [float(f"{ratio * reference:.6g}") for ratio in ratios]
+    ends = [ratio * reference for ratio in ratios]
+    if rule != "ntk":  # six digits, so that LLaMA-2 at 128k has the paper's 1M and 5M and not their neighbours in floating point
+        ends = [float(f"{end:.6g}") for end in ends]
     if min(ends) < geometry.base:
         why += f"; no lower than the trained base {geometry.base:,.0f}"
         ends = [max(end, geometry.base) for end in ends]

@@ -63,7 +63,7 @@ def waveforms(value: dict[str, Any]) -> str:
     plot = Plot(label, 760, foot + 92, (left, top, right, foot))
     x = linear(middle, middle + SHOWN, left, right)
     positions = middle + np.arange(SHOWN + 1)
-    fine = np.linspace(middle, middle + SHOWN, 8 * SHOWN + 1)
+    fine = np.linspace(middle, middle + SHOWN, 5 * SHOWN + 1)
     whole = ripples(bases, head_dim, np.array([float(middle)]))[:, : SHOWN + 1]
     plot.text(left, 22, "ripple of the attention waveform around the middle of the length", "t name", "start")
     plot.text(left, 42, "filled: the base has a peak there   ▼ top of a peak   ▲ bottom of a valley", "t small", "start")
@@ -82,7 +82,7 @@ def waveforms(value: dict[str, Any]) -> str:
         for at in np.flatnonzero((inner < drawn[:-2]) & (inner < drawn[2:]) & (inner < -0.8)) + 1:
             plot.mark(x(fine[at]), y(drawn[at]) + 5, "up", "turn", colour, 3.0)
         plot.text(left - 8, y(0) + 4, short_number(base), "t", "end")
-    covered = whole.max(axis=0) > 0
+    covered = [bool(hit) for hit in whole.max(axis=0) > 0]
     width = (right - left) / (SHOWN + 1)
     for index, hit in enumerate(covered):
         px = left + index * width
@@ -109,7 +109,7 @@ def _ripple_at(base: float, head_dim: int, m: NDArray[np.float64]) -> NDArray[np
 def _uncovered_by_bins(bases: Sequence[float], head_dim: int, length: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of positions under no peak in each bin, over the sample that sets are chosen on."""
     start = first_position(length)
-    covered = sampled_cover(bases, head_dim, length).any(axis=0)
+    covered = np.asarray(sampled_cover(bases, head_dim, length).any(axis=0), dtype=np.bool_)
     positions = (sample_starts(start, length)[:, None] + np.arange(FINE_STEPS)).ravel()[: len(covered)]
     of_all, _ = np.histogram(positions, edges)
     uncovered, _ = np.histogram(positions[~covered], edges)
