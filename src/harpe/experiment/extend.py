@@ -25,7 +25,6 @@ from harpe.models.load import check_vocabulary, load_config, load_model, load_to
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import train_stages
 
-
 FEW_STEPS = 100
 """Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
 
