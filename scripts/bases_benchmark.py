@@ -2,8 +2,9 @@
 
     python scripts/bases_benchmark.py --result benchmarks/DATE-bases
 
-Times are CPU seconds of one thread (run it with OMP_NUM_THREADS=1), the smallest of three for what takes less than ten seconds. The naive
-implementation forms every waveform term by term with NumPy and counts covers in Python loops; it must find the same bases.
+Times are CPU seconds of one thread (run it with OMP_NUM_THREADS=1), the smallest of three for what takes less than ten seconds. The
+naive implementation forms every waveform term by term with NumPy, and walks extrema and counts covers in Python loops; it must find the
+same bases.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -27,7 +27,7 @@ from harpe.positions.assignment import assign
 from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.positions.complementarity import complementarity, random_sets
 from harpe.positions.general_search import general_base_search, general_candidates
-from harpe.positions.published_search import find_peaks, find_valleys, published_base_search
+from harpe.positions.published_search import published_base_search
 
 GEOMETRIES = (
     (32, 128, 131_072, 1e6, 5e6),
@@ -61,8 +61,43 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return best, value
 
 
+def naive_peaks(waveform: list[float]) -> list[int]:
+    """The walk over peaks in plain loops."""
+    maxima = [m for m in range(1, len(waveform) - 1) if waveform[m - 1] < waveform[m] > waveform[m + 1]]
+    target, kept = max(waveform[m] for m in maxima), list[int]()
+    for number, m in enumerate(maxima):
+        if abs(waveform[m] - target) > 1e-3:
+            continue
+        if not kept or m > kept[-1] + 50:
+            kept.append(m)
+        if len(kept) == 30 or number + 1 == len(maxima):
+            break
+        start = min(m + 50, maxima[number + 1])
+        target = max(waveform[start : start + 500])
+    return kept
+
+
+def naive_valleys(waveform: list[float]) -> list[int]:
+    """The walk over valleys in plain loops."""
+    minima = [m for m in range(1, len(waveform) - 1) if waveform[m - 1] > waveform[m] < waveform[m + 1]]
+    target, kept = min(waveform[m] for m in minima), list[int]()
+    for number in range(len(minima) - 1, -1, -1):
+        m = minima[number]
+        if abs(waveform[m] - target) > 1e-3:
+            continue
+        if not kept or m < kept[0] - 60:
+            kept.insert(0, m)
+        if len(kept) == 30 or number == 0:
+            break
+        before = waveform[: max(0, min(m - 50, minima[number - 1]))]
+        if not before:
+            break
+        target = min(before)
+    return kept
+
+
 def naive_published() -> list[float]:
-    """The published rule for Table 2 without the fast waveform and the fast selection; it shares the walk over extrema."""
+    """The published rule for Table 2: waveforms term by term (NumPy), extrema and covers in loops."""
     candidates = [1e6 + 3e4 * i for i in range(134)]
     m = np.arange(1000, 131_073, dtype=np.float64)
     peaks, valleys = [], []
@@ -70,12 +105,12 @@ def naive_published() -> list[float]:
         waveform = np.zeros_like(m)
         for i in range(64):
             waveform += np.cos(m * base ** (-2 * i / 128))
-        waveform *= 2 / math.sqrt(128)
-        peaks.append([int(p) for p in find_peaks(waveform)])
-        valleys.append([int(v) for v in find_valleys(waveform)])
+        values = (waveform * (2 / math.sqrt(128))).tolist()
+        peaks.append(naive_peaks(values))
+        valleys.append(naive_valleys(values))
     picked, all_peaks, all_valleys = [0], list(peaks[0]), list(valleys[0])
     while len(picked) < 32:
-        best = None
+        best: tuple[int, int, int] | None = None
         for j in range(len(candidates)):
             if j in picked:
                 continue
@@ -94,7 +129,8 @@ def naive_published() -> list[float]:
 
 def peak_memory(code: str) -> float:
     """Peak resident memory of a fresh process that runs `code`, in MB."""
-    code = f"{code}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # VmHWM and not ru_maxrss: the latter keeps what the parent had when it forked
+    code += "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
 
@@ -219,7 +255,7 @@ def main() -> None:
     value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "published": published(), "few": few_heads(), "general": []}
     for geometry in GEOMETRIES:
         value["general"].append(general(*geometry))
-        print(geometry, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MB", flush=True)
+        print(geometry, value["general"][-1]["general"], flush=True)
     write_environment(result.parent / ".bases")
     value["environment"] = read_json(result.parent / ".bases" / "environment.json")
     (result.parent / ".bases" / "environment.json").unlink()

@@ -33,8 +33,10 @@ PUBLISHED_START, PUBLISHED_LENGTH = 1000, 131_072
 """Where the published search begins, and its length."""
 MINIMUM_LENGTH = 64
 """Shortest length that is measured: about ten periods of the ripple."""
-DENSE_POSITIONS = 2**17
-"""Up to this many positions, a sample is every position; of longer ranges it is about this many."""
+SAMPLE_BYTES, LEAST_SAMPLE, MOST_SAMPLE = 2**27, 2**17, 2**20
+"""A sample has this many positions times bases, and at least and at most so many positions. Shorter ranges are read whole."""
+STRETCH = 64
+"""Neighbouring positions of a sample: about ten periods of the ripple. More stretches see more of the slow beat between two bases."""
 BLOCK_SAMPLES = 2**23
 """Samples of ripples in memory at a time (64 MiB)."""
 
@@ -73,37 +75,43 @@ def ripple_weights(frequencies_NP: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(weights / np.sqrt((weights**2).sum(axis=1, keepdims=True) / 2))
 
 
-def ripples(bases: Sequence[float] | NDArray[np.float64], head_dim: int, starts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A~_b at the `FINE_STEPS` positions from each of `starts` on: float64 [N, len(starts) * FINE_STEPS]."""
+def ripples(
+    bases: Sequence[float] | NDArray[np.float64], head_dim: int, starts: NDArray[np.float64], steps: int = FINE_STEPS
+) -> NDArray[np.float64]:
+    """A~_b at the `steps` positions from each of `starts` on: float64 [N, len(starts) * steps]."""
     frequencies_NP = frequencies(bases, head_dim)
-    return weighted_cosines(frequencies_NP, ripple_weights(frequencies_NP), starts).reshape(len(frequencies_NP), -1)
+    return weighted_cosines(frequencies_NP, ripple_weights(frequencies_NP), starts, steps).reshape(len(frequencies_NP), -1)
 
 
-def sample_starts(start: int, length: int) -> NDArray[np.float64]:
-    """First positions of stretches of `FINE_STEPS` that stand for [start, length].
+def sample_size(bases: int) -> int:
+    """Most positions that are read to compare so many bases."""
+    return min(max(SAMPLE_BYTES // bases, LEAST_SAMPLE), MOST_SAMPLE)
 
-    All of it where that is at most `DENSE_POSITIONS`; else that many positions in stretches spread evenly, each moved within its share
-    by multiples of the golden ratio, so that their spacing is no period of any pair.
+
+def sample_starts(start: int, length: int, most: int) -> tuple[NDArray[np.float64], int]:
+    """First positions of stretches that stand for [start, length], and how many positions a stretch has.
+
+    All of it where that is at most `most` positions; else that many in stretches spread evenly, each moved within its share by multiples
+    of the golden ratio, so that their spacing is no period of any pair.
     """
     positions = length - start + 1
-    if positions <= DENSE_POSITIONS:
-        return start + FINE_STEPS * np.arange(math.ceil(positions / FINE_STEPS), dtype=np.float64)
-    count = DENSE_POSITIONS // FINE_STEPS
-    share = (positions - FINE_STEPS) / count
+    if positions <= most:
+        return start + FINE_STEPS * np.arange(math.ceil(positions / FINE_STEPS), dtype=np.float64), FINE_STEPS
+    count = most // STRETCH
+    share = (positions - STRETCH) / count
     moved = (np.arange(count) * (math.sqrt(5) - 1) / 2) % 1
-    return np.asarray(start + np.floor((np.arange(count) + moved) * share))
+    return np.asarray(start + np.floor((np.arange(count) + moved) * share)), STRETCH
 
 
 def sampled_cover(bases: Sequence[float] | NDArray[np.float64], head_dim: int, length: int) -> Cover:
-    """Where each base covers, over a sample of [m0, length] (`sample_starts`): bool [N, M], for N bases of one range."""
-    start = first_position(length)
-    starts = sample_starts(start, length)
-    kept = min(length - start + 1, len(starts) * FINE_STEPS)
-    values = np.asarray(bases, dtype=np.float64)
+    """Where each base covers, over a sample of [m0, length] (`sample_starts`): bool [N, M]."""
+    start, values = first_position(length), np.asarray(bases, dtype=np.float64)
+    starts, steps = sample_starts(start, length, sample_size(len(values)))
+    kept = min(length - start + 1, len(starts) * steps)
     cover = np.empty((len(values), kept), dtype=np.bool_)
-    group = max(1, BLOCK_SAMPLES // (len(starts) * FINE_STEPS))
+    group = max(1, BLOCK_SAMPLES // (len(starts) * steps))
     for first in range(0, len(values), group):
-        cover[first : first + group] = ripples(values[first : first + group], head_dim, starts)[:, :kept] > 0
+        cover[first : first + group] = ripples(values[first : first + group], head_dim, starts, steps)[:, :kept] > 0
     return cover
 
 
@@ -147,14 +155,14 @@ def complementarity(bases: Sequence[float], head_dim: int, length: int) -> Compl
 def random_sets(heads: int, head_dim: int, length: int, low: float, high: float, count: int = 1000, seed: int = 0) -> NDArray[np.float64]:
     """C of `count` random sets of bases, drawn from a pool of bases that are uniform in [low, high]: float64 [count], ascending.
 
-    The pool has 1024 bases or 8 for every head; a set takes different ones. Beyond `DENSE_POSITIONS` C is that of the sample.
+    The pool has as many bases as the general rule has candidates, and both are measured on the same sample (every position, up to 131,072
+    at least). A set takes different members.
     """
     random = np.random.default_rng(seed)
-    pool = np.sort(random.uniform(low, high, max(1024, 8 * heads)))
-    cover = np.packbits(sampled_cover(pool, head_dim, length), axis=1)
-    positions = min(length - first_position(length) + 1, DENSE_POSITIONS)
+    cover = sampled_cover(random.uniform(low, high, max(128, 8 * heads)), head_dim, length)
+    positions, packed = cover.shape[1], np.packbits(cover, axis=1)
     found = []
     for _ in range(count):
-        together = np.bitwise_or.reduce(cover[random.choice(len(pool), heads, replace=False)], axis=0)
+        together = np.bitwise_or.reduce(packed[random.choice(len(packed), heads, replace=False)], axis=0)
         found.append(int(np.bitwise_count(together).sum()) / positions)
     return np.sort(np.array(found))

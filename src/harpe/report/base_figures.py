@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
-from harpe.positions.complementarity import first_position, ripples, sample_starts, sampled_cover
-from harpe.positions.waveform import FINE_STEPS
+from harpe.positions.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.report.figures import Plot, base_style, even_ticks, linear, log_ticks, logarithmic, short_number
 
 LANES = 12
@@ -110,7 +109,8 @@ def _uncovered_by_bins(bases: Sequence[float], head_dim: int, length: int, edges
     """Share of positions under no peak in each bin, over the sample that sets are chosen on."""
     start = first_position(length)
     covered = np.asarray(sampled_cover(bases, head_dim, length).any(axis=0), dtype=np.bool_)
-    positions = (sample_starts(start, length)[:, None] + np.arange(FINE_STEPS)).ravel()[: len(covered)]
+    starts, steps = sample_starts(start, length, sample_size(len(bases)))
+    positions = (starts[:, None] + np.arange(steps)).ravel()[: len(covered)]
     of_all, _ = np.histogram(positions, edges)
     uncovered, _ = np.histogram(positions[~covered], edges)
     return np.asarray(uncovered / np.maximum(of_all, 1))
