@@ -2,7 +2,7 @@
 
 The scale is the critical base b* (`harpe.methods.critical_base`). Three rules set the ends around it:
 
-* `critical`: 0.726 b* to 3.63 b*. These are the paper's 1M and 5M for LLaMA-2 at 128k (HARPE, arXiv 2412.07171), which it trained on 6B
+* `critical`: 0.725 b* to 3.63 b*. These are the paper's 1M and 5M for LLaMA-2 at 128k (HARPE, arXiv 2412.07171), which it trained on 6B
   tokens; b* itself is the base of published Llama-3 checkpoints for 262,144 and 1,048,576 tokens.
 * `short`: 0.2 b* to b*, for trainings of some dozens of steps, which cannot absorb larger ones (docs/choosing-bases.md, the range study).
 * `ntk`: 3 B to 15 B of the NTK-aware base B = b0 s^(d/(d-2)), the ratios of the same setting. It falls behind b* as the scale s grows.

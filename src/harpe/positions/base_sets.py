@@ -35,7 +35,7 @@ class BaseSet:
     bases: tuple[float, ...]
     """In head order: head h gets `bases[h]`."""
     order: tuple[float, ...]
-    """In the order in which they were picked."""
+    """In the order in which they were picked, where they were picked one by one; else as `bases`."""
     strategy: str
     rule: str | None
     reason: str = ""
@@ -143,7 +143,7 @@ def choose_bases(
         rule, reason = _peak_valley_rule(heads, head_dim, length, low, high, stride)
     if rule == "general":
         found = general_base_search(heads, head_dim, length, general_candidates(heads, low, high, stride))
-        return BaseSet(found.bases, found.order, strategy, rule, reason)
+        return BaseSet(found.bases, found.bases, strategy, rule, reason)
     if rule not in ("published", "printed"):
         raise HarpeError(f"--rule {rule} is not known; choose general, published or printed.")
     if rule == "published" and not force and not (head_dim == PUBLISHED_HEAD_DIM and _published_length(length)):

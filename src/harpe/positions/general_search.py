@@ -27,7 +27,7 @@ from harpe.errors import HarpeError
 from harpe.positions.complementarity import Cover, sampled_cover
 
 PART_CANDIDATES = 8
-"""Candidates for each head where no stride is given: three more doublings change C by less than its spread over lengths."""
+"""Candidates for each head where no stride is given: a choice of eight in each part."""
 LEAST_CANDIDATES, MOST_CANDIDATES = 128, 1024
 """Candidates in all, for few and for many heads; beyond 512 heads there are two for each."""
 MOST_HEADS = 2048
@@ -38,10 +38,10 @@ SWEEPS = 16
 
 @dataclass(frozen=True)
 class GeneralSearch:
-    """Bases found by `general_base_search`, ascending, with the order in which their parts were first filled."""
+    """Bases found by `general_base_search`."""
 
     bases: tuple[float, ...]
-    order: tuple[float, ...]
+    """Ascending, one of each part of the range."""
     sweeps: int
     """Rounds of exchange until nothing changed."""
 
@@ -99,7 +99,6 @@ def general_base_search(heads: int, head_dim: int, length: int, candidates: Sequ
     for head, part in enumerate(parts):
         picked[head] = part.start + _best(cover[part], counts)
         counts += cover[picked[head]]
-    first = picked.copy()
     sweeps, changed = 0, True
     while changed and sweeps < SWEEPS:
         changed, sweeps = False, sweeps + 1
@@ -109,4 +108,4 @@ def general_base_search(heads: int, head_dim: int, length: int, candidates: Sequ
             changed |= bool(now != picked[head])
             picked[head] = now
             counts += cover[now]
-    return GeneralSearch(tuple(map(float, sorted_candidates[picked])), tuple(map(float, sorted_candidates[first])), sweeps)
+    return GeneralSearch(tuple(map(float, sorted_candidates[picked])), sweeps)
