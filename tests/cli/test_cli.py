@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -37,9 +39,32 @@ def test_the_published_bases_are_printed_as_one_json_object_and_nothing_else() -
 def test_bases_of_a_checkpoint_are_read_from_its_configuration() -> None:
     done = harpe("bases", "--model", "embedded", "--length", "2048", "--json")
     bases = json.loads(done.stdout)["bases"]
-    ntk = 10_000 * 8 ** (32 / 30)
+    critical = 10_000 ** (math.log(2048 / 2 / math.pi) / math.log(256 / 2 / math.pi))
     assert len(bases) == 8
-    assert (bases[0], bases[-1]) == (pytest.approx(3 * ntk), pytest.approx(15 * ntk))
+    assert (bases[0], bases[-1]) == (pytest.approx(0.726 * critical, rel=1e-3), pytest.approx(3.63 * critical, rel=1e-3))
+
+
+def test_options_override_what_a_checkpoint_says() -> None:
+    done = harpe("bases", "--model", "embedded", "--length", "2048", "--heads", "3", "--min", "1e5", "--json")
+    value = json.loads(done.stdout)
+    assert len(value["bases"]) == 3 and value["min"] == 1e5 and value["head_dim"] == 32
+
+
+def test_a_table_and_figures_are_written(tmp_path: Path) -> None:
+    done = harpe("bases", "--model", "embedded", "--length", "2048", "--strategy", "peak-valley", "--out", str(tmp_path / "set"))
+    assert "complementarity" in done.stdout and "the general rule" in done.stdout
+    value = json.loads((tmp_path / "set" / "bases.json").read_text())
+    assert value["rule"] == "general" and value["comparison"]["random_sets"]["sets"] == 1000
+    assert value["complementarity"]["covered"] > value["comparison"]["random_sets"]["p95"]
+    for name in ("waveforms", "coverage", "number-line"):
+        ElementTree.parse(tmp_path / "set" / f"{name}.svg")
+
+
+def test_bases_of_every_layer_are_shown() -> None:
+    options = ("--heads", "2", "--head-dim", "64", "--layers", "3", "--length", "8192", "--min", "1e5", "--max", "1e6")
+    value = json.loads(harpe("bases", *options, "--strategy", "log-uniform", "--layer-bases", "own", "--json").stdout)
+    assert len(value["bases"]) == 6 and sorted(b for row in value["layers"] for b in row) == value["bases"]
+    assert "layer 2" in harpe("bases", *options, "--layer-bases", "permuted", "--assignment", "random").stdout
 
 
 @pytest.mark.parametrize(
@@ -48,6 +73,10 @@ def test_bases_of_a_checkpoint_are_read_from_its_configuration() -> None:
         (["bases", "--length", "4096"], "missing: --heads, --head-dim, --min, --max"),
         (["bases", "--model", "/nowhere", "--length", "4096"], "no checkpoint folder"),
         (["bases", "--model", "embedded", "--length", "100"], "not longer"),
+        (["bases", "--model", "embedded", "--length", "2048", "--assignment", "adaptive"], "give --model and --data"),
+        (["bases", "--model", "embedded", "--length", "2048", "--data", "embedded"], "adaptive only"),
+        (["bases", "--model", "embedded", "--length", "2048", "--layers", "2"], "read from --model"),
+        (["bases", "--model", "embedded", "--length", "2048", "--strategy", "uniform-descending", "--assignment", "random"], "use uniform"),
         (["bases", "--heads", "0", "--head-dim", "64", "--length", "9999", "--min", "2", "--max", "3"], "at least one key/value head"),
         (["evaluate", "embedded", "--data", "embedded"], "--out is missing"),
         (["report", "/nowhere"], "no plan.json"),

@@ -11,19 +11,64 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf
+from harpe.methods.critical_base import critical_base
 from harpe.methods.harpe import harpe
-from harpe.methods.ranges import ntk_base, provisional_range
+from harpe.methods.ranges import base_range, ntk_base
 from harpe.methods.types import ModelGeometry
 from harpe.positions.base_sets import choose_bases
 
 LLAMA2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
 
 
-def test_the_provisional_range_gives_the_papers_one_to_five_million_for_llama2_at_128k() -> None:
-    found = provisional_range(LLAMA2, 131_072)
-    assert found.low == pytest.approx(1e6, rel=0.03)
-    assert found.high == pytest.approx(5e6, rel=0.03)
-    assert "provisional" in found.why
+def test_the_critical_range_is_exactly_the_papers_one_to_five_million_for_llama2_at_128k() -> None:
+    found = base_range(LLAMA2, 131_072)
+    assert (found.low, found.high) == (1e6, 5e6)
+
+
+@pytest.mark.parametrize(("length", "published"), [(262_144, 283_461_213), (1_048_576, 3_580_165_449)])
+def test_the_critical_base_is_that_of_published_llama3_checkpoints(length: int, published: int) -> None:
+    # rope_theta of the Llama-3-8B checkpoints for 262k and 1048k tokens that Gradient published
+    assert critical_base(500_000, 8192, length) == pytest.approx(published, rel=1e-3)
+
+
+@pytest.mark.parametrize(("base", "trained", "length"), [(10_000, 4096, 131_072), (500_000, 8192, 262_144), (10_000, 256, 2048)])
+def test_as_many_pairs_turn_fully_at_the_target_as_did_in_pretraining(base: float, trained: int, length: int) -> None:
+    # counted with a fine grid of exponents in place of d/2 pairs: the count must not depend on d
+    exponents = [i / 100_000 for i in range(100_001)]
+
+    def turned(b: float, n: int) -> int:
+        return sum(n * b**-e >= 2 * math.pi for e in exponents)
+
+    assert turned(critical_base(base, trained, length), length) == pytest.approx(turned(base, trained), abs=2)
+
+
+def test_the_short_rule_ends_where_the_critical_base_is() -> None:
+    found = base_range(LLAMA2, 131_072, rule="short")
+    assert found.high == pytest.approx(critical_base(10_000, 4096, 131_072), rel=1e-5)
+    assert found.low == pytest.approx(found.high / 5, rel=1e-5)
+
+
+def test_the_ntk_rule_gives_about_the_papers_range_for_llama2_at_128k() -> None:
+    found = base_range(LLAMA2, 131_072, rule="ntk")
+    assert found.low == pytest.approx(1e6, rel=0.03) and found.high == pytest.approx(5e6, rel=0.03)
+
+
+@pytest.mark.parametrize("rule", ["critical", "short", "ntk"])
+@pytest.mark.parametrize("length", [8193, 9000, 16_384, 10_000_000])
+@pytest.mark.parametrize("base", [10_000.0, 500_000.0, 1e7])
+def test_no_rule_goes_below_the_trained_base(rule: str, length: int, base: float) -> None:
+    found = base_range(replace(LLAMA2, base=base, original_length=8192), length, rule=rule)  # type: ignore[arg-type]
+    assert base <= found.low <= found.high
+
+
+def test_an_end_given_by_hand_may_lie_below_the_trained_base() -> None:
+    found = base_range(LLAMA2, 131_072, low=5000.0)
+    assert found.low == 5000.0 and "by hand" in found.why
+
+
+def test_the_critical_range_does_not_depend_on_the_rotary_dimension() -> None:
+    whole, partial = base_range(LLAMA2, 32_768), base_range(replace(LLAMA2, rotary_dim=32), 32_768)
+    assert (whole.low, whole.high) == (partial.low, partial.high)
 
 
 @pytest.mark.parametrize(("scale", "dim"), [(2, 64), (8, 128), (32, 128)])
@@ -48,18 +93,24 @@ def test_the_ntk_base_slows_the_slowest_pair_by_exactly_the_scale() -> None:
 @pytest.mark.parametrize("length", [4096, 100])
 def test_a_target_that_is_no_longer_is_refused(length: int) -> None:
     with pytest.raises(HarpeError, match="not longer than the model's context"):
-        provisional_range(LLAMA2, length)
+        base_range(LLAMA2, length)
 
 
 @pytest.mark.parametrize(("low", "high"), [(5e6, 1e6), (0.5, None), (0.0, None), (None, math.inf), (math.nan, None)])
 def test_an_impossible_range_is_refused(low: float | None, high: float | None) -> None:
     with pytest.raises(HarpeError, match="empty or invalid"):
-        provisional_range(LLAMA2, 131_072, low, high)
+        base_range(LLAMA2, 131_072, low, high)
 
 
-def test_a_rotary_dimension_without_a_rule_is_refused() -> None:
+def test_what_has_no_rule_is_refused() -> None:
     with pytest.raises(HarpeError, match="rotary dimension is 2"):
-        provisional_range(replace(LLAMA2, rotary_dim=2), 131_072)
+        base_range(replace(LLAMA2, rotary_dim=2), 131_072, rule="ntk")
+    with pytest.raises(HarpeError, match="less than one turn"):
+        base_range(replace(LLAMA2, original_length=6), 131_072)
+    with pytest.raises(HarpeError, match="beyond any number"):
+        base_range(replace(LLAMA2, original_length=7), 131_072)
+    with pytest.raises(HarpeError, match="choose critical, short or ntk"):
+        base_range(LLAMA2, 131_072, rule="best")  # type: ignore[arg-type]
 
 
 def test_harpe_and_abf_train_once_at_the_target_on_all_tokens() -> None:

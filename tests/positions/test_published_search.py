@@ -321,7 +321,7 @@ def test_no_cover_is_refused_with_what_to_do() -> None:
     peaks, valleys = as_positions([10], [20], [30]), as_positions([40], [50], [60])
     with pytest.raises(HarpeError, match="no cover after 1 of 2 bases") as refusal:
         select_by_cover(peaks, valleys, 2)
-    assert "--strategy uniform" in str(refusal.value)
+    assert "--rule general" in str(refusal.value)
 
 
 def test_candidates_without_any_extrema_are_no_cover() -> None:

@@ -41,14 +41,17 @@ def _prepare() -> None:
 
 
 def bases(options: BasesOptions, terminal: Any) -> None:
-    """Print a base set, as a table or as JSON."""
-    from harpe.experiment.bases import base_table, choose
+    """Print a base set, as a table or as JSON, and draw it where a folder is named."""
+    from harpe.experiment.bases import base_table, choose, write
 
     value = choose(options)
+    written = write(value, Path(options.out)) if options.out is not None else []
     if options.json:
         print(json.dumps(value))
     else:
         terminal.table(base_table(value))
+        if written:
+            terminal.say(f"Written: {', '.join(map(str, written))}")
 
 
 def extend(options: ExtendOptions, terminal: Any) -> None:

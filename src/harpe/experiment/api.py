@@ -12,7 +12,7 @@ from harpe.errors import HarpeError
 from harpe.experiment import extend as extension
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.reporter import Reporter
-from harpe.methods.ranges import provisional_range
+from harpe.methods.ranges import base_range
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.families import install
@@ -60,7 +60,7 @@ def apply(
     Parameters
     ----------
     method
-        `harpe`: a base for every key/value head, `bases` or else uniform in the provisional range. `abf`: one `base` for all,
+        `harpe`: a base for every key/value head, `bases` or else uniform in the range of the critical base. `abf`: one `base` for all,
         default the top of that range.
     length
         New context in tokens, longer than the trained one.
@@ -75,7 +75,7 @@ def apply(
     name = model.config.name_or_path or "the model"
     geometry = read_geometry(model.config, name, original_length)
     check_sliding_window(model.config, name, length, sliding_window)
-    chosen = provisional_range(geometry, length)
+    chosen = base_range(geometry, length)
     if method == "harpe":
         if base is not None:
             raise HarpeError('base belongs to method="abf"; give bases, one for each key/value head.')

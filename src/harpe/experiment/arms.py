@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harpe.errors import HarpeError
+from harpe.experiment.choice import Choice, SearchOptions, choose_rows
 from harpe.experiment.options import ExtendOptions
 from harpe.methods.abf import abf
 from harpe.methods.harpe import harpe
-from harpe.methods.ranges import BaseRange, provisional_range
+from harpe.methods.ranges import BaseRange, base_range
 from harpe.methods.types import ModelGeometry, Stage
-from harpe.positions.base_sets import choose_bases
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,37 @@ def untouched(geometry: ModelGeometry) -> Arm:
     return Arm("base", "untouched", text, bases, ())
 
 
-def harpe_arm(geometry: ModelGeometry, length: int, bases: BaseRange, options: dict[str, Any]) -> Arm:
-    """HARPE on a set chosen from a range; `options` are those of `choose_bases` (strategy, stride, rule, force)."""
-    chosen = choose_bases(
-        heads=geometry.key_value_heads, head_dim=geometry.rotary_dim, length=length, low=bases.low, high=bases.high, **options
+def _one_row(choice: Choice) -> tuple[float, ...]:
+    """The row that all layers share."""
+    if len(set(choice.rows)) > 1:
+        raise HarpeError(
+            f"--layer-bases {choice.layer_bases} gives every layer bases of its own, and models are written with one row for all layers so "
+            "far. `harpe bases` shows and writes such sets; to train, use --layer-bases same."
+        )
+    return choice.rows[0]
+
+
+def harpe_arm(
+    geometry: ModelGeometry, length: int, bases: BaseRange, search: SearchOptions, reach: Sequence[Sequence[float]] | None = None
+) -> Arm:
+    """HARPE on a set chosen from a range."""
+    choice = choose_rows(
+        search,
+        heads=geometry.key_value_heads,
+        layers=geometry.layers,
+        head_dim=geometry.rotary_dim,
+        length=length,
+        low=bases.low,
+        high=bases.high,
+        reach=reach,
     )
     text = (
-        f"A RoPE base of its own for each of the {geometry.key_value_heads} key/value heads, {chosen.strategy} in "
+        f"A RoPE base of its own for each of the {geometry.key_value_heads} key/value heads, {choice.describe()}, in "
         f"[{bases.low:,.0f}, {bases.high:,.0f}], trained once at {length} tokens."
     )
-    return Arm("harpe", "HARPE", text, chosen.bases, tuple(harpe(geometry, length, chosen)))
+    text += f" Chosen by {choice.chosen.reason}." if choice.chosen.reason else ""
+    row = _one_row(choice)
+    return Arm("harpe", "HARPE", text, row, tuple(harpe(geometry, length, replace(choice.chosen, bases=row))))
 
 
 def one_base_arm(geometry: ModelGeometry, length: int, base: float, name: str, title: str, why: str) -> Arm:
@@ -62,21 +84,33 @@ def one_base_arm(geometry: ModelGeometry, length: int, base: float, name: str, t
     return Arm(name, title, text, (base,) * geometry.key_value_heads, tuple(abf(geometry, length, base)))
 
 
-def arm_of(options: ExtendOptions, geometry: ModelGeometry) -> tuple[Arm, BaseRange]:
+def arm_of(
+    options: ExtendOptions, geometry: ModelGeometry, reach: Callable[[], Sequence[Sequence[float]]] | None = None
+) -> tuple[Arm, BaseRange]:
     """The row that `harpe extend` trains, with the range its bases come from.
+
+    Parameters
+    ----------
+    reach
+        Measures how far each head looks; called for the adaptive assignment only.
 
     Raises
     ------
     HarpeError
         For options that do not go together.
     """
-    bases = provisional_range(geometry, options.length, options.min, options.max)
+    bases = base_range(geometry, options.length, options.min, options.max, options.range)
+    search = SearchOptions(
+        options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
+    )
     if options.method == "harpe":
         if options.base is not None:
             raise HarpeError("--base belongs to --method abf; HARPE takes its bases from the range (--min, --max).")
-        search = {"strategy": options.strategy, "stride": options.stride, "rule": options.rule, "force": options.force}
-        return harpe_arm(geometry, options.length, bases, search), bases
-    if options.strategy != "uniform" or options.stride is not None or options.rule is not None:
-        raise HarpeError("--strategy, --stride and --rule choose several bases; --method abf has one (--base).")
+        measured = reach() if reach is not None and options.assignment == "adaptive" else None
+        return harpe_arm(geometry, options.length, bases, search, measured), bases
+    if search != SearchOptions(force=options.force, seed=options.seed):
+        raise HarpeError(
+            "--strategy, --stride, --rule, --assignment and --layer-bases are for several bases; --method abf has one (--base)."
+        )
     base, why = (bases.high, "the top of the range") if options.base is None else (options.base, "given by --base")
     return one_base_arm(geometry, options.length, base, "abf", "ABF", why), bases

@@ -15,6 +15,7 @@ from harpe.experiment.arms import Arm, arm_of, untouched
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
 from harpe.files import write_json
@@ -23,6 +24,9 @@ from harpe.models.geometry import check_sliding_window, read_geometry
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import train_stages
+
+FEW_STEPS = 100
+"""Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,14 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     source = open_source(
         options.model, options.length, options.revision, options.tokenizer, options.original_length, options.sliding_window
     )
-    arm, bases = arm_of(options, source.geometry)
+    notes = [source.window_note] if source.window_note else []
+
+    def reach() -> list[list[float]]:
+        found, note = measured_reach(source.load(), source.tokenizer, options.data, options.text_field, source.geometry.original_length)
+        notes.append(note)
+        return found
+
+    arm, bases = arm_of(options, source.geometry, reach)
     model = source.load()
     parameters = model.num_parameters()
     check_space(Path(options.out), parameters)
@@ -126,6 +137,9 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         )
         training = replace(training, tokens=options.tokens or data.tokens)
         check_budget(training, data)
+    steps = training.steps(options.length)
+    if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
+        notes.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
     per_token, _ = seconds_per_token(model, training, options.length)
     del model
     plan = describe(
@@ -141,7 +155,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         reason,
         data,
         None,
-        [source.window_note] if source.window_note else [],
+        notes,
     )
     write_json(run / "plan.json", plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harpe.methods.ranges import RangeRule
+from harpe.positions.assignment import Assignment, LayerBases
 from harpe.positions.base_sets import Rule, Strategy
 
 
@@ -30,17 +32,25 @@ class ExtendOptions:
     base: float | None = None
     """The one base of --method abf; default: the top of the range."""
     strategy: Strategy = "uniform"
-    """How bases are chosen from the range."""
+    """How bases are chosen from the range: evenly (uniform, uniform-descending), in equal ratios (log-uniform), or peak-valley."""
+    range: RangeRule = "critical"
+    """The range of bases, around the critical base b*. critical: the paper's, 0.73 b* to 3.6 b*. short: 0.2 b* to b*, for trainings of
+    some dozens of steps. ntk: 3 to 15 times the NTK-aware base. None goes below the trained base."""
     min: float | None = None
-    """Low end of the range of bases; default: the provisional rule."""
+    """Low end of the range of bases, in place of the rule's; may lie below the trained base."""
     max: float | None = None
-    """High end of the range of bases; default: the provisional rule."""
+    """High end of the range of bases, in place of the rule's."""
     stride: float | None = None
-    """Distance between candidates of --strategy peak-valley."""
+    """Distance between candidates of --strategy peak-valley; default: as its rule has it."""
     rule: Rule | None = None
-    """Selection rule of --strategy peak-valley."""
+    """Selection rule of --strategy peak-valley; default: published in the paper's own setting, else general."""
     force: bool = False
     """Let --rule published run outside the setting it was tuned for."""
+    assignment: Assignment | None = None
+    """Which head gets which base: ascending (default), descending, random (--seed), or adaptive (heads that look farther on a few texts
+    of --data get larger bases)."""
+    layer_bases: LayerBases = "same"
+    """same: all layers alike. permuted: the same set in another order in every layer (random or adaptive). own: layers x heads bases."""
     tokens: int = 0
     """Tokens to train on; 0: all of the data, once."""
     learning_rate: float = 2e-5
@@ -127,18 +137,36 @@ class BasesOptions:
     """Key/value heads, one base each."""
     head_dim: int | None = None
     """Rotary dimensions of a head."""
+    layers: int | None = None
+    """Layers, where there is no --model and --layer-bases is not same."""
     strategy: Strategy = "uniform"
-    """uniform: evenly spaced, ascending over the heads; uniform-descending: the other way round; peak-valley: the paper's search."""
+    """uniform: evenly spaced, ascending over the heads; uniform-descending: the other way round; log-uniform: in equal ratios;
+    peak-valley: bases whose waveforms complement each other."""
+    range: RangeRule = "critical"
+    """With --model: the range of bases, around the critical base b*. critical: the paper's, 0.73 b* to 3.6 b*. short: 0.2 b* to b*, for
+    trainings of some dozens of steps. ntk: 3 to 15 times the NTK-aware base. None goes below the trained base."""
     min: float | None = None
-    """Low end of the range of bases; default with --model: the provisional rule."""
+    """Low end of the range of bases, in place of the rule's; may lie below the trained base."""
     max: float | None = None
-    """High end of the range of bases; default with --model: the provisional rule."""
+    """High end of the range of bases, in place of the rule's."""
     stride: float | None = None
-    """Distance between candidates of --strategy peak-valley (published: 3e4)."""
+    """Distance between candidates of --strategy peak-valley (published: 3e4); default: as its rule has it."""
     rule: Rule | None = None
-    """Selection rule of --strategy peak-valley; published gives Table 2 of the paper."""
+    """Selection rule of --strategy peak-valley. published: gives Table 2 of the paper. printed: its Algorithm 1 as printed, which does not.
+    general: any geometry. Default: published in the paper's own setting, else general."""
     force: bool = False
     """Let --rule published run outside the setting it was tuned for (head size 128, 128k tokens)."""
+    assignment: Assignment | None = None
+    """Which head gets which base: ascending (default), descending, random (--seed), or adaptive (heads that look farther on a few texts
+    of --data get larger bases; reads the weights of --model)."""
+    layer_bases: LayerBases = "same"
+    """same: all layers alike. permuted: the same set in another order in every layer (random or adaptive). own: layers x heads bases."""
+    data: str | None = None
+    """Texts for --assignment adaptive: a file, a folder, a hub data set, or embedded."""
+    seed: int = 0
+    """Of --assignment random."""
+    out: str | None = None
+    """Folder to write bases.json and figures (.svg) into: waveforms, coverage, number line."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     original_length: int | None = None

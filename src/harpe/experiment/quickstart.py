@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import harpe_arm, one_base_arm, untouched
+from harpe.experiment.choice import SearchOptions
 from harpe.experiment.compare import gated_mean, summarise_run
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
@@ -16,7 +17,7 @@ from harpe.experiment.reload import reload_and_generate
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.files import read_json, write_json
-from harpe.methods.ranges import provisional_range
+from harpe.methods.ranges import base_range
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.training.options import TrainingOptions
@@ -39,11 +40,11 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     going_on = (out / "recipe.yaml").is_file()
     source = open_source(EMBEDDED, options.length, None, None, None, "keep")
     geometry, tokenizer = source.geometry, source.tokenizer
-    bases = provisional_range(geometry, options.length)
+    bases = base_range(geometry, options.length, rule="ntk")
     middle = one_base_arm(
         geometry, options.length, bases.middle, "one-base", "one base (control)", "the middle of HARPE's range, the control"
     )
-    arms = [untouched(geometry), harpe_arm(geometry, options.length, bases, {"strategy": "uniform"}), middle]
+    arms = [untouched(geometry), harpe_arm(geometry, options.length, bases, SearchOptions()), middle]
     model = source.load()
     check_space(out, model.num_parameters(), arms=2)
     dtype, reason = settled_dtype(options.dtype, out / "plan.json", "training", "dtype")

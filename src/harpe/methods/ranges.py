@@ -1,19 +1,29 @@
-"""The range that bases are chosen from.
+"""The range that bases are chosen from, for a model and a target length.
 
-The rule here is provisional and is printed as such: the ratios of the published setting (HARPE, arXiv 2412.07171: LLaMA-2 from 4k
-to 128k with bases of 1M to 5M) to the NTK-aware base of that extension. It held at 8 times the trained length with small models; at
-16 times its low end proved too small.
+The scale is the critical base b* (`harpe.methods.critical_base`). Three rules set the ends around it:
+
+* `critical`: 0.725 b* to 3.63 b*. These are the paper's 1M and 5M for LLaMA-2 at 128k (HARPE, arXiv 2412.07171), which it trained on 6B
+  tokens; b* itself is the base of published Llama-3 checkpoints for 262,144 and 1,048,576 tokens.
+* `short`: 0.2 b* to b*, for trainings of some dozens of steps, which cannot absorb larger ones (docs/choosing-bases.md, the range study).
+* `ntk`: 3 B to 15 B of the NTK-aware base B = b0 s^(d/(d-2)), the ratios of the same setting. It falls behind b* as the scale s grows.
+
+No end that a rule gives lies below the base that the model was trained with: heads are never turned faster than they were.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from harpe.errors import HarpeError
+from harpe.methods.critical_base import critical_base
 from harpe.methods.types import ModelGeometry
 
-LOW_RATIO, HIGH_RATIO = 3.0, 15.0
-"""1M and 5M divided by the NTK-aware base 3.4e5 of LLaMA-2 at 32 times its length."""
+RangeRule = Literal["critical", "short", "ntk"]
+
+_PAPER = critical_base(10_000, 4096, 131_072)
+RATIOS: dict[str, tuple[float, float]] = {"critical": (1e6 / _PAPER, 5e6 / _PAPER), "short": (0.2, 1.0), "ntk": (3.0, 15.0)}
+"""Low and high end in multiples of the reference: b*, or B for `ntk`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class BaseRange:
     low: float
     high: float
     reference: float
-    """The NTK-aware base B = b0 s^(d/(d-2)), d rotary dimensions, s = target / trained length."""
+    """The critical base, or the NTK-aware base for the rule `ntk`."""
     why: str
 
     @property
@@ -36,12 +46,24 @@ def ntk_base(base: float, scale: float, rotary_dim: int) -> float:
     """NTK-aware base b0 s^(d/(d-2)): keeps the fastest pair and stretches the slowest by exactly s.
 
     Source: bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023, arXiv 2309.00071, section 3.1.
+
+    Raises
+    ------
+    HarpeError
+        Where there is one pair only, which the rule would both keep and stretch.
     """
+    if rotary_dim <= 2:
+        raise HarpeError(f"The rotary dimension is {rotary_dim}; the NTK-aware base needs at least 4. Give --min and --max.")
     return float(base * scale ** (rotary_dim / (rotary_dim - 2)))
 
 
-def provisional_range(geometry: ModelGeometry, length: int, low: float | None = None, high: float | None = None) -> BaseRange:
-    """[3 B, 15 B] with B the NTK-aware base; `low` or `high` replace an end.
+def base_range(
+    geometry: ModelGeometry, length: int, low: float | None = None, high: float | None = None, rule: RangeRule = "critical"
+) -> BaseRange:
+    """The range for a target length; `low` or `high` replace an end, and may lie below the trained base.
+
+    A model with partial rotary dimension needs no care: b* depends on no dimension. For one that is scaled already (YaRN, Llama-3.1),
+    `geometry` holds the base and the length of its pretraining before the scaling, which is what the rule is about.
 
     Raises
     ------
@@ -53,18 +75,27 @@ def provisional_range(geometry: ModelGeometry, length: int, low: float | None = 
             f"--length {length} is not longer than the model's context of {geometry.original_length} tokens: there is nothing to "
             "extend. Choose a longer target, or give --original-length if the model was trained with a shorter context."
         )
-    if geometry.rotary_dim <= 2:
-        raise HarpeError(f"The rotary dimension is {geometry.rotary_dim}; the range rule needs at least 4. Give --min and --max.")
-    scale = length / geometry.original_length
-    reference = ntk_base(geometry.base, scale, geometry.rotary_dim)
-    why = (
-        f"provisional rule: {LOW_RATIO:g} B to {HIGH_RATIO:g} B, B = b0 s^(d/(d-2)) = {reference:,.0f} with trained base "
-        f"b0 = {geometry.base:,.0f}, scale s = {scale:g}, rotary dimension d = {geometry.rotary_dim}"
-    )
+    if rule not in RATIOS:
+        raise HarpeError(f"--range {rule} is not known; choose critical, short or ntk.")
+    trained = f"trained base b0 = {geometry.base:,.0f} and trained length L0 = {geometry.original_length}"
+    if rule == "ntk":
+        scale = length / geometry.original_length
+        reference = ntk_base(geometry.base, scale, geometry.rotary_dim)
+        name, formula = "B", f"the NTK-aware base b0 (T/L0)^(d/(d-2)) = {reference:,.0f} with {trained}, d = {geometry.rotary_dim}"
+    else:
+        reference = critical_base(geometry.base, geometry.original_length, length)
+        name, formula = "b*", f"the critical base b0^(ln(T/2pi)/ln(L0/2pi)) = {reference:,.0f} with {trained}"
+    ratios = RATIOS[rule]
+    why = f"rule {rule}: {ratios[0]:.3g} {name} to {ratios[1]:.3g} {name}, {name} = {formula}, target T = {length}"
+    ends = [ratio * reference for ratio in ratios]
+    if rule != "ntk":  # six digits, so that LLaMA-2 at 128k has the paper's 1M and 5M and not their neighbours in floating point
+        ends = [float(f"{end:.6g}") for end in ends]
+    if min(ends) < geometry.base:
+        why += f"; no lower than the trained base {geometry.base:,.0f}"
+        ends = [max(end, geometry.base) for end in ends]
     if low is not None or high is not None:
         why += "; ends given by hand replace it"
-    chosen_low = LOW_RATIO * reference if low is None else low
-    chosen_high = HIGH_RATIO * reference if high is None else high
+    chosen_low, chosen_high = ends[0] if low is None else low, ends[1] if high is None else high
     if not 1 < chosen_low <= chosen_high < float("inf"):
         raise HarpeError(
             f"The range of bases {chosen_low:g} .. {chosen_high:g} is empty or invalid; --min must be above 1 and at most --max."

@@ -183,7 +183,7 @@ def select_by_cover(peaks: Sequence[Positions], valleys: Sequence[Positions], co
             raise HarpeError(
                 f"The peak-valley search has no cover after {len(picked)} of {count} bases: no candidate that is left has a "
                 "peak on a selected valley or a valley on a selected peak, so the published rule cannot choose. Its constants "
-                "belong to head size 128 and 131072 tokens. Widen --min and --max, lower --stride, or use --strategy uniform."
+                "belong to head size 128 and 131072 tokens. Use --rule general; or widen --min and --max, or lower --stride."
             )
         best = np.flatnonzero(cover == largest)
         picked.append(int(best[squares[best].argmin()]))
@@ -191,7 +191,7 @@ def select_by_cover(peaks: Sequence[Positions], valleys: Sequence[Positions], co
     return picked, covers
 
 
-def _candidates(heads: int, low: float, high: float, stride: float) -> NDArray[np.float64]:
+def candidate_bases(heads: int, low: float, high: float, stride: float) -> NDArray[np.float64]:
     """low, low + stride, ... up to and including high."""
     for option, base in (("--min", low), ("--max", high)):
         if not math.isfinite(base) or base <= 1:
@@ -213,6 +213,19 @@ def _candidates(heads: int, low: float, high: float, stride: float) -> NDArray[n
             "bases that --heads asks for. Lower --stride, or widen --min and --max."
         )
     return np.minimum(low + stride * np.arange(count), high)
+
+
+def check_geometry(heads: int, head_dim: int, length: int) -> None:
+    """Refuse what has no waveform from `START` on."""
+    if heads < 1:
+        raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
+    if head_dim < 2 or head_dim % 2:
+        raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
+    if length < MINIMUM_LENGTH:
+        raise HarpeError(
+            f"--length is {length}; the published and the printed rule read the attention waveform from position {START} on, in windows of "
+            f"{WINDOW}, so it must be at least {MINIMUM_LENGTH}. For shorter lengths use --rule general."
+        )
 
 
 def published_base_search(heads: int, head_dim: int, length: int, low: float, high: float, stride: float) -> BaseSearch:
@@ -238,16 +251,8 @@ def published_base_search(heads: int, head_dim: int, length: int, low: float, hi
     HarpeError
         On an impossible argument, and when no candidate covers anything; the message names the option.
     """
-    if heads < 1:
-        raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
-    if head_dim < 2 or head_dim % 2:
-        raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
-    if length < MINIMUM_LENGTH:
-        raise HarpeError(
-            f"--length is {length}; the published rule reads the attention waveform from position {START} on, in windows of "
-            f"{WINDOW}, so it must be at least {MINIMUM_LENGTH}. For shorter lengths use --strategy uniform."
-        )
-    candidates = _candidates(heads, low, high, stride)
+    check_geometry(heads, head_dim, length)
+    candidates = candidate_bases(heads, low, high, stride)
 
     peaks: list[Positions] = []
     valleys: list[Positions] = []

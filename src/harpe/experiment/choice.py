@@ -1,0 +1,81 @@
+"""From options to the bases of every layer: choose a set, then give its members to the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harpe.errors import HarpeError
+from harpe.positions.assignment import Assignment, LayerBases, Rows, assign, members
+from harpe.positions.base_sets import BaseSet, Rule, Strategy, choose_bases
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How bases are chosen and assigned; the fields are those of `ExtendOptions` and `BasesOptions`."""
+
+    strategy: Strategy = "uniform"
+    stride: float | None = None
+    rule: Rule | None = None
+    force: bool = False
+    assignment: Assignment | None = None
+    layer_bases: LayerBases = "same"
+    seed: int = 0
+
+    @property
+    def assigned(self) -> Assignment:
+        """The assignment, with the strategy's own where none is given."""
+        own: Assignment = "descending" if self.strategy == "uniform-descending" else "ascending"
+        if self.assignment not in (None, own) and self.strategy == "uniform-descending":
+            raise HarpeError(f"--strategy uniform-descending is --assignment descending; with --assignment {self.assignment} use uniform.")
+        return self.assignment or own
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A set and its rows."""
+
+    chosen: BaseSet
+    rows: Rows
+    """One row of bases for every layer, head h at index h."""
+    assignment: Assignment
+    layer_bases: LayerBases
+
+    def describe(self) -> str:
+        """Strategy, assignment and rule in words."""
+        layers = {"same": "", "permuted": ", permuted by layer", "own": ", each layer its own"}[self.layer_bases]
+        return f"{self.chosen.strategy}, {self.assignment} over the heads{layers}"
+
+
+def choose_rows(
+    search: SearchOptions,
+    *,
+    heads: int,
+    layers: int,
+    head_dim: int,
+    length: int,
+    low: float,
+    high: float,
+    reach: Sequence[Sequence[float]] | None = None,
+) -> Choice:
+    """Choose and assign; `reach` is needed for the adaptive assignment.
+
+    Raises
+    ------
+    HarpeError
+        For options that do not go together, or cannot work.
+    """
+    assignment = search.assigned
+    chosen = choose_bases(
+        search.strategy,
+        heads=members(heads, layers, search.layer_bases),
+        head_dim=head_dim,
+        length=length,
+        low=low,
+        high=high,
+        stride=search.stride,
+        rule=search.rule,
+        force=search.force,
+    )
+    rows = assign(chosen.bases, assignment, heads=heads, layers=layers, layer_bases=search.layer_bases, seed=search.seed, reach=reach)
+    return Choice(chosen, rows, assignment, search.layer_bases)

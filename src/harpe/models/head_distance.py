@@ -1,0 +1,126 @@
+"""How far each key/value head looks: the mean distance of its attention, measured on a few texts inside the trained context.
+
+For a query at position q and keys k = 1 .. q with attention a_qk, the distance of a head is
+
+    sum a_qk (q - k) / sum a_qk        over all documents, queries and the query heads of the group
+
+with q in the second half of a document, where far is possible. The first token is left out: heads that have nothing to look at rest on it
+(an "attention sink": Xiao et al. 2023, arXiv 2309.17453), and would seem to look farthest of all.
+
+Shapes: B documents of a batch (1), Q query heads, H key/value heads, S positions, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from harpe.errors import HarpeError
+from harpe.files import read_json, sha256_json, write_json
+
+LONGEST = 4096
+"""Longest piece of a document that is read. The attention of one layer is in memory at a time: 2 GiB for 32 heads at this length."""
+SHORTEST = 16
+"""A shorter piece says nothing about distance and is passed over."""
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that returns its weights, in evaluation mode; both as before afterwards."""
+    before, training = model.config._attn_implementation, model.training
+    model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+
+
+def _attention_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "self_attn"]
+    if len(found) != model.config.num_hidden_layers:
+        raise HarpeError(
+            f"{len(found)} attention modules were found for {model.config.num_hidden_layers} layers of a {model.config.model_type}: how "
+            "far its heads look cannot be measured. Use another --assignment."
+        )
+    return found
+
+
+@torch.inference_mode()
+def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int) -> NDArray[np.float64]:
+    """Mean attention distance in tokens of every key/value head: float64 [L, H].
+
+    Parameters
+    ----------
+    documents
+        Token ids; the first min(context, `LONGEST`) tokens of each are read.
+    context
+        The trained context in tokens: beyond it distances mean nothing.
+
+    Raises
+    ------
+    HarpeError
+        When no document has `SHORTEST` tokens, or the model's attention modules are not found.
+    """
+    heads, modules = model.config.num_key_value_heads or model.config.num_attention_heads, _attention_modules(model)
+    pieces = [ids[: min(context, LONGEST)] for ids in documents]
+    pieces = [ids for ids in pieces if len(ids) >= SHORTEST]
+    if not pieces:
+        raise HarpeError(f"No text has {SHORTEST} tokens, so how far heads look cannot be measured. Give longer texts.")
+    distances, weights = (np.zeros((len(modules), heads)) for _ in range(2))
+
+    def reduce_layer(layer: int) -> Any:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            attention_BQSS = output[1]
+            size = attention_BQSS.shape[-1]
+            seen = attention_BQSS[0, :, size // 2 :, 1:].double()
+            position = torch.arange(size, device=seen.device, dtype=torch.float64)
+            distance = (position[size // 2 :, None] - position[None, 1:]).clamp(min=0)
+            for total, summed in ((distances, seen * distance), (weights, seen)):
+                total[layer] += summed.sum(dim=(1, 2)).unflatten(0, (heads, -1)).sum(dim=1).cpu().numpy()
+
+        return hook
+
+    hooks = [module.register_forward_hook(reduce_layer(layer)) for layer, module in enumerate(modules)]
+    try:
+        with _eager(model):
+            for ids in pieces:
+                model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return np.asarray(distances / weights)
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """SHA-256 over the weights and what the configuration says of positions."""
+    digest = hashlib.sha256(str(getattr(model.config, "rope_parameters", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cached_head_distances(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int, folder: Path
+) -> tuple[NDArray[np.float64], Path]:
+    """`head_distances`, kept as JSON in `folder` under the hashes of weights and texts; returns the file too."""
+    texts = [list(ids[: min(context, LONGEST)]) for ids in documents]
+    key = {"model": model_hash(model), "texts": sha256_json(texts), "context": context}
+    path = folder / f"{sha256_json(key)[:32]}.json"
+    if path.is_file():
+        there = read_json(path)
+        if there.get("key") == key:
+            return np.array(there["distances"], dtype=np.float64), path
+    found = head_distances(model, texts, context)
+    write_json(path, {"key": key, "layers": len(found), "heads": found.shape[1], "distances": found.tolist()})
+    return found, path
