@@ -15,6 +15,7 @@ from typing import Any
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
+from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
 from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
 
 VERBS: dict[str, type] = {
@@ -22,6 +23,8 @@ VERBS: dict[str, type] = {
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
+    "ruler": RulerOptions,
+    "fetch-data": FetchDataOptions,
     "quickstart": QuickstartOptions,
 }
 
@@ -87,11 +90,28 @@ def quickstart(options: QuickstartOptions, terminal: Any) -> None:
     run(options, terminal)
 
 
+def ruler(options: RulerOptions, terminal: Any) -> None:
+    """Write RULER samples."""
+    _prepare()
+    from harpe.experiment.ruler import write_ruler
+
+    write_ruler(options, terminal)
+
+
+def fetch_data(options: FetchDataOptions, terminal: Any) -> None:
+    """Download benchmark data."""
+    from harpe.experiment.ruler import fetch_data as run
+
+    run(options, terminal)
+
+
 FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "bases": bases,
     "extend": extend,
     "evaluate": evaluate,
     "report": report,
+    "ruler": ruler,
+    "fetch-data": fetch_data,
     "quickstart": quickstart,
 }
 

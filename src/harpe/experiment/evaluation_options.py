@@ -1,0 +1,47 @@
+"""Options of the verbs that make and fetch benchmark data. The text under each field is its help on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions:
+    """Write samples of RULER's 13 tasks, no model needed.
+
+    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
+    and many times faster. Each task goes into its own file, TASK.jsonl.
+    """
+
+    tokenizer: str
+    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
+    length: int
+    """Tokens of a sample at most, the answer included; 128k is 131072."""
+    out: str
+    """Folder for the files."""
+    tasks: str = "all"
+    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
+    samples: int = 500
+    """Samples a task; 500 is the published number."""
+    seed: int = 42
+    """Starts the random numbers of every task; 42 is the published seed."""
+    template: str = "base"
+    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
+    data: str | None = None
+    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchDataOptions:
+    """Download the data that RULER is made from, and check every file's SHA-256.
+
+    What is there already, here or in the folder that HARPE_DATA names, is not fetched again. Where there is no network, what is missing
+    is told, with the address that it comes from.
+    """
+
+    out: str | None = None
+    """Folder for the data; default: harpe's cache, which `harpe ruler` looks into."""
+    only: str = "all"
+    """Names with commas between them: essays, squad, hotpotqa, english_words, punkt."""
