@@ -91,11 +91,14 @@ def quickstart(options: QuickstartOptions, terminal: Any) -> None:
 
 
 def ruler(options: RulerOptions, terminal: Any) -> None:
-    """Write RULER samples."""
+    """Write RULER samples, and answer them where a model is named."""
     _prepare()
-    from harpe.experiment.ruler import write_ruler
+    from harpe.experiment.ruler import run_ruler
+    from harpe.report.ruler import ruler_table
 
-    write_ruler(options, terminal)
+    folder = run_ruler(options, terminal)
+    if options.model is not None:
+        terminal.table(ruler_table(folder))
 
 
 def fetch_data(options: FetchDataOptions, terminal: Any) -> None:

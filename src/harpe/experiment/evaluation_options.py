@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class RulerOptions:
-    """Write samples of RULER's 13 tasks, no model needed.
+    """Write samples of RULER's 13 tasks; with --model, answer and score them too.
 
     The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
-    and many times faster. Each task goes into its own file, TASK.jsonl.
+    and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into answers.jsonl, one record a sample, and
+    the scores with their intervals into ruler.json; started again, an interrupted evaluation goes on where it was.
     """
 
-    tokenizer: str
-    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
     length: int
     """Tokens of a sample at most, the answer included; 128k is 131072."""
     out: str
-    """Folder for the files."""
+    """Folder for the files, one for each length and model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
+    model: str | None = None
+    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer."""
+    beyond_context: bool = False
+    """Let a model be asked beyond the context that its configuration states."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the model. auto: the faster one, found by a one-second probe."""
+    batch_tokens: int = 16384
+    """Tokens in one batch of answers at most; a longer sample is a batch of its own."""
     tasks: str = "all"
     """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
     samples: int = 500
@@ -30,7 +40,7 @@ class RulerOptions:
     data: str | None = None
     """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
     revision: str | None = None
-    """Branch, tag or commit of a hub tokenizer."""
+    """Branch, tag or commit of a hub model, or of a hub tokenizer where no model is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

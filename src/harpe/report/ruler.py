@@ -1,0 +1,24 @@
+"""RULER's scores as a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from harpe.files import read_json
+
+
+def ruler_table(folder: Path) -> Table:
+    """Score and interval of every task in `ruler.json`, and the means."""
+    value = read_json(folder / "ruler.json")
+    table = Table(title=f"RULER at {value['length']} tokens")
+    for name in ("task", "score, %", "95% interval", "samples", "empty"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for name, task in value["tasks"].items():
+        interval = f"{task['low']:.1f} to {task['high']:.1f}"
+        table.add_row(name, f"{task['score']:.1f}", interval, str(task["samples"]), str(task["empty"]))
+    for key, name in (("needle_mean", "mean of the eight needle tasks"), ("mean", "mean of all 13")):
+        if key in value:
+            table.add_row(name, f"{value[key]:.1f}", "", "", "")
+    return table
