@@ -15,7 +15,7 @@ from typing import Any
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
-from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
+from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions
 from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
 
 VERBS: dict[str, type] = {
@@ -23,6 +23,7 @@ VERBS: dict[str, type] = {
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
+    "perplexity": PerplexityOptions,
     "ruler": RulerOptions,
     "fetch-data": FetchDataOptions,
     "quickstart": QuickstartOptions,
@@ -90,6 +91,14 @@ def quickstart(options: QuickstartOptions, terminal: Any) -> None:
     run(options, terminal)
 
 
+def perplexity(options: PerplexityOptions, terminal: Any) -> None:
+    """Measure perplexity by length or in windows."""
+    _prepare()
+    from harpe.experiment.perplexity import measure_perplexity
+
+    measure_perplexity(options, terminal)
+
+
 def ruler(options: RulerOptions, terminal: Any) -> None:
     """Write RULER samples, and answer them where a model is named."""
     _prepare()
@@ -113,6 +122,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "extend": extend,
     "evaluate": evaluate,
     "report": report,
+    "perplexity": perplexity,
     "ruler": ruler,
     "fetch-data": fetch_data,
     "quickstart": quickstart,

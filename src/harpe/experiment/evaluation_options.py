@@ -44,6 +44,41 @@ class RulerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerplexityOptions:
+    """Perplexity of a checkpoint by context length, or in sliding windows.
+
+    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
+    window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
+    file says which one it holds.
+    """
+
+    model: str
+    """Checkpoint: a folder, a hub name, or embedded."""
+    data: str
+    """Texts: a file, a folder, a hub data set, or embedded."""
+    out: str
+    """File to write (.json)."""
+    lengths: str | None = None
+    """Context lengths in tokens, FIRST:LAST:STEP or with commas between them; 2048:131072:2048 are those of the paper."""
+    window: int | None = None
+    """Window in tokens."""
+    stride: int = 256
+    """Tokens that the window moves on by; 256 as in the paper."""
+    average: Literal["tokens", "yarn"] = "tokens"
+    """tokens: over all scored tokens. yarn: as YaRN's script, a mean over windows of any length, each behind a beginning-of-text token."""
+    documents: int = 32
+    """Documents that are measured; each must have the longest length."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+    text_field: str = "text"
+    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FetchDataOptions:
     """Download the data that RULER is made from, and check every file's SHA-256.
 
