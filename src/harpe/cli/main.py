@@ -15,7 +15,7 @@ from typing import Any
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
-from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions
+from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
 
 VERBS: dict[str, type] = {
@@ -25,6 +25,7 @@ VERBS: dict[str, type] = {
     "report": ReportOptions,
     "perplexity": PerplexityOptions,
     "ruler": RulerOptions,
+    "short": ShortOptions,
     "fetch-data": FetchDataOptions,
     "quickstart": QuickstartOptions,
 }
@@ -103,11 +104,20 @@ def ruler(options: RulerOptions, terminal: Any) -> None:
     """Write RULER samples, and answer them where a model is named."""
     _prepare()
     from harpe.experiment.ruler import run_ruler
-    from harpe.report.ruler import ruler_table
+    from harpe.report.score_tables import ruler_table
 
     folder = run_ruler(options, terminal)
     if options.model is not None:
         terminal.table(ruler_table(folder))
+
+
+def short(options: ShortOptions, terminal: Any) -> None:
+    """Run short benchmarks."""
+    _prepare()
+    from harpe.experiment.short import measure_short
+    from harpe.report.score_tables import short_table
+
+    terminal.table(short_table(measure_short(options, terminal)))
 
 
 def fetch_data(options: FetchDataOptions, terminal: Any) -> None:
@@ -124,6 +134,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "report": report,
     "perplexity": perplexity,
     "ruler": ruler,
+    "short": short,
     "fetch-data": fetch_data,
     "quickstart": quickstart,
 }

@@ -79,6 +79,38 @@ class PerplexityOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShortOptions:
+    """Short benchmarks of a checkpoint through lm-eval: its tasks, its prompts, its numbers.
+
+    The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
+    lm-eval can be named. What is already measured in --out is not measured again.
+    """
+
+    model: str
+    """Checkpoint: a folder, a hub name, or embedded. Per-head checkpoints too."""
+    out: str
+    """Folder for short.json and the records of every question."""
+    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
+    """Names of lm-eval's tasks with commas between them."""
+    shots: int | None = None
+    """Solved examples in front of a question; default: the paper's number, for other tasks their own."""
+    limit: int | None = None
+    """Questions of each task, for a trial; default: all."""
+    offline: bool = False
+    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts; other tasks are refused."""
+    data: str | None = None
+    """Folder with short_bench; default: the one that HARPE_DATA names."""
+    batch_size: int = 8
+    """Questions in one forward pass."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FetchDataOptions:
     """Download the data that RULER is made from, and check every file's SHA-256.
 
