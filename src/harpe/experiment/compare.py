@@ -88,9 +88,7 @@ def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[
         digits = 1 if d["unit"] == "points" else 4
         value, low, high = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
         verdict = f"HARPE is {'better' if better else 'worse'}" if d["significant"] else "no difference is shown"
-        sentences.append(
-            f"Against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}."
-        )
+        sentences.append(f"Against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}.")
     sentences.append(
         "The control, one base in the middle of the same range trained on the same tokens, tells whether different bases matter or only "
         "larger ones. This is one run of a very small model: it shows that the extension works, not which method is better in general."
