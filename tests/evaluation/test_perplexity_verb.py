@@ -20,7 +20,7 @@ from harpe.models.load import load_model, load_tokenizer
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     for n in (3, 4):
-        (folder / f"{n}.txt").write_text("\n".join(f"value_{i} = compute({i % n}, name='{i * 7}')" for i in range(60)))
+        (folder / f"{n}.txt").write_text("\n".join(f"value_{i} = compute({i % n}, name='{i * 7}')" for i in range(30)))
     return folder
 
 
@@ -30,7 +30,7 @@ def measure(texts: Path, out: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_curve_is_that_of_separate_forwards_and_carries_its_kind(texts: Path, tmp_path: Path) -> None:
-    value = measure(texts, tmp_path, lengths="32,100,256")
+    value = measure(texts, tmp_path, lengths="32,100,200")
     model, tokenizer = load_model("embedded", torch.float32).eval(), load_tokenizer("embedded")
     ids = [tokenizer(path.read_text(), verbose=False).input_ids for path in sorted(texts.iterdir())]
     assert value["kind"] == "prefixes"
@@ -45,11 +45,11 @@ def test_the_curve_is_that_of_separate_forwards_and_carries_its_kind(texts: Path
 
 
 def test_windows_and_the_way_of_yarn_are_named(texts: Path, tmp_path: Path) -> None:
-    value = measure(texts, tmp_path, window=64, stride=32)
-    assert (value["kind"], value["window"], value["stride"], value["average"]) == ("windows", 64, 32, "tokens")
+    value = measure(texts, tmp_path, window=128, stride=100)
+    assert (value["kind"], value["window"], value["stride"], value["average"]) == ("windows", 128, 100, "tokens")
     ids = [load_tokenizer("embedded")(path.read_text(), verbose=False).input_ids for path in texts.iterdir()]
     assert value["tokens"] == sum(map(len, ids)) - 2
-    assert measure(texts, tmp_path, window=64, stride=32, average="yarn")["average"] == "yarn"
+    assert measure(texts, tmp_path, window=128, stride=100, average="yarn")["average"] == "yarn"
 
 
 def test_lengths_are_ranges_or_lists() -> None:

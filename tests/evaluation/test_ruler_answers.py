@@ -37,18 +37,18 @@ def test_scores_are_string_match_all_and_for_questions_any_match(task: str, answ
 def test_answers_in_a_padded_batch_are_greedy_and_stop_at_the_end_of_text(make_tiny: Any) -> None:
     """Against a loop without cache, padding or batch."""
     tokenizer, model = load_tokenizer("embedded"), make_tiny("llama", vocab_size=len(load_tokenizer("embedded")))
-    prompts = [torch.randint(5, 2000, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 31, 17)]
+    prompts = [torch.randint(5, 2000, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 21, 14)]
     expected = []
     for prompt in prompts:
         ids = list(prompt)
-        for _ in range(12):
+        for _ in range(8):
             with torch.inference_mode():
                 ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
-    assert greedy(model, tokenizer, prompts, 12) == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert greedy(model, tokenizer, prompts, 8) == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
     model.generation_config.eos_token_id = expected[1][4]
     stop = expected[1].index(expected[1][4])
-    assert greedy(model, tokenizer, prompts[1:2], 12) == [tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)]
+    assert greedy(model, tokenizer, prompts[1:2], 8) == [tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)]
 
 
 def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
