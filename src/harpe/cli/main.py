@@ -15,6 +15,7 @@ from typing import Any
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
+from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
 
 VERBS: dict[str, type] = {
@@ -22,6 +23,10 @@ VERBS: dict[str, type] = {
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
+    "perplexity": PerplexityOptions,
+    "ruler": RulerOptions,
+    "short": ShortOptions,
+    "fetch-data": FetchDataOptions,
     "quickstart": QuickstartOptions,
 }
 
@@ -90,11 +95,50 @@ def quickstart(options: QuickstartOptions, terminal: Any) -> None:
     run(options, terminal)
 
 
+def perplexity(options: PerplexityOptions, terminal: Any) -> None:
+    """Measure perplexity by length or in windows."""
+    _prepare()
+    from harpe.experiment.perplexity import measure_perplexity
+
+    measure_perplexity(options, terminal)
+
+
+def ruler(options: RulerOptions, terminal: Any) -> None:
+    """Write RULER samples, and answer them where a model is named."""
+    _prepare()
+    from harpe.experiment.ruler import run_ruler
+    from harpe.report.score_tables import ruler_table
+
+    folder = run_ruler(options, terminal)
+    if options.model is not None:
+        terminal.table(ruler_table(folder))
+
+
+def short(options: ShortOptions, terminal: Any) -> None:
+    """Run short benchmarks."""
+    _prepare()
+    from harpe.experiment.short import measure_short
+    from harpe.report.score_tables import short_table
+
+    terminal.table(short_table(measure_short(options, terminal)))
+
+
+def fetch_data(options: FetchDataOptions, terminal: Any) -> None:
+    """Download benchmark data."""
+    from harpe.experiment.ruler import fetch_data as run
+
+    run(options, terminal)
+
+
 FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "bases": bases,
     "extend": extend,
     "evaluate": evaluate,
     "report": report,
+    "perplexity": perplexity,
+    "ruler": ruler,
+    "short": short,
+    "fetch-data": fetch_data,
     "quickstart": quickstart,
 }
 

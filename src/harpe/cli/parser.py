@@ -11,7 +11,13 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-POSITIONAL = {"ExtendOptions": ("model",), "EvaluateOptions": ("model",), "ReportOptions": ("run",)}
+POSITIONAL = {
+    "ExtendOptions": ("model",),
+    "EvaluateOptions": ("model",),
+    "ReportOptions": ("run",),
+    "PerplexityOptions": ("model",),
+    "ShortOptions": ("model",),
+}
 """Options that are given without a name, by class."""
 
 

@@ -1,0 +1,125 @@
+"""Perplexity as the literature reports it: by prefix length, and in sliding windows.
+
+Two kinds of figure that are not comparable, and carry their kind with them:
+
+* `prefixes`: documents cut to L tokens, for many L. One forward pass over a document gives all of them, since under causal attention the
+  losses of its first L tokens do not depend on what follows;
+* `windows`: a window of W tokens that moves on by S (Press et al. 2021, arXiv 2108.12409); every token is scored once, with at least
+  W - S tokens before it, but for the beginning of the document.
+
+Averages are over tokens. `yarn` is the way of YaRN's script (jquesnelle/yarn, eval/perplexity.py at 995db5b): a mean over windows, each
+of them counting the same however many tokens it scores, with one beginning-of-text token in front of every window. It is here to compare
+with published tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+from harpe.errors import HarpeError
+
+Average = Literal["tokens", "yarn"]
+
+PREFILL = 4096
+"""Tokens that are read in one forward pass; a longer document goes on with the key/value cache."""
+LOGITS = 1024
+"""Positions whose logits exist at one time."""
+
+
+@torch.inference_mode()
+def document_losses(model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, prefill: int = PREFILL, logits: int = LOGITS) -> np.ndarray:
+    """-log p of every next token of one document: float64 [S - 1] in nats; entry p is the loss of token p + 1.
+
+    The document is read `prefill` tokens at a time and its logits are formed `logits` positions at a time, so that beside the weights only
+    the key/value cache grows with its length.
+    """
+    row = torch.as_tensor(ids, dtype=torch.int64, device=model.device)[None]
+    head, size, parts = model.get_output_embeddings(), row.shape[1] - 1, []
+    cache = DynamicCache(config=model.config) if size > prefill else None
+    for start in range(0, size, prefill):
+        part = row[:, start : min(start + prefill, size)]
+        hidden = model.base_model(input_ids=part, past_key_values=cache, use_cache=cache is not None).last_hidden_state[0]
+        for first in range(0, len(hidden), logits):
+            scores = head(hidden[first : first + logits]).float()
+            targets = row[0, start + first + 1 : start + first + 1 + len(scores)]
+            parts.append(F.cross_entropy(scores, targets, reduction="none"))
+    return torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
+
+
+def prefix_totals(losses: np.ndarray, lengths: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Sums of the losses [S - 1] of a document's first L tokens, and how many there are, for every L of `lengths` (at least 2)."""
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    counts = [min(length - 1, len(losses)) for length in lengths]
+    return [float(sums[n]) for n in counts], counts
+
+
+def window_totals(model: PreTrainedModel, ids: Sequence[int], window: int, stride: int, bos: int | None = None) -> list[tuple[float, int]]:
+    """Sum of losses and number of scored tokens of every window of one document.
+
+    Windows begin at 0, S, 2S, …; each scores the tokens that no earlier one has scored; the last may be shorter than `window`.
+
+    Parameters
+    ----------
+    window, stride
+        W and S in tokens, 1 <= S < W (S <= W - 1 with `bos` too, which takes one place).
+    bos
+        Token put in front of every window, which then predicts the window's first token too and takes one place of the window.
+
+    Raises
+    ------
+    HarpeError
+        For a stride that leaves tokens unscored: longer than the window, or as long where no `bos` stands before a window's first token.
+    """
+    width = window - (bos is not None)
+    if not 1 <= stride < window:
+        raise HarpeError(f"--window {window} --stride {stride}: the stride has to be at least 1 and less than the window.")
+    totals, before = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + width, len(ids))
+        part = list(ids[begin:end])
+        losses = document_losses(model, [bos, *part] if bos is not None else part)
+        new = end - before if bos is not None or begin > 0 else end - 1
+        totals.append((float(losses[len(losses) - new :].sum()), new))
+        before = end
+        if end == len(ids):
+            break
+    return totals
+
+
+def prefix_curve(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], lengths: Sequence[int], average: Average = "tokens", bos: int | None = None
+) -> list[dict[str, Any]]:
+    """Perplexity of documents cut to each length, from one forward pass a document.
+
+    Parameters
+    ----------
+    documents
+        Token ids, without special tokens where `bos` is given.
+    bos
+        Put in front of every document, where it takes one of the L places; None leaves documents as they are.
+
+    Returns
+    -------
+    For every length: length, perplexity, and by document nll (sums in nats) and tokens.
+    """
+    rows = []
+    for ids in documents:
+        row = [bos, *ids] if bos is not None else list(ids)
+        rows.append(prefix_totals(document_losses(model, row[: max(lengths)]), lengths))
+    curve = []
+    for i, length in enumerate(lengths):
+        sums, counts = [sums[i] for sums, _ in rows], [counts[i] for _, counts in rows]
+        curve.append({"length": length, "perplexity": perplexity(sums, counts, average), "nll": sums, "tokens": counts})
+    return curve
+
+
+def perplexity(sums: Sequence[float], counts: Sequence[int], average: Average) -> float:
+    """exp of the mean loss: over tokens, or over the units with the same weight each (`yarn`)."""
+    s, n = np.asarray(sums, float), np.asarray(counts, float)
+    return float(np.exp(s.sum() / n.sum() if average == "tokens" else (s / n).mean()))

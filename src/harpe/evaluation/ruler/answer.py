@@ -1,0 +1,104 @@
+"""Answers RULER's samples with a model: greedy, in batches of similar length, one record a sample, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from harpe.evaluation.ruler.scoring import score
+from harpe.evaluation.ruler.tasks import TASKS, RulerTask
+from harpe.evaluation.statistics import weighted_mean, wilson
+
+Say = Callable[[str], None]
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], budget: int) -> list[str]:
+    """Greedy continuations of prompts, padded on the left to one length; each ends at the end-of-text token or after `budget` tokens."""
+    width = max(map(len, prompts))
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = eos if eos is not None else tokenizer.eos_token_id
+    pad = next((i for i in (tokenizer.pad_token_id, eos[0] if isinstance(eos, list) else eos) if i is not None), 0)
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    config = GenerationConfig(max_new_tokens=budget, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=eos, use_cache=True)
+    generate: Any = model.generate
+    out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:].tolist()]
+
+
+def answer_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: RulerTask,
+    samples: Sequence[dict[str, Any]],
+    batch_tokens: int = 16384,
+    done: Container[int] = (),
+) -> Iterator[list[dict[str, Any]]]:
+    """Answer a task's samples; yields the records of one batch at a time.
+
+    A record has task, sample (its number in the file), prediction, outputs, score, and token_position_answer (null where a task has
+    none). The prompt is the sample's input and the beginning of the answer, with the tokenizer's own special tokens.
+
+    Parameters
+    ----------
+    done
+        Numbers of samples that need no answer. Batches are always formed from all samples, so that a resumed evaluation computes what
+        an uninterrupted one does.
+    """
+    model.eval()
+    prompts = [tokenizer(sample["input"] + sample["answer_prefix"], verbose=False).input_ids for sample in samples]
+    order = sorted(range(len(samples)), key=lambda i: (len(prompts[i]), i))
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * (len(prompts[order[end]]) + task.tokens) <= batch_tokens:
+            end += 1
+        batch, start = order[start:end], end
+        if all(i in done for i in batch):
+            continue
+        answers = greedy(model, tokenizer, [prompts[i] for i in batch], task.tokens)
+        yield [
+            {
+                "task": task.name,
+                "sample": i,
+                "prediction": answer,
+                "outputs": samples[i]["outputs"],
+                "score": score(task, answer, samples[i]["outputs"]),
+                "token_position_answer": samples[i].get("token_position_answer"),
+            }
+            for i, answer in zip(batch, answers, strict=True)
+        ]
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Scores in per cent by task, with 95 % intervals, and their means over the needle tasks and over all 13 where those are complete.
+
+    Wilson's interval where every score is 0 or 1, else a bootstrap over the samples. `empty` counts answers without any text.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for name in TASKS:
+        rows = [r for r in records if r["task"] == name]
+        if not rows:
+            continue
+        scores = [float(r["score"]) for r in rows]
+        whole = set(scores) <= {0.0, 1.0}
+        mean = wilson(scores.count(1.0), len(scores)) if whole else weighted_mean(scores, [1.0] * len(scores))
+        tasks[name] = {
+            "score": 100 * mean.value,
+            "low": 100 * mean.low,
+            "high": 100 * mean.high,
+            "interval": "Wilson" if whole else "bootstrap over samples",
+            "samples": len(rows),
+            "empty": sum(not r["prediction"].strip() for r in rows),
+        }
+    needles = [float(value["score"]) for name, value in tasks.items() if name.startswith("niah")]
+    value: dict[str, Any] = {"tasks": tasks}
+    if len(needles) == 8:
+        value["needle_mean"] = sum(needles) / 8
+    if len(tasks) == len(TASKS):
+        value["mean"] = sum(t["score"] for t in tasks.values()) / len(TASKS)
+    return value

@@ -1,0 +1,93 @@
+"""How large a context may be: the published search, step by step, but with an end.
+
+The search draws random numbers at every step, and the samples that follow go on in the same stream. So its steps cannot be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harpe.errors import HarpeError
+
+TRIES = 1000
+"""Draws of the smallest context before it is told that no sample can be short enough. The published program would go on for ever."""
+
+
+class Draft(NamedTuple):
+    """A context in its template, before it is cut into the fields of a sample."""
+
+    text: str
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a sample may take."""
+
+    task: str
+    length: int
+    """Tokens of a sample at most, the answer included."""
+    answer: int
+    """Tokens of the answer."""
+    step: int
+    """By how many pieces a context that came out too long is shortened; also the smallest context that is searched."""
+
+
+def largest_size(make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, upper: int, extra: int = 0) -> int:
+    """The most pieces of a context within the budget, by bisection between `budget.step` and `upper`.
+
+    Parameters
+    ----------
+    make
+        Draws a context of a number of pieces.
+    extra
+        Tokens that are put in front later (an example).
+
+    Returns
+    -------
+    The size, or `budget.step` where nothing fits. Since every draw differs, the result is one of many that the bisection may find.
+    """
+    low, high, best = budget.step, max(upper, budget.step * 2), budget.step
+    while low <= high:
+        middle = (low + high) // 2
+        if count(make(middle).text) + extra + budget.answer <= budget.length:
+            best, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return best
+
+
+def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, size: int) -> tuple[Draft, int]:
+    """A sample within the budget, and its length in tokens with the answer: a context that is too long is drawn again, smaller.
+
+    Raises
+    ------
+    HarpeError
+        Where the smallest context is too long again and again, or cannot be drawn at all.
+    """
+    shortest, tries = 0, 0
+    while tries < TRIES:
+        try:
+            draft = make(size)
+        except ValueError as error:  # more is to be hidden than the context has places: a smaller one has fewer still
+            if size <= budget.step:
+                raise _too_short(budget, f"a context of {size} pieces has no room for what is hidden in it") from error
+        else:
+            length = count(draft.text) + budget.answer
+            if length <= budget.length:
+                return draft, length
+            shortest = min(shortest or length, length)
+        if size > budget.step:
+            size -= budget.step
+        else:
+            tries += 1
+    raise _too_short(budget, f"the shortest of {TRIES} samples took {shortest}")
+
+
+def _too_short(budget: Budget, why: str) -> HarpeError:
+    return HarpeError(
+        f"{budget.task} cannot be made with {budget.length} tokens and this tokenizer: {why}. Give a longer --length, or "
+        "leave the task out."
+    )

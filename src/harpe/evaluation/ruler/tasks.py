@@ -1,0 +1,88 @@
+"""The 13 tasks and their published settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from harpe.errors import HarpeError
+
+
+@dataclass(frozen=True)
+class NeedleSettings:
+    """What is hidden in what, and what is asked for."""
+
+    haystack: str
+    """noise (one sentence over and over), essay, or needle (other needles)."""
+    keys: str
+    """Kind of key: words or uuids."""
+    values: str
+    """Kind of value: numbers or uuids."""
+    keys_hidden: int = 1
+    values_per_key: int = 1
+    keys_asked: int = 1
+
+
+@dataclass(frozen=True)
+class RulerTask:
+    """One task of the benchmark."""
+
+    name: str
+    kind: str
+    """niah, vt, cwe, fwe or qa: which generator, which wording."""
+    tokens: int
+    """Tokens that an answer may take; they count towards the length of a sample."""
+    needle: NeedleSettings | None = None
+    dataset: str = ""
+    """File of a qa task, squad or hotpotqa."""
+
+    @property
+    def any_answer(self) -> bool:
+        """Whether one of the references is enough (`string_match_part`), or each of them counts (`string_match_all`)."""
+        return self.kind == "qa"
+
+
+def _niah(name: str, haystack: str, keys: str, values: str, **counts: int) -> RulerTask:
+    return RulerTask(f"niah_{name}", "niah", 128, NeedleSettings(haystack, keys, values, **counts))
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        _niah("single_1", "noise", "words", "numbers"),
+        _niah("single_2", "essay", "words", "numbers"),
+        _niah("single_3", "essay", "words", "uuids"),
+        _niah("multikey_1", "essay", "words", "numbers", keys_hidden=4),
+        _niah("multikey_2", "needle", "words", "numbers"),
+        _niah("multikey_3", "needle", "uuids", "uuids"),
+        _niah("multivalue", "essay", "words", "numbers", values_per_key=4),
+        _niah("multiquery", "essay", "words", "numbers", keys_hidden=4, keys_asked=4),
+        RulerTask("vt", "vt", 30),
+        RulerTask("cwe", "cwe", 120),
+        RulerTask("fwe", "fwe", 50),
+        RulerTask("qa_1", "qa", 32, dataset="squad"),
+        RulerTask("qa_2", "qa", 32, dataset="hotpotqa"),
+    )
+}
+
+GROUPS = {"all": tuple(TASKS), "niah": tuple(name for name in TASKS if name.startswith("niah"))}
+"""Names that stand for several tasks: all 13, and the eight needle tasks that the paper reports on their own."""
+
+
+def chosen(names: Iterable[str]) -> list[RulerTask]:
+    """The tasks of these names and groups, in the benchmark's own order.
+
+    Raises
+    ------
+    HarpeError
+        For a name that is neither; the nearest ones are offered.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        if name not in GROUPS and name not in TASKS:
+            near = difflib.get_close_matches(name, [*TASKS, *GROUPS], 3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(TASKS)}, and the groups {', '.join(GROUPS)}."
+            raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
+        wanted.update(GROUPS.get(name, (name,)))
+    return [task for name, task in TASKS.items() if name in wanted]

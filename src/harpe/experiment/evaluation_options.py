@@ -1,0 +1,124 @@
+"""Options of the verbs that make and fetch benchmark data. The text under each field is its help on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions:
+    """Write samples of RULER's 13 tasks; with --model, answer and score them too.
+
+    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
+    and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into answers.jsonl, one record a sample, and
+    the scores with their intervals into ruler.json; started again, an interrupted evaluation goes on where it was.
+    """
+
+    length: int
+    """Tokens of a sample at most, the answer included; 128k is 131072."""
+    out: str
+    """Folder for the files, one for each length and model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
+    model: str | None = None
+    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer."""
+    beyond_context: bool = False
+    """Let a model be asked beyond the context that its configuration states."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the model. auto: the faster one, found by a one-second probe."""
+    batch_tokens: int = 16384
+    """Tokens in one batch of answers at most; a longer sample is a batch of its own."""
+    tasks: str = "all"
+    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
+    samples: int = 500
+    """Samples a task; 500 is the published number."""
+    seed: int = 42
+    """Starts the random numbers of every task; 42 is the published seed."""
+    template: str = "base"
+    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
+    data: str | None = None
+    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model, or of a hub tokenizer where no model is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityOptions:
+    """Perplexity of a checkpoint by context length, or in sliding windows.
+
+    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
+    window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
+    file says which one it holds.
+    """
+
+    model: str
+    """Checkpoint: a folder, a hub name, or embedded."""
+    data: str
+    """Texts: a file, a folder, a hub data set, or embedded."""
+    out: str
+    """File to write (.json)."""
+    lengths: str | None = None
+    """Context lengths in tokens, FIRST:LAST:STEP or with commas between them; 2048:131072:2048 are those of the paper."""
+    window: int | None = None
+    """Window in tokens."""
+    stride: int = 256
+    """Tokens that the window moves on by; 256 as in the paper."""
+    average: Literal["tokens", "yarn"] = "tokens"
+    """tokens: over all scored tokens. yarn: as YaRN's script, a mean over windows of any length, each behind a beginning-of-text token."""
+    documents: int = 32
+    """Documents that are measured; each must have the longest length."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+    text_field: str = "text"
+    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortOptions:
+    """Short benchmarks of a checkpoint through lm-eval: its tasks, its prompts, its numbers.
+
+    The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
+    lm-eval can be named. What is already measured in --out is not measured again.
+    """
+
+    model: str
+    """Checkpoint: a folder, a hub name, or embedded. Per-head checkpoints too."""
+    out: str
+    """Folder for short.json and the records of every question."""
+    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
+    """Names of lm-eval's tasks with commas between them."""
+    shots: int | None = None
+    """Solved examples in front of a question; default: the paper's number, for other tasks their own."""
+    limit: int | None = None
+    """Questions of each task, for a trial; default: all."""
+    offline: bool = False
+    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts; other tasks are refused."""
+    data: str | None = None
+    """Folder with short_bench; default: the one that HARPE_DATA names."""
+    batch_size: int = 8
+    """Questions in one forward pass."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchDataOptions:
+    """Download the data that RULER is made from, and check every file's SHA-256.
+
+    What is there already, here or in the folder that HARPE_DATA names, is not fetched again. Where there is no network, what is missing
+    is told, with the address that it comes from.
+    """
+
+    out: str | None = None
+    """Folder for the data; default: harpe's cache, which `harpe ruler` looks into."""
+    only: str = "all"
+    """Names with commas between them: essays, squad, hotpotqa, english_words, punkt."""

@@ -1,0 +1,125 @@
+"""lm-eval on a per-head model gives the log-likelihoods of a plain forward pass, and offline tasks have lm-eval's own prompts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import harpe
+from harpe.errors import HarpeError
+from harpe.evaluation.short_tasks import accuracy, offline_tasks, run_short_tasks
+from harpe.experiment.evaluation_options import ShortOptions
+from harpe.experiment.reporter import Reporter
+from harpe.experiment.short import measure_short
+from harpe.files import read_json, read_jsonl
+from harpe.models.load import load_model, load_tokenizer
+
+pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three questions of PIQA's form, two of one subject of MMLU's with five solved ones."""
+    root = tmp_path_factory.mktemp("short")
+    (root / "piqa").mkdir()
+    rows = [{"goal": f"open jar {i}", "sol1": f"turn the lid {i}", "sol2": "hit it with a longer sentence than that"} for i in range(3)]
+    (root / "piqa" / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (root / "piqa" / "valid-labels.lst").write_text("0\n1\n0\n")
+    for split, count in (("dev", 5), ("test", 2)):
+        (root / "mmlu" / split).mkdir(parents=True)
+        with (root / "mmlu" / split / f"anatomy_{split}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
+            writer.writerows([f"{split} {i}, which? ", "one", 'a "b"', "three", "four", i % 4] for i in range(count))
+    return root
+
+
+@pytest.fixture(scope="module")
+def per_head() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return harpe.apply(load_model("embedded", torch.float32), "harpe", length=2048)
+
+
+def plain(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """The log-likelihood of a continuation, by one forward pass and float64."""
+    prefix, whole = tokenizer(context).input_ids, tokenizer(context + continuation).input_ids
+    with torch.inference_mode():
+        scores = torch.log_softmax(model(torch.tensor([whole])).logits[0].double(), -1)
+    return sum(float(scores[i - 1, whole[i]]) for i in range(len(prefix), len(whole)))
+
+
+@pytest.mark.slow
+def test_log_likelihoods_of_a_per_head_model_are_those_of_a_plain_forward_pass(folder: Path, per_head: Any) -> None:
+    tokenizer = load_tokenizer("embedded")
+    found = run_short_tasks(per_head, tokenizer, offline_tasks("piqa", folder), 0, batch_size=4)["samples"]["piqa"]
+    assert len(found) == 3
+    untouched = load_model("embedded", torch.float32)
+    different = 0
+    for sample in found:
+        for request, response in zip(sample["arguments"], sample["filtered_resps"], strict=True):
+            value = plain(per_head, tokenizer, *request)
+            assert float(response[0]) == pytest.approx(value, abs=1e-4)
+            different += abs(value - plain(untouched, tokenizer, *request)) > 1e-3
+    assert different == 6  # the bases matter: the same model without them says something else
+
+
+@pytest.mark.slow
+def test_offline_prompts_are_written_as_lm_eval_writes_them(folder: Path, per_head: Any) -> None:
+    tokenizer = load_tokenizer("embedded")
+    piqa = run_short_tasks(per_head, tokenizer, offline_tasks("piqa", folder), 0)["samples"]["piqa"][1]
+    assert [tuple(request) for request in piqa["arguments"]] == [
+        ("Question: open jar 1\nAnswer:", " turn the lid 1"),
+        ("Question: open jar 1\nAnswer:", " hit it with a longer sentence than that"),
+    ]
+    assert piqa["target"] in (1, "1")
+    (mmlu,) = run_short_tasks(per_head, tokenizer, offline_tasks("mmlu", folder), 5, limit=1)["samples"].values()
+    head = "The following are multiple choice questions (with answers) about anatomy.\n\n"
+    options = '\nA. one\nB. a "b"\nC. three\nD. four\nAnswer:'
+    shots = "".join(f"dev {i}, which?{options} {'ABCD'[i % 4]}\n\n" for i in range(5))
+    assert [tuple(request) for request in mmlu[0]["arguments"]] == [(f"{head}{shots}test 0, which?{options}", f" {c}") for c in "ABCD"]
+
+
+def test_shares_have_wilsons_interval() -> None:
+    got = accuracy([{"acc": 1.0}] * 8 + [{"acc": 0.0}] * 2)
+    assert got["score"] == pytest.approx(80) and got["low"] == pytest.approx(49.0, abs=0.1)
+
+
+def test_what_has_no_offline_form_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(HarpeError, match="hellaswag has no offline form"):
+        offline_tasks("hellaswag", folder)
+    with pytest.raises(HarpeError, match="piqa is missing"):
+        offline_tasks("piqa", tmp_path)
+
+
+def test_the_real_files_give_57_subjects_and_1838_questions(harpe_data: Path) -> None:
+    mmlu, (piqa,) = offline_tasks("mmlu", harpe_data / "short_bench"), offline_tasks("piqa", harpe_data / "short_bench")
+    splits = [task["custom_dataset"]() for task in mmlu]
+    assert len(mmlu) == 57 and sum(len(s["test"]) for s in splits) == 14042 and all(len(s["dev"]) == 5 for s in splits)
+    assert len(piqa["custom_dataset"]()["validation"]) == 1838
+
+
+@pytest.mark.slow
+def test_the_verb_writes_scores_with_intervals_and_does_not_measure_twice(folder: Path, tmp_path: Path) -> None:
+    options = ShortOptions(model="embedded", out=str(tmp_path), tasks="piqa", offline=True, data=str(folder.parent), dtype="float32")
+    (folder.parent / "short_bench").symlink_to(folder)
+    measure_short(options)
+    value = read_json(tmp_path / "short.json")
+    assert value["tasks"]["piqa"]["samples"] == 3 and value["tasks"]["piqa"]["shots"] == 0
+    assert len(read_jsonl(tmp_path / "piqa.jsonl")) == 3
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    measure_short(options, Listener())
+    assert said == [f"Everything is measured already; the scores are in {tmp_path / 'short.json'}."]
+    with pytest.raises(HarpeError, match="measured in another way"):
+        measure_short(ShortOptions(**{**vars(options), "limit": 2}))
