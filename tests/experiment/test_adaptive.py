@@ -93,8 +93,8 @@ def test_an_adaptive_run_gives_the_larger_base_to_the_head_that_looks_farther(
     assert bases == plan["methods"][1]["bases"]
 
 
-def test_bases_of_every_layer_are_not_trained_with_silently(workspace: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"length": 256, "data": str(workspace / "texts"), "out": tmp_path / "run"}
-    with pytest.raises(HarpeError, match="use --layer-bases same"):
-        harpe.extend(str(workspace / "model"), layer_bases="own", **settings)
-    assert not (tmp_path / "run").exists()
+def test_a_run_with_a_row_for_every_layer_saves_and_loads_every_row(workspace: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+    harpe.extend(str(workspace / "model"), data=str(workspace / "texts"), out=tmp_path / "run", layer_bases="own", **settings)
+    rows = load_model(tmp_path / "run" / "harpe" / "model").config.rope_parameters["bases"]
+    assert len(rows) == 2 and len({base for row in rows for base in row}) == sum(map(len, rows))

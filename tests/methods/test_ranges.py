@@ -114,7 +114,7 @@ def test_what_has_no_rule_is_refused() -> None:
 
 
 def test_harpe_and_abf_train_once_at_the_target_on_all_tokens() -> None:
-    per_head = harpe(LLAMA2, 131_072, choose_bases("uniform", heads=32, head_dim=128, length=131_072, low=1e6, high=5e6))
+    per_head = harpe(LLAMA2, 131_072, choose_bases("uniform", heads=32, head_dim=128, length=131_072, low=1e6, high=5e6).bases)
     shared = abf(LLAMA2, 131_072, 5e6)
     for stages in (per_head, shared):
         assert [(stage.length, stage.share) for stage in stages] == [(131_072, 1.0)]

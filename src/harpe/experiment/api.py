@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from harpe.methods.ranges import base_range
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.families import install
-from harpe.models.geometry import check_sliding_window, read_geometry
+from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
 from harpe.positions.base_sets import choose_bases
 
 
@@ -48,7 +50,7 @@ def apply(
     method: Literal["harpe", "abf"] = "harpe",
     *,
     length: int,
-    bases: list[float] | None = None,
+    bases: Sequence[float] | Sequence[Sequence[float]] | None = None,
     base: float | None = None,
     original_length: int | None = None,
     sliding_window: Literal["keep", "off"] = "keep",
@@ -60,7 +62,8 @@ def apply(
     Parameters
     ----------
     method
-        `harpe`: a base for every key/value head, `bases` or else uniform in the range of the critical base. `abf`: one `base` for all,
+        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer) or else uniform in the range of the
+        critical base. `abf`: one `base` for all heads,
         default the top of that range.
     length
         New context in tokens, longer than the trained one.
@@ -73,8 +76,11 @@ def apply(
         For a model without RoPE or with bases per head already, a length that is not longer, or bases that do not fit.
     """
     name = model.config.name_or_path or "the model"
-    geometry = read_geometry(model.config, name, original_length)
     check_sliding_window(model.config, name, length, sliding_window)
+    config = copy.deepcopy(model.config)
+    if sliding_window == "off":
+        remove_window(config)
+    geometry = read_geometry(config, name, original_length)
     chosen = base_range(geometry, length)
     if method == "harpe":
         if base is not None:
@@ -88,8 +94,8 @@ def apply(
                 low=chosen.low,
                 high=chosen.high,
             )
-            bases = list(found.bases)
-        encoding = per_head_encoding(tuple(bases), geometry)
+            bases = found.bases
+        encoding = per_head_encoding(bases, geometry)
     elif method == "abf":
         if bases is not None:
             raise HarpeError('bases belong to method="harpe"; give base, one for all heads.')

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from harpe.errors import HarpeError
-from harpe.experiment.choice import Choice, SearchOptions, choose_rows
+from harpe.experiment.choice import SearchOptions, choose_rows
 from harpe.experiment.options import ExtendOptions
 from harpe.methods.abf import abf
 from harpe.methods.harpe import harpe
@@ -24,7 +24,7 @@ class Arm:
     title: str
     explanation: str
     bases: tuple[float, ...]
-    """One base per key/value head."""
+    """One base per key/value head, of the first layer where layers differ."""
     stages: tuple[Stage, ...]
     """Empty for the untouched model."""
 
@@ -43,16 +43,6 @@ def untouched(geometry: ModelGeometry) -> Arm:
     bases = (geometry.base,) * geometry.key_value_heads
     text = f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no further training."
     return Arm("base", "untouched", text, bases, ())
-
-
-def _one_row(choice: Choice) -> tuple[float, ...]:
-    """The row that all layers share."""
-    if len(set(choice.rows)) > 1:
-        raise HarpeError(
-            f"--layer-bases {choice.layer_bases} gives every layer bases of its own, and models are written with one row for all layers so "
-            "far. `harpe bases` shows and writes such sets; to train, use --layer-bases same."
-        )
-    return choice.rows[0]
 
 
 def harpe_arm(
@@ -74,8 +64,8 @@ def harpe_arm(
         f"[{bases.low:,.0f}, {bases.high:,.0f}], trained once at {length} tokens."
     )
     text += f" Chosen by {choice.chosen.reason}." if choice.chosen.reason else ""
-    row = _one_row(choice)
-    return Arm("harpe", "HARPE", text, row, tuple(harpe(geometry, length, replace(choice.chosen, bases=row))))
+    rows = choice.rows
+    return Arm("harpe", "HARPE", text, rows[0], tuple(harpe(geometry, length, rows[0] if len(set(rows)) == 1 else rows)))
 
 
 def one_base_arm(geometry: ModelGeometry, length: int, base: float, name: str, title: str, why: str) -> Arm:

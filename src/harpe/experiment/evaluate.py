@@ -16,6 +16,7 @@ from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
+from harpe.models.geometry import text_config
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 from harpe.report.page import write_report
 
@@ -69,6 +70,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     config = load_config(options.model, options.revision)
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
     check_vocabulary(config, tokenizer, options.model)
+    config = text_config(config)
     length = options.length or config.max_position_embeddings
     short = options.original_length or getattr(config, "harpe_original_length", None) or config.max_position_embeddings
     protocol, held_out = _protocol(options, tokenizer, min(short, length), length)

@@ -20,7 +20,7 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
 from harpe.files import write_json
 from harpe.methods.types import ModelGeometry
-from harpe.models.geometry import check_sliding_window, read_geometry
+from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import train_stages
@@ -38,7 +38,8 @@ class Source:
     geometry: ModelGeometry
     tokenizer: PreTrainedTokenizerBase
     sliding_window: str
-    window_note: str | None
+    notes: tuple[str, ...]
+    """For the plan: layers that keep something, and what of the checkpoint is replaced."""
     dtype: torch.dtype
     """In which the checkpoint is stored; the extended one is stored in the same."""
 
@@ -54,12 +55,15 @@ def open_source(
 ) -> Source:
     """Read configuration and tokenizer, and refuse what cannot be extended. No weights are read."""
     config = load_config(name, revision)
-    geometry = read_geometry(config, name, original_length)
     note = check_sliding_window(config, name, length, sliding_window)
+    if sliding_window == "off":
+        remove_window(config)
+    geometry = read_geometry(config, name, original_length)
+    notes = (*([note] if note else []), *layer_notes(config))
     loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_vocabulary(config, loaded, name)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Source(name, revision, geometry, loaded, sliding_window, note, dtype)
+    return Source(name, revision, geometry, loaded, sliding_window, notes, dtype)
 
 
 def train_arm(run: Path, arm: Arm, source: Source, data: PackedDataset, options: TrainingOptions, length: int, reporter: Reporter) -> Path:
@@ -99,7 +103,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     source = open_source(
         options.model, options.length, options.revision, options.tokenizer, options.original_length, options.sliding_window
     )
-    notes = [source.window_note] if source.window_note else []
+    notes = list(source.notes)
 
     def reach() -> list[list[float]]:
         found, note = measured_reach(source.load(), source.tokenizer, options.data, options.text_field, source.geometry.original_length)

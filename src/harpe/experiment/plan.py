@@ -40,7 +40,9 @@ def check_space(run: Path, parameters: int, arms: int = 1) -> None:
 
 def seconds_per_token(model: PreTrainedModel, options: TrainingOptions, length: int) -> tuple[float, float]:
     """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it is."""
-    ids = torch.randint(0, model.config.vocab_size, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        0, model.get_input_embeddings().num_embeddings, (options.micro_batch, length), generator=torch.Generator().manual_seed(0)
+    )
     ids = ids.to(model.device)
 
     def timed(training: bool) -> float:

@@ -18,6 +18,7 @@ from harpe.experiment.directory import settled_dtype
 from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
 from harpe.experiment.reporter import Reporter
 from harpe.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl
+from harpe.models.geometry import text_config
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 
 
@@ -68,7 +69,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
 def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
     config = load_config(str(options.model), options.revision)
     check_vocabulary(config, tokenizer, str(options.model))
-    context = config.max_position_embeddings
+    context = text_config(config).max_position_embeddings
     if options.length > context and not options.beyond_context:
         raise HarpeError(
             f"--length {options.length} is beyond the {context} tokens that {options.model} states as its context. Give --beyond-context "

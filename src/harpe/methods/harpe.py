@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harpe.methods.types import ModelGeometry, Stage, per_head_encoding
-from harpe.positions.base_sets import BaseSet
 
 
-def harpe(geometry: ModelGeometry, length: int, base_set: BaseSet) -> list[Stage]:
-    """One stage at `length` with head h on `base_set.bases[h]`."""
-    return [Stage(per_head_encoding(base_set.bases, geometry), length, share=1.0)]
+def harpe(geometry: ModelGeometry, length: int, bases: Sequence[float] | Sequence[Sequence[float]]) -> list[Stage]:
+    """One stage at `length` with head h on `bases[h]` in all layers, or on `bases[l][h]` in layer l."""
+    return [Stage(per_head_encoding(bases, geometry), length, share=1.0)]

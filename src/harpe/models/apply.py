@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.methods.types import Encoding, ModelGeometry
 from harpe.models.families import find_family, install
-from harpe.models.geometry import changed_layers, rope_key, text_config
+from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.per_head import ROPE_TYPE
 
 
@@ -71,11 +71,8 @@ def apply_encoding(
 
 
 def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    config.sliding_window = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention" if "sliding" in kind else kind for kind in config.layer_types]
-    if hasattr(config, "use_sliding_window"):
-        config.use_sliding_window = False
+    """Of the configuration, and of what the modules have read from it."""
+    remove_window(config)
     for module in model.modules():
         if getattr(module, "sliding_window", None) is not None:
             setattr(module, "sliding_window", None)  # noqa: B010

@@ -83,7 +83,10 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     frequencies, _ = stock_frequencies(config, family.rotary, plain, rope_key(config))
     heads = config.num_attention_heads
     if not changed_layers(config):
-        raise HarpeError(f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change.")
+        raise HarpeError(
+            f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. Where the layers have "
+            "a sliding window, --sliding-window off removes it."
+        )
     return ModelGeometry(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
@@ -136,6 +139,16 @@ def check_sliding_window(config: PreTrainedConfig, name: str, length: int, polic
             "context could not be seen. Give --sliding-window off to attend to everything."
         )
     return f"{count} of {config.num_hidden_layers} layers keep their sliding window of {window} tokens and their positions."
+
+
+def remove_window(config: PreTrainedConfig) -> None:
+    """Let every layer of a configuration attend to everything, in place."""
+    config = text_config(config)
+    config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention" if "sliding" in kind else kind for kind in config.layer_types]
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
 
 
 def layer_notes(config: PreTrainedConfig) -> list[str]:

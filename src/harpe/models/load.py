@@ -19,6 +19,7 @@ from transformers import (
 
 from harpe.errors import HarpeError
 from harpe.models.families import install
+from harpe.models.geometry import text_config
 
 EMBEDDED = "embedded"
 """The name by which the base model inside the package is asked for."""
@@ -100,10 +101,11 @@ def to_accelerator(model: PreTrainedModel) -> PreTrainedModel:
 def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Refuse a tokenizer that can produce ids the model has no embedding for."""
     config = model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
+    size = text_config(config).vocab_size
     largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
+    if largest >= size:
         raise HarpeError(
-            f"The tokenizer has token ids up to {largest}, but {name} has only {config.vocab_size} embeddings: they do not belong "
+            f"The tokenizer has token ids up to {largest}, but {name} has only {size} embeddings: they do not belong "
             "together. Use the tokenizer that came with the checkpoint (--tokenizer)."
         )
 
