@@ -11,7 +11,12 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-POSITIONAL = {"ExtendOptions": ("model",), "EvaluateOptions": ("model",), "ReportOptions": ("run",)}
+POSITIONAL = {
+    "ExtendOptions": ("model",),
+    "EvaluateOptions": ("model",),
+    "ExportOptions": ("source",),
+    "ReportOptions": ("run",),
+}
 """Options that are given without a name, by class."""
 
 
