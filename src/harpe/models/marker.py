@@ -25,13 +25,18 @@ def with_marker(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, to
 
 
 class Marked:
-    """Before a model class of transformers: the mark is expected in what is loaded, and what is saved again is marked again."""
+    """Before a model class of transformers: loads the weights as that class does, expects the mark, sets it in what is saved."""
 
     _keys_to_ignore_on_load_unexpected: list[str] | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._keys_to_ignore_on_load_unexpected = [*(cls._keys_to_ignore_on_load_unexpected or ()), re.escape(MARKER)]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: the weights are those of transformers' own class, so that its renamings of old names hold for them."""
+        return False
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any) -> Any:
         model: Any = self
