@@ -17,6 +17,7 @@ class _Absent:
 
 sys.meta_path.insert(0, _Absent())
 
+import shutil  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -53,6 +54,7 @@ def answer(folder: Path, question: dict) -> dict:
         found["generated"] = generated(model, question["batch"])
     if question.get("again"):
         again = folder.with_name(f"{folder.name}-again")
+        shutil.rmtree(again, ignore_errors=True)
         model.save_pretrained(again)
         found["again"] = logits(load(again, question["trust"]), question["inputs"])
         base = AutoModel.from_pretrained(folder, trust_remote_code=question["trust"])
