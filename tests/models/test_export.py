@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import AutoTokenizer
 
 import harpe
 from harpe.errors import HarpeError
@@ -24,94 +24,11 @@ from harpe.models import per_head
 from harpe.models.load import embedded_model_path, load_model
 from harpe.positions import rotation
 
-from .exported import HERE, ask, environment, extended
-from .tiny_families import FAMILIES, bases_of, heads_of, tiny, tiny_config
-
-GENERATING = ("llama", "gemma2", "gemma3_text", "gpt_neox", "cohere")
-SHORT = {name: torch.randint(3, 97, (1, n), generator=torch.Generator().manual_seed(n)) for name, n in (("1", 1), ("7", 7), ("300", 300))}
-PADDED = {
-    "input_ids": torch.tensor([[0, 0, 0, 5, 17, 33, 60, 8], [9, 4, 70, 71, 72, 11, 12, 13]]),
-    "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1] * 8]),
-}
-WIDE = 32 * 64
-"""Angles a position of the model `wide`: 32 heads of 64 pairs."""
-LONG = {
-    str(n): torch.randint(3, 97, (1, n), generator=torch.Generator().manual_seed(n))
-    for n in (rotation.TILE // WIDE - 1, rotation.TILE // WIDE + 1, rotation.HELD_ANGLES // WIDE, rotation.HELD_ANGLES // WIDE + 1)
-}
-"""Lengths around one tile, and around the greatest that is held as cos and sin (above it: positions and steps)."""
+from .exported import GENERATING, HERE, LONG, NAMES, SHORT, environment, extended, logits, prepared
+from .tiny_families import bases_of, heads_of
 
 
-def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    with torch.inference_mode():
-        return {name: model(input_ids=ids, use_cache=False).logits for name, ids in inputs.items()}
-
-
-def prepared(family: str, **changes: Any) -> PreTrainedModel:
-    model = tiny(family, **changes)
-    model.set_attn_implementation("eager")
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def models() -> dict[str, PreTrainedModel]:
-    """All families, a second base set of one of them, bases by layer, one base for all heads, a wide model, another dtype."""
-    found = {family: extended(model := prepared(family), bases_of(model)) for family in FAMILIES}
-    found["llama-other"] = extended(prepared("llama", seed=1), [9e4, 2e6])
-    found["by-layer"] = extended(prepared("llama", seed=2), [[5e3, 7e4], [8e5, 2e4]])  # type: ignore[list-item]
-    found["one-base"] = extended(prepared("llama", seed=3), None)
-    wide = prepared("llama", seed=4, num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
-    found["wide"] = extended(wide, bases_of(wide))
-    found["bfloat16"] = extended(prepared("llama", seed=5).to(torch.bfloat16), [5e3, 7e4])
-    found["gemma3"] = extended(images_and_text(), [5e3, 7e4])
-    return found
-
-
-def images_and_text() -> PreTrainedModel:
-    """A model with a text decoder inside."""
-    torch.manual_seed(6)
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    config = Gemma3Config(text_config=tiny_config("gemma3_text").to_dict(), vision_config=vision, mm_tokens_per_image=4)
-    model = Gemma3ForConditionalGeneration(config).eval()
-    model.set_attn_implementation("eager")
-    return model
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exported")
-
-
-@pytest.fixture(scope="module")
-def told(root: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """By checkpoint: what harpe's own model gives, and what the stranger's process gave; all of them in one process."""
-    expected, questions = {}, {}
-    for name, model in models().items():
-        harpe.export(model, root / name)
-        inputs = LONG if name == "wide" else SHORT
-        question: dict[str, Any] = {"trust": name != "one-base", "inputs": inputs, "again": name != "wide"}
-        own = load_model(root / name, model.dtype, attn_implementation="eager").eval()  # loaded as well: so that weights lie aligned alike
-        expected[name] = {"logits": logits(own, inputs), "before": logits(model, inputs), "class": type(model).__name__}
-        if name in GENERATING:
-            question["batch"] = PADDED
-            expected[name]["generated"] = model.generate(**PADDED, max_new_tokens=12, do_sample=False)
-        questions[name] = question
-    answers = ask(root, questions)
-    return {name: (expected[name], {**answers[name], "untrusting": answers[f"{name}, untrusting"]}) for name in questions}
-
-
-def names() -> list[str]:
-    return [*FAMILIES, "llama-other", "by-layer", "one-base", "wide", "bfloat16", "gemma3"]
-
-
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_without_harpe_are_bit_for_bit_those_with_it(told: Any, name: str) -> None:
     expected, got = told[name]
     assert "error" not in got, got
@@ -139,7 +56,7 @@ def test_generation_with_left_padding_gives_the_same_tokens(told: Any, name: str
     assert got["generated"].tolist() == expected["generated"].tolist()
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "wide"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "wide"])
 def test_saved_again_from_the_loaded_model_it_loads_again(told: Any, root: Path, name: str) -> None:
     expected, got = told[name]
     assert torch.equal(got["again"]["300"], expected["logits"]["300"])
@@ -151,7 +68,7 @@ def test_saved_again_from_the_loaded_model_it_loads_again(told: Any, root: Path,
         assert (root / name / "modeling_harpe.py").read_bytes() == (root / f"{name}-again" / "modeling_harpe.py").read_bytes()
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n not in ("wide", "one-base")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("wide", "one-base")])
 def test_the_auto_classes_make_the_classes_of_the_file_under_stock_names(told: Any, root: Path, name: str) -> None:
     expected, got = told[name]
     assert got["class"][0] == expected["class"]
@@ -179,7 +96,7 @@ def test_one_base_for_all_heads_is_a_stock_checkpoint_without_code(told: Any, ro
     assert told["one-base"][1]["class"][1] == "transformers.models.llama.modeling_llama"
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "one-base"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
 def test_without_trust_remote_code_nothing_loads(told: Any, name: str) -> None:
     assert "harpe" in told[name][1]["untrusting"]["error"]
 
@@ -194,8 +111,7 @@ import sys, warnings
 from pathlib import Path
 import torch
 sys.path.insert(0, {here!r})
-from models.exported import extended
-from models.test_export import SHORT, logits, prepared
+from models.exported import SHORT, extended, logits, prepared
 from models.tiny_families import bases_of
 from transformers import AutoModelForCausalLM
 root, order = Path({root!r}), {order!r}

@@ -12,8 +12,7 @@ import torch
 
 import harpe
 
-from .exported import ask
-from .test_export import SHORT, logits, models
+from .exported import SHORT, ask, logits, models
 
 pytestmark = pytest.mark.slow
 
