@@ -65,7 +65,7 @@ def serving(folder: Path, ids) -> dict:
     found = {
         "base": type(empty).__module__.endswith("modeling_harpe"),
         "stock": type(stock).__module__,
-        "supported": bool(empty._supports_attention_backend),
+        "supported": bool(empty._supports_attention_backend) and empty.is_backend_compatible(),
         "plans": plans(empty),
         "stock_plans": plans(stock),
         "causal": all(getattr(module, "is_causal", True) for module in attentions),

@@ -39,9 +39,9 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     card = None
     if run and method:
-        name = run.model.name
-        hub_name = name if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists() else None
-        card = model_card(config, run.title, hub_name, run_sections(run, method))
+        shown = _public(run.model.name)
+        title = f"{shown}, {run.target_length} tokens ({method.title})"
+        card = model_card(config, title, shown if "/" in shown else None, run_sections(run, method))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()
     how = "loads by trust_remote_code=True; its code is modeling_harpe.py" if code else "is a stock checkpoint and needs no code"
@@ -64,14 +64,19 @@ def _choose(run: Run, folder: Path, name: str | None) -> Method:
     return found
 
 
+def _public(name: str) -> str:
+    """A model's or data set's name for the card: of a local path nothing but its end is told."""
+    return Path(name).name if name.startswith((".", "/", "~")) or Path(name).exists() else name
+
+
 def run_sections(run: Run, method: Method) -> dict[str, str]:
     """Headings and texts of a model card: method, plan, data and scores of one model of a run."""
     training, corpus = run.training, run.corpus
     versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
     plan = [*run.reasons, f"{training['tokens']} tokens in {training['steps']} steps at {training['sequence_length']} tokens a sequence."]
     plan += [f"Made with {versions}."] * bool(versions)
-    data = f"{corpus['description']}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
-    origin = f"The original model: {run.model.name}, {run.model.parameters:,} parameters. Its licence applies."
+    data = f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
+    origin = f"The original model: {_public(run.model.name)}, {run.model.parameters:,} parameters. Its licence applies."
     return {
         "Method": f"{method.explanation}\n\n{origin}",
         "Plan": "\n".join(f"* {reason}" for reason in plan),
