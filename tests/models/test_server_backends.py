@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harpe.models.marker import MARKER
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 from .tiny_families import FAMILIES
 
@@ -73,3 +74,11 @@ def test_the_mark_among_the_weights_is_passed_over_by_servers(served: Any) -> No
     _, found = served
     assert "rotary_emb.inv_freq" in MARKER
     assert any(re.search(pattern, f"model.{MARKER}") for pattern in found["ignored"])
+
+
+def test_heads_that_a_server_split_in_its_own_way_are_refused() -> None:
+    """Tensor parallelism of vLLM and SGLang: their weights do not tell which heads a device holds."""
+    table = torch.ones(4, 8, dtype=torch.int64)
+    q, k = torch.randn(1, 4, 5, 16), torch.randn(1, 2, 5, 16)
+    with pytest.raises(ValueError, match="bases for 4 key/value heads, but this layer has 2"):
+        rotate_per_head(q, k, *encode_positions(torch.arange(5)[None], table), Layout())
