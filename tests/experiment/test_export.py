@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_the_model_folder_of_a_run_is_exported_as_well(extended: Path, workspace
     assert (out / "tokenizer.json").is_file()
 
 
-def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, workspace: Path) -> None:
+def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ExportOptions(source=str(extended), out=str(workspace / "out"))
     for changed, message in (
         (replace(options, method="base"), "no trained model base; --method may be harpe"),
@@ -71,6 +72,9 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, 
     ):
         with pytest.raises(HarpeError, match=message):
             export(changed)
+    monkeypatch.setattr("harpe.experiment.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(HarpeError, match=r"The exported model needs about .* GB .* are free"):
+        export(options)
     (extended / "harpe" / "model").rename(workspace / "away")
     with pytest.raises(HarpeError, match="is not finished"):
         export(options)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from harpe.errors import HarpeError
+from harpe.experiment.directory import check_disk
 from harpe.experiment.options import ExportOptions
 from harpe.experiment.reporter import Reporter
 from harpe.models.card import model_card
@@ -37,6 +38,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     tokenizer = load_tokenizer(options.tokenizer or folder)
     check_vocabulary(config, tokenizer, folder)
     model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
     card = None
     if run and method:
         shown = _public(run.model.name)
