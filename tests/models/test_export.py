@@ -97,6 +97,15 @@ def test_one_base_for_all_heads_is_a_stock_checkpoint_without_code(told: Any, ro
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
+def test_rope_scaling_tells_older_programs_the_same(told: Any, root: Path, name: str) -> None:
+    config = json.loads((root / name / "config.json").read_text())
+    decoder = config.get("text_config", config)
+    rope = decoder["rope_parameters"]
+    assert decoder["rope_scaling"] == rope.get("full_attention", rope)
+    assert decoder["rope_scaling"]["rope_type"] == "harpe"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
 def test_without_trust_remote_code_nothing_loads(told: Any, name: str) -> None:
     assert "harpe" in told[name][1]["untrusting"]["error"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +26,9 @@ def export_checkpoint(
     A model with one base per head also gets `modeling_harpe.py` and, in config.json, the `auto_map` that leads there; `architectures`
     keeps the name of transformers' own class, which `transformers serve` and others look up. One base for all heads is a stock
     checkpoint without code. The folder appears whole or not at all.
+
+    The rope parameters stand under `rope_scaling` as well, where programs from before transformers 5 look: they pass over
+    `rope_parameters` and would read a stock model, and stop at a rope type that they do not know.
 
     Raises
     ------
@@ -48,7 +52,13 @@ def export_checkpoint(
         if per_head:
             settings["auto_map"] = auto_map(model)
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            decoder = settings if config is model.config else settings["text_config"]
+            decoder["rope_scaling"] = rope_entry(config)
+            _write(folder, settings)
+            again: Any = stock_class(type(model.config))
+            if text_config(again.from_pretrained(folder)).rope_parameters != config.rope_parameters:
+                del decoder["rope_scaling"]  # a family that would read it into other layers' positions as well
+        _write(folder, settings)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.model_max_length = config.max_position_embeddings
@@ -56,3 +66,7 @@ def export_checkpoint(
         title = f"{Path(path).name}: {config.model_type}, {config.max_position_embeddings} tokens"
         (folder / "README.md").write_text(card or model_card(model.config, title), encoding="utf-8")
     return Path(path)
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
