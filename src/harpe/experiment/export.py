@@ -42,7 +42,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     card = None
     if run and method:
         shown = _public(run.model.name)
-        title = f"{shown}, {run.target_length} tokens ({method.title})"
+        title = f"{shown}, {run.target_length} tokens, {method.title}"
         card = model_card(config, title, shown if "/" in shown else None, run_sections(run, method))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()

@@ -157,7 +157,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write an extended model so that transformers, `transformers serve`, vLLM and SGLang load it without harpe.
+    """Write an extended model so that transformers and `transformers serve` load it without harpe.
 
     A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need none. The folder
     holds weights, tokenizer, configuration and a model card.
