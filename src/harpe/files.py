@@ -6,8 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,32 @@ def write_text(path: Path, text: str) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HarpeError(f"The disk is full: {path} could not be written. Free some space and resume.") from error
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that is renamed to it at the end: whole or not at all.
+
+    Raises
+    ------
+    HarpeError
+        When `path` exists, also as a link to nowhere; when the disk is full.
+    """
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        raise HarpeError(f"{path} exists already; it is not overwritten.")
+    temporary = path.absolute().with_name(f".{path.absolute().name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HarpeError(f"The disk is full: {path} could not be written. Free some space and try again.") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

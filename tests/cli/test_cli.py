@@ -80,6 +80,9 @@ def test_bases_of_every_layer_are_shown() -> None:
         (["bases", "--heads", "0", "--head-dim", "64", "--length", "9999", "--min", "2", "--max", "3"], "at least one key/value head"),
         (["evaluate", "embedded", "--data", "embedded"], "--out is missing"),
         (["report", "/nowhere"], "no plan.json"),
+        (["export", "/nowhere", "--out", "OUT"], "no checkpoint folder"),
+        (["export", "embedded", "--out", "OUT"], "not extended by harpe"),
+        (["export", "embedded", "--out", "OUT", "--method", "harpe"], "embedded is none"),
         (["extend", "embedded", "--length", "2048", "--data", "/nowhere", "--out", "OUT"], "no such file or folder"),
     ],
 )

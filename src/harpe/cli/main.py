@@ -16,13 +16,14 @@ from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
 from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.options import BasesOptions, EvaluateOptions, ExtendOptions, QuickstartOptions, ReportOptions
+from harpe.experiment.options import BasesOptions, EvaluateOptions, ExportOptions, ExtendOptions, QuickstartOptions, ReportOptions
 
 VERBS: dict[str, type] = {
     "bases": BasesOptions,
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
+    "export": ExportOptions,
     "perplexity": PerplexityOptions,
     "ruler": RulerOptions,
     "short": ShortOptions,
@@ -87,6 +88,14 @@ def report(options: ReportOptions, terminal: Any) -> None:
     terminal.say(f"The report: {page}")
 
 
+def export(options: ExportOptions, terminal: Any) -> None:
+    """Write a checkpoint that loads without harpe."""
+    _prepare()
+    from harpe.experiment.export import export as run
+
+    run(options, terminal)
+
+
 def quickstart(options: QuickstartOptions, terminal: Any) -> None:
     """Run the demonstration."""
     _prepare()
@@ -135,6 +144,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "extend": extend,
     "evaluate": evaluate,
     "report": report,
+    "export": export,
     "perplexity": perplexity,
     "ruler": ruler,
     "short": short,

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 POSITIONAL = {
     "ExtendOptions": ("model",),
     "EvaluateOptions": ("model",),
+    "ExportOptions": ("source",),
     "ReportOptions": ("run",),
     "PerplexityOptions": ("model",),
     "ShortOptions": ("model",),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.experiment import extend as extension
@@ -17,6 +17,7 @@ from harpe.experiment.reporter import Reporter
 from harpe.methods.ranges import base_range
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
+from harpe.models.export import export_checkpoint
 from harpe.models.families import install
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
 from harpe.positions.base_sets import choose_bases
@@ -43,6 +44,27 @@ def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Rep
         For bad options or input before any work starts, and for failures later.
     """
     return extension.extend(ExtendOptions(model=model, length=length, data=data, out=str(out), **options), reporter)
+
+
+def export(model: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, *, card: str | None = None) -> Path:
+    """Write a loaded model to a new folder so that transformers loads it without harpe; returns the folder.
+
+    Parameters
+    ----------
+    model
+        Changed by `apply`, or loaded from what `extend` saved. With one base per head it is loaded by
+        `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`; with one base for all it is a stock checkpoint.
+    tokenizer
+        Saved beside it with `model_max_length` set to the model's context.
+    card
+        Text of README.md; default: what the model is and how it is loaded.
+
+    Raises
+    ------
+    HarpeError
+        For a folder that exists, and for a model that was not extended by harpe.
+    """
+    return export_checkpoint(model, Path(path), tokenizer, card)
 
 
 def apply(

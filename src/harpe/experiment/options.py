@@ -184,6 +184,24 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write an extended model so that transformers and `transformers serve` load it without harpe.
+
+    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need none. The folder
+    holds weights, tokenizer, configuration and a model card.
+    """
+
+    source: str
+    """A run directory of `harpe extend`, or the folder of an extended model."""
+    out: str
+    """Folder to make."""
+    method: str | None = None
+    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuickstartOptions:
     """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
 

@@ -17,6 +17,7 @@ from harpe.experiment.arms import Arm
 from harpe.experiment.directory import check_disk
 from harpe.methods.ranges import BaseRange
 from harpe.methods.types import ModelGeometry
+from harpe.models.geometry import text_config
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.options import TrainingOptions
@@ -40,9 +41,8 @@ def check_space(run: Path, parameters: int, arms: int = 1) -> None:
 
 def seconds_per_token(model: PreTrainedModel, options: TrainingOptions, length: int) -> tuple[float, float]:
     """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it is."""
-    ids = torch.randint(
-        0, model.get_input_embeddings().num_embeddings, (options.micro_batch, length), generator=torch.Generator().manual_seed(0)
-    )
+    vocabulary = int(text_config(model.config).vocab_size)
+    ids = torch.randint(0, vocabulary, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
 
     def timed(training: bool) -> float:

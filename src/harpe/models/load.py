@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from harpe.errors import HarpeError
+from harpe.files import new_folder
 from harpe.models.families import install
 from harpe.models.geometry import text_config
 
@@ -112,12 +112,7 @@ def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokeni
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, length: int) -> None:
     """Write model (safetensors) and tokenizer into a temporary folder and rename it to `path`: whole or not at all."""
-    if path.exists():
-        raise HarpeError(f"{path} exists already; it is not overwritten.")
-    temporary = path.with_name(f".{path.name}.partial")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    tokenizer.model_max_length = length
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(path)
+    with new_folder(path) as temporary:
+        tokenizer.model_max_length = length
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -1,0 +1,72 @@
+"""Write a model to a folder from which transformers loads it without harpe."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harpe.errors import HarpeError
+from harpe.files import new_folder
+from harpe.models.card import model_card, rope_entry
+from harpe.models.export_code import MODULE, auto_map, modeling_source, stock_class
+from harpe.models.geometry import text_config
+from harpe.models.marker import with_marker
+from harpe.models.per_head import ROPE_TYPE
+
+
+def export_checkpoint(
+    model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None, card: str | None = None
+) -> Path:
+    """Write weights (safetensors), configuration, generation configuration, tokenizer and model card; returns `path`.
+
+    A model with one base per head also gets `modeling_harpe.py` and, in config.json, the `auto_map` that leads there; `architectures`
+    keeps the name of transformers' own class, which `transformers serve` and others look up. One base for all heads is a stock
+    checkpoint without code. The folder appears whole or not at all.
+
+    The rope parameters stand under `rope_scaling` as well, where programs from before transformers 5 look: they pass over
+    `rope_parameters` and would read a stock model, and stop at a rope type that they do not know.
+
+    Raises
+    ------
+    HarpeError
+        For a folder that exists, a model that was not extended by harpe, and one without an output layer.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise HarpeError(f"{type(model).__name__} is no model of transformers; merge adapters into the model before it is exported.")
+    config = text_config(model.config)
+    if getattr(config, "harpe_original_length", None) is None:
+        raise HarpeError(f"{config.name_or_path or 'The model'} was not extended by harpe: there is nothing to export. Extend it first.")
+    if model.get_output_embeddings() is None:
+        raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
+    per_head = rope_entry(config).get("rope_type") == ROPE_TYPE
+    name = stock_class(type(model)).__name__
+    with new_folder(path) as folder:
+        model.save_pretrained(folder, state_dict=with_marker(model, model.state_dict()) if per_head else None)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings["architectures"] = [name]
+        settings.pop("auto_map", None)
+        if per_head:
+            settings["auto_map"] = auto_map(model)
+            (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
+            decoder = settings if config is model.config else settings["text_config"]
+            decoder["rope_scaling"] = rope_entry(config)
+            _write(folder, settings)
+            again: Any = stock_class(type(model.config))
+            if text_config(again.from_pretrained(folder)).rope_parameters != config.rope_parameters:
+                del decoder["rope_scaling"]  # a family that would read it into other layers' positions as well
+        _write(folder, settings)
+        if tokenizer is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.model_max_length = config.max_position_embeddings
+            tokenizer.save_pretrained(folder)
+        title = f"{Path(path).name}: {config.model_type}, {config.max_position_embeddings} tokens"
+        (folder / "README.md").write_text(card or model_card(model.config, title), encoding="utf-8")
+    return Path(path)
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

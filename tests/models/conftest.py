@@ -1,0 +1,39 @@
+"""Checkpoints that are exported once and asked about in one process, for all tests of exported checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harpe
+from harpe.models.load import load_model
+
+from .exported import GENERATING, LONG, PADDED, SHORT, ask, logits, models
+from .tiny_families import FAMILIES
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(scope="session")
+def told(root: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By checkpoint: what harpe's own model gives, and what the stranger's process gave; all of them in one process."""
+    expected, questions = {}, {}
+    for name, model in models().items():
+        harpe.export(model, root / name)
+        inputs = LONG if name == "wide" else SHORT
+        question: dict[str, Any] = {"trust": name != "one-base", "inputs": inputs, "again": name != "wide"}
+        own = load_model(root / name, model.dtype, attn_implementation="eager").eval()  # loaded as well: so that weights lie aligned alike
+        expected[name] = {"logits": logits(own, inputs), "before": logits(model, inputs), "class": type(model).__name__}
+        if name in GENERATING:
+            question["batch"] = PADDED
+            expected[name]["generated"] = model.generate(**PADDED, max_new_tokens=12, do_sample=False)
+        if name in FAMILIES:
+            question["serving"] = SHORT["7"]
+        questions[name] = question
+    answers = ask(root, questions)
+    return {name: (expected[name], {**answers[name], "untrusting": answers[f"{name}, untrusting"]}) for name in questions}
