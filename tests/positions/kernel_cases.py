@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,12 @@ FAR = [[10_000_000, 1_048_576, 131_071, 3, 0, -7], [2**40, -(2**40), 5, 5, 1, 2]
 
 
 @pytest.fixture(autouse=True)
-def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter the tensors are on the CPU, where `rotation` would not call a kernel."""
     if INTERPRETED:
         monkeypatch.setattr(rotation, "_rotate", rotation_triton.rotate)
     else:
         monkeypatch.setattr(rotation, "KERNEL", rotation_triton.rotate)
-    yield
 
 
 def case(heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None) -> Any:
@@ -55,9 +53,8 @@ def _angles(phase, cos, sin, size: tl.constexpr):
 
 
 def test_cos_and_sin_of_a_phase_are_right_to_2e_7() -> None:
-    edges = [
-        sign * 2**63 // n + d for sign in (-1, 1) for n in (1, 2, 4, 8) for d in (-1, 0, 1) if -(2**63) <= sign * 2**63 // n + d < 2**63
-    ]
+    quarters = [quarter << 61 for quarter in range(-4, 4)]
+    edges = [edge + d for edge in quarters for d in (-1, 0, 1) if edge + d >= -(2**63)]
     phase = torch.randint(-(2**63), 2**63 - 1, (2**16,), generator=torch.Generator().manual_seed(0))
     phase[: len(edges)] = torch.tensor(edges)
     phase = phase.to(DEVICE)
@@ -176,19 +173,24 @@ def test_nothing_is_done_with_no_tokens() -> None:
 @pytest.mark.parametrize("axis", ["batch", "token", "head", "dimension"])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_offsets_beyond_2_31_elements_are_right(reference: Any, axis: str, direction: int) -> None:
-    """Elements 2**31 + 2**20 apart along one axis, in memory of which only their pages are ever touched."""
-    shape, step = (2, 2, 2, 4), (16, 8, 4, 1)
+    """The last elements of one axis, 2**31 + 2**20 from the first, in memory of which only their pages are ever touched.
+
+    The strides themselves fit an int32, as those of real tensors do: it is their products that must not be formed in one.
+    """
+    sizes, steps = [2, 2, 2, 4], [16, 8, 4, 1]
     where = ("batch", "token", "head", "dimension").index(axis)
-    far = (2**31 + 2**20) // (shape[where] - 1)
+    if axis != "dimension":
+        sizes[where] = 6
+        steps = [96, 16, 4, 1] if axis == "head" else [96, 8, 4, 1]
+    steps[where] = (2**31 + 2**20) // (sizes[where] - 1)
     if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    room = torch.empty(2**31 + 2**20 + 64, dtype=torch.bfloat16, device=DEVICE)
-    strides = tuple(far if i == where else step[i] for i in range(4))
-    q = room.as_strided(shape, strides)
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(q)
+    room = torch.empty(2**31 + 2**20 + 1024, dtype=torch.bfloat16, device=DEVICE)
+    q = room.as_strided(sizes, steps)
+    values = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(q)
     q.copy_(values)
     table = torch.tensor(phase_steps(base_frequencies(BASES, 4)), device=DEVICE)
-    positions = torch.tensor([[3, 1_048_576], [5, 7]], device=DEVICE)
+    positions = torch.randint(0, 1_048_576, sizes[:2], device=DEVICE)
     rotation_triton.rotate(q, values.clone(), positions, table, False, direction, inplace=True)
     close(q, reference(values, positions, BASES, 2, direction=direction), torch.bfloat16)
 

@@ -49,7 +49,7 @@ def test_compiled_for_a_gpu_it_reads_16_bytes_at_a_time_and_keeps_everything_in_
     _, options = rotation_triton.launch_options(131_072, 8, 4, dim, pairs, False)
     warps = options.pop("num_warps")
     known: dict[str, Any] = {"heads": 8, "q_group": 4, "k_group": 1, "has_factor": False, "interleaved": interleaved, "direction": 1}
-    known |= options | {name: 1 for name in ("q_dim", "k_dim", "out_q_dim", "out_k_dim", "position_token", "table_pair")}
+    known |= options | dict.fromkeys(("q_dim", "k_dim", "out_q_dim", "out_k_dim", "position_token", "table_pair"), 1)
     kernel = rotation_triton._kernel
     types = {"q": f"*{dtype}", "k": f"*{dtype}", "out_q": f"*{dtype}", "out_k": f"*{dtype}", "positions": "*i64", "table": "*i64"}
     signature = {name: "constexpr" if name in known else types.get(name, "i32") for name in kernel.arg_names}
