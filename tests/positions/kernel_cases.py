@@ -195,6 +195,36 @@ def test_offsets_beyond_2_31_elements_are_right(reference: Any, axis: str, direc
     close(q, reference(values, positions, BASES, 2, direction=direction), torch.bfloat16)
 
 
+def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the hooks, with left padding: positions of two rows; q and k as the attention's transposed views."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from harpe.models.families import install
+
+    install()
+    rope = {"rope_type": "harpe", "rope_theta": 1e4, "bases": BASES, "attention_factor": 1.1}
+    size = {"hidden_size": 60, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=50, head_dim=12, initializer_range=0.1, rope_parameters=rope, **size)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(DEVICE)
+    ids = torch.randint(0, 50, (2, 9), device=DEVICE)
+    positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5], list(range(1_000_000, 1_000_009))], device=DEVICE)
+    monkeypatch.setattr(rotation, "HELD_ANGLES", 0)
+    calls, found = [], []
+    for function in (rotation_triton.rotate, rotation._rotate_tiles):
+
+        def rotate(*args: Any, function: Any = function) -> Any:
+            calls.append(function)
+            return function(*args)
+
+        monkeypatch.setattr(rotation, "_rotate", rotate)
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
+    assert calls == [rotation_triton.rotate] * 4 + [rotation._rotate_tiles] * 4  # two layers, forward and backward
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -34,6 +34,17 @@ def test_every_claim_holds_on_a_cuda_gpu() -> None:
     assert int(re.findall(r"(\d+) passed", out)[0]) >= 60, out
 
 
+@pytest.mark.parametrize("there_is_a_gpu", [True, False])
+def test_it_is_installed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, there_is_a_gpu: bool) -> None:
+    from harpe.models import families
+    from harpe.positions import rotation, rotation_triton
+
+    monkeypatch.setattr(rotation, "KERNEL", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
+    families.install()
+    assert rotation.KERNEL is (rotation_triton.rotate if there_is_a_gpu else None)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(("dim", "pairs", "interleaved"), [(128, 64, False), (128, 64, True), (96, 48, False), (80, 16, False)])
 def test_compiled_for_a_gpu_it_reads_16_bytes_at_a_time_and_keeps_everything_in_registers(
