@@ -27,6 +27,7 @@ def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter the tensors are on the CPU, where `rotation` would not call a kernel."""
     if INTERPRETED:
         monkeypatch.setattr(rotation, "_rotate", rotation_triton.rotate)
+        monkeypatch.setattr(rotation, "HELD_ANGLES", 0)  # as with CUDA tensors: the kernel takes positions and steps
     else:
         monkeypatch.setattr(rotation, "KERNEL", rotation_triton.rotate)
 
@@ -209,7 +210,6 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
     model = LlamaForCausalLM(config).to(DEVICE)
     ids = torch.randint(0, 50, (2, 9), device=DEVICE)
     positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5], list(range(1_000_000, 1_000_009))], device=DEVICE)
-    monkeypatch.setattr(rotation, "HELD_ANGLES", 0)
     calls, found = [], []
     for function in (rotation_triton.rotate, rotation._rotate_tiles):
 
