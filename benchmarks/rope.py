@@ -9,7 +9,7 @@ sin that have been formed before; ours forms its own in the measured time beyond
 results, but for Liger, which overwrites q and k. Contenders take turns within a round, and the best of the rounds counts, so that
 what else the machine does hits all alike.
 
-Writes RESULT.json and RESULT.md, after every case again.
+Writes RESULT.json and RESULT.md, after every case again. A later call with the same RESULT goes on: cases that are there are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harpe._version import __version__
-from harpe.files import write_json, write_text
+from harpe.files import read_json, write_json, write_text
 from harpe.models.families import install
 from harpe.positions import rotation
 from harpe.positions.rotation import Layout, base_frequencies, encode_positions, phase_steps, rotate_per_head
@@ -130,16 +130,18 @@ def rotations(shape: Shape, length: int, dtype: torch.dtype, mode: str, device: 
     return {name: lambda run=run: torch.autograd.grad(run(), (q, k), grads) for name, run in contenders.items()}
 
 
-def measure_rotations(args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
+def measure_rotations(args: argparse.Namespace, done: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
     """Every shape, length, dtype and mode that memory allows."""
     compiler = shutil.which("g++") or shutil.which("clang++") or args.device == "cuda"
     compiled = torch.compile(STOCK, dynamic=True) if compiler and not args.no_compile else None
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (getattr(torch, name) for name in args.dtypes):
         for mode in MEMORY:
             for shape in SHAPES:
                 for length in args.lengths:
                     size = length * (shape.heads + shape.key_value_heads) * shape.dim * dtype.itemsize
                     case = {"dtype": str(dtype)[6:], "mode": mode, **shape._asdict(), "length": length, "bytes": size}
+                    if any(case.items() <= other.items() and "seconds" in other for other in done):
+                        continue
                     if size > args.largest * 2**30 or size * MEMORY[mode] > available_memory(args.device):
                         save({**case, "skipped": f"not run: q and k have {size / 2**30:.1f} GiB"})
                         continue
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--seconds", type=float, default=3.0, help="for the rounds of one case")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--largest", type=float, default=1e9, help="GiB of q and k of the largest case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true")
@@ -269,10 +272,16 @@ def main() -> None:
         install()  # with the kernel
     value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "device": args.device, "environment": environment(args.device)}
     value |= {"notes": args.note, "rotations": [], "steps": []}
+    if args.result.with_suffix(".json").exists():
+        before = read_json(args.result.with_suffix(".json"))
+        if before["environment"] != value["environment"]:
+            raise SystemExit(f"{args.result}.json was measured elsewhere: name another --result.")
+        value |= {"rotations": [case for case in before["rotations"] if "seconds" in case], "steps": before["steps"]}
 
     def saver(part: str) -> Callable[[dict[str, Any]], None]:
         def save(case: dict[str, Any]) -> None:
             value[part].append(case)
+            value["rotations"].sort(key=lambda case: [case[name] for name in ("heads", "key_value_heads", "dim", "length")])
             write_json(args.result.with_suffix(".json"), value)
             write_text(args.result.with_suffix(".md"), markdown(value))
             best = {name: round(1000 * min(rounds), 3) for name, rounds in case.get("seconds", {}).items()}
@@ -280,8 +289,9 @@ def main() -> None:
 
         return save
 
-    measure_steps(args, saver("steps"))
-    measure_rotations(args, saver("rotations"))
+    if not value["steps"]:
+        measure_steps(args, saver("steps"))
+    measure_rotations(args, value["rotations"], saver("rotations"))
     print(args.result.with_suffix(".md").read_text())
 
 

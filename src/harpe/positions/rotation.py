@@ -23,8 +23,8 @@ import torch
 
 RADIANS = 2 * math.pi / 2**64
 """Radians in one unit of a phase."""
-TILE = 2**17
-"""Angles that are worked on at a time, so that a tile stays in a core's cache."""
+TILE = 2**19
+"""Elements of q and k that are worked on at a time, so that a tile stays in a core's cache."""
 HELD_ANGLES = 2**21
 """Up to this many angles, cos and sin (16 MiB) are formed once for all layers."""
 
@@ -138,8 +138,7 @@ def _rotate_tiles(
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
     held, axis = first.dtype == torch.int32, -1 if interleaved else -2
-    heads, pairs = first.shape[2:] if held else second.shape[:2]
-    length, tokens = q.shape[1], max(1, TILE // (q.shape[0] * heads * pairs))
+    length, tokens = q.shape[1], max(1, TILE // (q.shape[0] * (q.shape[2] + k.shape[2]) * q.shape[3]))
     for start in range(0, length, tokens):
         here, there, *tensors = first, second, q, k, out_q, out_k
         if length > tokens:  # not while decoding, where making views is what takes time
