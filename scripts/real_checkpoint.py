@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-tokens", type=int, default=16384)
+    parser.add_argument("--range", default="critical", help="rule for HARPE's range of bases, as harpe extend takes it")
     parser.add_argument("--excerpts", type=int, default=8, help="of every held-out document")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
@@ -49,7 +50,7 @@ def main() -> None:
     scores: dict[str, Path] = {}
     held_out = args.out / "held-out.jsonl"
     count = write_excerpts(args.held_out, held_out, args.excerpts, args.length)
-    for name, extra in (("harpe", {"method": "harpe"}), ("kept", {"method": "abf", "base": geometry.base})):
+    for name, extra in (("harpe", {"method": "harpe", "range": args.range}), ("kept", {"method": "abf", "base": geometry.base})):
         run = args.out / name
         options: dict[str, Any] = {
             "tokens": args.tokens,

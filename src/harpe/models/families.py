@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
 from harpe.models.per_head import FAMILIES, Family, allow_rope_type, initialise, nested_types, register_rope_type
+from harpe.positions import rotation
 from harpe.positions.rotation import Layout, encode_positions, phase_steps, rotate_per_head
 
 LAYOUTS = tuple(Layout(interleaved, direction) for interleaved in (False, True) for direction in (1, -1))
@@ -32,6 +33,8 @@ PAIR = "cos, sin = position_embeddings"
 def install() -> None:
     """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is made."""
     register_rope_type(_initialise)
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        rotation.KERNEL = importlib.import_module("harpe.positions.rotation_triton").rotate
     for name in ("phi3", "phimoe", "phi4_multimodal"):  # their configurations refuse rope types that they do not know
         module = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
         for cls in vars(module).values():

@@ -23,8 +23,8 @@ import torch
 
 RADIANS = 2 * math.pi / 2**64
 """Radians in one unit of a phase."""
-TILE = 2**17
-"""Angles that are worked on at a time, so that a tile stays in a core's cache."""
+TILE = 2**19
+"""Elements of q and k that are worked on at a time, so that a tile stays in a core's cache."""
 HELD_ANGLES = 2**21
 """Up to this many angles, cos and sin (16 MiB) are formed once for all layers."""
 
@@ -112,22 +112,24 @@ def of_heads(first: torch.Tensor, second: torch.Tensor, rank: int, size: int) ->
     return first[:, :, rank * count : (rank + 1) * count], second[:, :, rank * count : (rank + 1) * count]
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, direction: int, out: torch.Tensor) -> None:
-    """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B, S, H, N]."""
-    if x.dtype != torch.float32:
-        exact = x.float()
-        _turn(exact, cos, sin, interleaved, direction, result := torch.empty_like(exact))
-        out.copy_(result)
-        return
-    heads, pairs = cos.shape[2:]
-    cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)
-    source, target = (t.unflatten(2, (heads, t.shape[2] // heads)) for t in (x, out))
-    first, second = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
-    a, b = source[..., first], source[..., second]
-    torch.mul(a, cos, out=target[..., first]).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=target[..., second]).addcmul_(a, sin, value=direction)
-    if x.shape[-1] > 2 * pairs:
-        target[..., 2 * pairs :] = source[..., 2 * pairs :]
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor) -> None:
+    """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B or 1, S, H, 1, N].
+
+    The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved.
+    """
+    heads, pairs = sin.shape[2], sin.shape[4]
+    if x.shape[3] > 2 * pairs:
+        out[..., 2 * pairs :] = x[..., 2 * pairs :]
+        x, out = x[..., : 2 * pairs], out[..., : 2 * pairs]
+    apart = (*x.shape[:2], heads, x.shape[2] // heads, *((2, pairs) if axis == -2 else (pairs, 2)))
+    source, target = x.float().view(apart), out.view(apart)
+    exact = out.dtype == torch.float32
+    turned = torch.mul(source, cos.unsqueeze(axis), out=target if exact else None)
+    (a, b), (turned_a, turned_b) = source.unbind(axis), turned.unbind(axis)
+    turned_a.addcmul_(b, sin, value=-direction)
+    turned_b.addcmul_(a, sin, value=direction)
+    if not exact:
+        target.copy_(turned)
 
 
 def _rotate_tiles(
@@ -135,17 +137,17 @@ def _rotate_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
-    held = first.dtype == torch.int32
-    heads, pairs = first.shape[2:] if held else second.shape[:2]
-    tokens = max(1, TILE // (q.shape[0] * heads * pairs))
-    for start in range(0, q.shape[1], tokens):
-        part = slice(start, start + tokens)
-        if held:
-            cos, sin = first[:, part].view(torch.float32), second[:, part].view(torch.float32)
-        else:
-            cos, sin = cos_and_sin(first[:, part], second)
-        _turn(q[:, part], cos, sin, interleaved, direction, out_q[:, part])
-        _turn(k[:, part], cos, sin, interleaved, direction, out_k[:, part])
+    held, axis = first.dtype == torch.int32, -1 if interleaved else -2
+    length, tokens = q.shape[1], max(1, TILE // (q.shape[0] * (q.shape[2] + k.shape[2]) * q.shape[3]))
+    for start in range(0, length, tokens):
+        here, there, *tensors = first, second, q, k, out_q, out_k
+        if length > tokens:  # not while decoding, where making views is what takes time
+            part = slice(start, start + tokens)
+            here, there, *tensors = first[:, part], second[:, part] if held else second, *(x[:, part] for x in tensors)
+        cos, sin = (here.view(torch.float32), there.view(torch.float32)) if held else cos_and_sin(here, there)
+        cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)
+        _turn(tensors[0], cos, sin, axis, direction, tensors[2])
+        _turn(tensors[1], cos, sin, axis, direction, tensors[3])
     return out_q, out_k
 
 
