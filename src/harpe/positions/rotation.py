@@ -227,6 +227,8 @@ def rotate_per_head(
     first, second
         From `encode_positions`, for the H heads that are present.
     """
+    if first.dtype == torch.int64 and second.dim() == 4:
+        raise ValueError("Bases differ by layer, and this attention was not given the row of its layer: its forward is not harpe's.")
     heads = first.shape[2] if first.dtype == torch.int32 else second.shape[0]
     if k.shape[head_dim] % heads or q.shape[head_dim] % heads:
         raise ValueError(
