@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test slow lint quickstart base-model clean
+.PHONY: help install test slow lint families quickstart base-model clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: install  ## the tests that take seconds each
 
 slow: install  ## the distributed, kill, serve and browser tests
 	$(BIN)/pytest -m slow
+
+families: install  ## the tests of every model family, which write docs/families.md
+	$(BIN)/python scripts/family_table.py
 
 lint: install  ## ruff, mypy and codespell; changes nothing
 	$(BIN)/ruff check

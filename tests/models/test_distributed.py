@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -30,7 +31,11 @@ def start(rank: int, work: str, folder: str, family: str) -> None:
 def in_two_processes(work: str, folder: Path, family: str) -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); from models.test_distributed import start; start(int(sys.argv[2]), *sys.argv[3:])"
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
-    running = [subprocess.Popen([*command, str(rank), work, str(folder), family], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    running = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        whole = [*command, rank, work, str(folder), family]
+        running.append(subprocess.Popen(whole, env=environment, stderr=subprocess.PIPE, text=True))
     told = [process.communicate(timeout=240)[1] for process in running]
     assert not any(process.returncode for process in running), "\n".join(told)
 
@@ -65,6 +70,7 @@ def sharded(rank: int, folder: Path, family: str) -> None:
 def tensor_parallel(rank: int, folder: Path, family: str) -> None:
     """Every rank rotates its own heads with their own bases: logits as on one process."""
     from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     import harpe
 
@@ -72,8 +78,8 @@ def tensor_parallel(rank: int, folder: Path, family: str) -> None:
     if rank == 0:
         with_bases(tiny(family)).save_pretrained(folder / "m")
     dist.barrier()
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
-    model = AutoModelForCausalLM.from_pretrained(folder / "m", tp_plan="auto", device_mesh=mesh, dtype=torch.float32).eval()
+    split = DistributedConfig(tp_plan="auto", tp_size=2)
+    model = AutoModelForCausalLM.from_pretrained(folder / "m", distributed_config=split, dtype=torch.float32).eval()
     weight = model.model.layers[1].self_attn.k_proj.weight
     assert weight.to_local().shape[0] == 16, "the keys' heads are split"
     ids = ids_of(2, 40)

@@ -164,5 +164,8 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     write_json(run / "plan.json", plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
     target = train_arm(run, arm, source, data, training, options.length, reporter)
-    reporter.say(f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`.")
+    reporter.say(
+        f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
+        f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
+    )
     return target

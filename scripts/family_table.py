@@ -1,0 +1,83 @@
+"""Run the tests of every family and write which of them passed, family by family, as docs/families.md.
+
+    python scripts/family_table.py        (make families; some minutes)
+
+A cell is what the test said: yes, or the reason of a skip (what a class does not have in transformers), or FAILED, in which case the
+script ends with status 1.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHECKS = {
+    "test_equal_bases_are_the_stock_model": "equal bases = stock",
+    "test_every_head_is_rotated_as_a_stock_model_with_its_base_rotates_it": "head by head",
+    "test_scores_depend_on_distance_alone": "distance only",
+    "test_permuting_bases_and_heads_together_permutes_the_rotated_heads": "permutation",
+    "test_generation_with_either_cache_equals_forward_passes_without": "caches",
+    "test_left_padding_in_a_batch_of_unequal_lengths_changes_nothing": "left padding",
+    "test_eager_and_sdpa_attention_agree": "SDPA = eager",
+    "test_one_graph_without_breaks_gives_the_same_logits": "one graph",
+}
+"""Heading of every test's column."""
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "tests/models/test_families.py", "-m", "not slow", f"--junitxml={report}"]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    cells: dict[str, dict[str, str]] = {}
+    failed = False
+    for case in cases:
+        match = re.fullmatch(r"(\w+)\[(.+)\]", case.attrib["name"])
+        if match is None or match[1] not in CHECKS:
+            continue
+        skip, bad = case.find("skipped"), case.find("failure") is not None or case.find("error") is not None
+        failed |= bad
+        cells.setdefault(match[2], {})[match[1]] = "FAILED" if bad else "yes" if skip is None else "none in transformers"
+    lines = [
+        "# Families",
+        "",
+        "Which model families can have one RoPE base per head is found out by trying, when a model is loaded: any decoder of transformers",
+        "that rotates queries and keys by `apply_rotary_pos_emb` and is told its positions by cos and sin qualifies. These are tested,",
+        "each on a small random model; the table is written by `make families` from the results of the tests.",
+        "",
+        "| family | " + " | ".join(CHECKS.values()) + " |",
+        "|---|" + "---|" * len(CHECKS),
+    ]
+    for family in sorted(cells):
+        lines.append(f"| {family} | " + " | ".join(cells[family].get(test, "not run") for test in CHECKS) + " |")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    lines += [
+        "",
+        "* equal bases = stock: logits of the stock model with cos and sin computed in float64, to 1e-5 of the largest.",
+        "* head by head: each key/value head and its queries as one stock rotary module with that base rotates them.",
+        "* distance only: scores stay within 1e-5 of the largest when all positions move by 1, 1,000 and 100,000.",
+        "* caches: greedy tokens with the dynamic and with the static cache are those of forward passes without a cache.",
+        "* one graph: `torch.compile(fullgraph=True)` with the backend `eager`.",
+        "",
+        "Refused with the reason: latent attention (DeepSeek), which has one rotary key for all heads; positions in several dimensions",
+        "(Qwen2-VL); RoPE in windowed layers only (Cohere 2); rotations of another kind (Llama 4). Layers with a sliding window and layers",
+        "without RoPE keep what they have; the plan names the layers that change. Models with vision are extended in their text decoder.",
+        "",
+        f"Made on {datetime.date.today().isoformat()} with {versions}, CPU.",
+        "",
+    ]
+    (ROOT / "docs" / "families.md").write_text("\n".join(lines), encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
