@@ -18,6 +18,8 @@ import xml.etree.ElementTree as ElementTree
 from importlib.metadata import version
 from pathlib import Path
 
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
 ROOT = Path(__file__).parent.parent
 CHECKS = {
     "test_equal_bases_are_the_stock_model": "equal bases = stock",
@@ -30,6 +32,13 @@ CHECKS = {
     "test_one_graph_without_breaks_gives_the_same_logits": "one graph",
 }
 """Heading of every test's column."""
+
+
+def attentions(family: str) -> str:
+    """The implementations that the family's class declares."""
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(family))]
+    flags = {"sdpa": "_supports_sdpa", "flex": "_supports_flex_attn", "flash": "_supports_flash_attn"}
+    return ", ".join(["eager", *(name for name, flag in flags.items() if getattr(cls, flag, False))])
 
 
 def main() -> int:
@@ -54,11 +63,12 @@ def main() -> int:
         "that rotates queries and keys by `apply_rotary_pos_emb` and is told its positions by cos and sin qualifies. These are tested,",
         "each on a small random model; the table is written by `make families` from the results of the tests.",
         "",
-        "| family | " + " | ".join(CHECKS.values()) + " |",
-        "|---|" + "---|" * len(CHECKS),
+        "| family | " + " | ".join(CHECKS.values()) + " | attentions in transformers |",
+        "|---|" + "---|" * (len(CHECKS) + 1),
     ]
     for family in sorted(cells):
-        lines.append(f"| {family} | " + " | ".join(cells[family].get(test, "not run") for test in CHECKS) + " |")
+        told = [cells[family].get(test, "not run") for test in CHECKS]
+        lines.append(f"| {family} | " + " | ".join([*told, attentions(family)]) + " |")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     lines += [
         "",
