@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import harpe
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
-from harpe.models.families import install
 from harpe.models.geometry import read_geometry
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -87,52 +85,6 @@ def test_equal_bases_are_the_stock_model_on_the_embedded_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_head_is_rotated_as_a_stock_model_with_that_base_rotates_it(make_tiny: Any, family: str) -> None:
-    """For each key/value head and its query group: the family's own rotary module and function, with one base."""
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    stock_apply = module.apply_rotary_pos_emb
-    bases = [5_000.0, 70_000.0]
-    torch.manual_seed(4)
-    q, k = torch.randn(2, 4, 33, 16), torch.randn(2, 2, 33, 16)
-    positions = torch.randint(0, 3000, (2, 33))
-    model = with_bases(make_tiny(family), bases)
-    got_q, got_k = module.apply_rotary_pos_emb(q, k, *model.base_model.rotary_emb(q, positions))
-    for head, base in enumerate(bases):
-        stock = make_tiny(family)
-        stock.config.rope_parameters["rope_theta"] = base
-        with exact_angles(stock):
-            cos, sin = stock.base_model.rotary_emb.forward(q, positions)
-        group = slice(2 * head, 2 * head + 2)
-        want_q, want_k = stock_apply(q[:, group], k[:, head : head + 1], cos, sin)
-        torch.testing.assert_close(got_q[:, group], want_q, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(got_k[:, head : head + 1], want_k, atol=1e-6, rtol=1e-5)
-
-
-def test_scores_depend_on_the_distance_alone_for_every_query_of_a_group(make_tiny: Any) -> None:
-    """Rotating the queries of a group with bases of their own would break this."""
-    module = importlib.import_module("transformers.models.llama.modeling_llama")
-    model = with_bases(make_tiny("llama"), [5_000.0, 70_000.0])
-    torch.manual_seed(5)
-    q, k = torch.randn(1, 4, 1, 16).expand(1, 4, 2, 16), torch.randn(1, 2, 1, 16).expand(1, 2, 2, 16)
-
-    def scores(shift: int) -> torch.Tensor:
-        rotated_q, rotated_k = module.apply_rotary_pos_emb(q, k, *model.base_model.rotary_emb(q, torch.tensor([[shift, shift + 100]])))
-        return (rotated_q[:, :, 1].double() * rotated_k[:, :, 0].repeat_interleave(2, 1).double()).sum(-1)
-
-    for shift in (7, 1000, 60_000):
-        torch.testing.assert_close(scores(shift), scores(0), atol=1e-5, rtol=1e-5)
-
-
-def test_stock_models_in_the_same_process_are_untouched(make_tiny: Any) -> None:
-    ids = torch.randint(1, 97, (2, 64))
-    model = make_tiny("llama")
-    before = logits(model, ids)
-    install()
-    with_bases(make_tiny("llama", seed=1), [5_000.0, 70_000.0])
-    assert torch.equal(logits(model, ids), before)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_models_give_identical_logits(make_tiny: Any, family: str, tmp_path: Path) -> None:
     ids = torch.randint(1, 97, (1, 700))
     model = with_bases(make_tiny(family), [5_000.0, 70_000.0])
@@ -142,16 +94,6 @@ def test_saved_and_loaded_models_give_identical_logits(make_tiny: Any, family: s
     assert torch.equal(logits(again, ids), expected)
     assert again.config.rope_parameters["bases"] == [5_000.0, 70_000.0]
     assert again.config.max_position_embeddings == 4096
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_generation_with_a_cache_equals_full_forward_passes(make_tiny: Any, family: str) -> None:
-    model = with_bases(make_tiny(family), [5_000.0, 70_000.0])
-    ids = torch.randint(1, 97, (2, 40))
-    model.generation_config.eos_token_id = None
-    made = model.generate(ids, max_new_tokens=12, do_sample=False)
-    for step in range(12):
-        assert torch.equal(logits(model, made[:, : 40 + step])[:, -1].argmax(-1), made[:, 40 + step])
 
 
 def test_a_second_encoding_replaces_the_first(make_tiny: Any) -> None:
