@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import torch
-
 from harpe.errors import HarpeError
-from harpe.positions.frequencies import check_bases, inverse_frequencies
+from harpe.positions.frequencies import check_bases
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,29 @@ class ModelGeometry:
 
 
 @dataclass(frozen=True)
+class SelfExtend:
+    """Exact positions within `window` tokens, floor-divided ones beyond (Jin et al. 2024, arXiv 2401.01325)."""
+
+    window: int
+    """Distance in tokens up to which positions are exact."""
+    group: int
+    """Tokens that share a position beyond it."""
+
+
+@dataclass(frozen=True)
+class DualChunk:
+    """Positions that never pass the trained context: within a chunk, to the chunk before, and to all earlier ones (An et al. 2024,
+    "Training-free long-context scaling of large language models", arXiv 2402.17463)."""
+
+    chunk: int
+    """Tokens of a chunk."""
+    local: int
+    """Tokens behind the end of a chunk that keep exact distances to it."""
+
+
+@dataclass(frozen=True)
 class Encoding:
-    """Rotary positions of a model: one base per key/value head, or one base for all of them."""
+    """Rotary positions of a model: one base per key/value head, or one base for all of them, or a stock rope type."""
 
     bases: tuple[float, ...]
     """One base per key/value head."""
@@ -44,11 +63,10 @@ class Encoding:
     """False: all bases are equal, and the model stays a stock transformers model with that `rope_theta`."""
     layer_bases: tuple[tuple[float, ...], ...] | None = None
     """One row of bases for every layer, where layers differ; `bases` is then the first row."""
-
-    @property
-    def inverse_frequency(self) -> torch.Tensor:
-        """float64 [H_kv, D_rot/2]."""
-        return inverse_frequencies(self.bases, self.rotary_dim)
+    stock: dict[str, Any] | None = None
+    """Parameters of a rope type of transformers (`rope_type`, `rope_theta`, `factor` …), where that is more than one larger base."""
+    attention: SelfExtend | DualChunk | None = None
+    """Positions changed inside the attention instead (no training)."""
 
 
 def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float]], geometry: ModelGeometry) -> Encoding:
@@ -75,4 +93,4 @@ class Stage:
     length: int
     """Sequence length in tokens."""
     share: float
-    """Share of the token budget, 0..1; the shares of a method's stages add up to 1."""
+    """Share of the token budget, 0..1; the shares of a method's stages add up to 1. A single stage of share 0 is not trained."""
