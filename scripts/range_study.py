@@ -20,17 +20,15 @@ import torch
 from harpe.cli.terminal import Terminal
 from harpe.evaluation.run import Protocol
 from harpe.evaluation.statistics import paired_difference
-from harpe.experiment.arms import Arm, one_base_arm
+from harpe.experiment.arms import Arm, make_arm
 from harpe.experiment.directory import write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import Source, open_source, train_arm
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.files import read_json, read_jsonl, write_json, write_text
 from harpe.methods.critical_base import critical_base
-from harpe.methods.harpe import harpe
 from harpe.methods.ranges import ntk_base
 from harpe.methods.types import ModelGeometry
-from harpe.positions.base_sets import choose_bases
 from harpe.training.options import TrainingOptions
 
 SETTINGS = ((2048, 131_072), (4096, 131_072), (8192, 131_072), (4096, 262_144), (2048, 262_144), (8192, 262_144))
@@ -59,10 +57,9 @@ def arms_of(geometry: ModelGeometry, length: int) -> list[Arm]:
     ranges = {"ntk": (3 * ntk, 15 * ntk)} | {name: (low * critical, high * critical) for name, (low, high) in RANGES.items()}
     arms = []
     for name, (low, high) in ranges.items():
-        chosen = choose_bases("uniform", heads=geometry.key_value_heads, head_dim=geometry.rotary_dim, length=length, low=low, high=high)
         title = f"{low / critical:.3g} b* to {high / critical:.3g} b*"
-        arms.append(Arm(name, title, title, chosen.bases, tuple(harpe(geometry, length, chosen))))
-    return [*arms, one_base_arm(geometry, length, critical, "one", "one base b*", "the critical base")]
+        arms.append(make_arm("harpe", geometry, length, {"min": low, "max": high}, name=name, title=title))
+    return [*arms, make_arm("abf", geometry, length, {"base": critical}, name="one", title="one base b*")]
 
 
 def run_setting(setting: Setting, source: Source, out: Path, learning_rate: float, dtype: str, terminal: Terminal) -> None:

@@ -40,5 +40,5 @@ def test_a_range_that_was_chosen_is_not_questioned(workspace: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"assignment": "random"}, {"layer_bases": "own"}, {"rule": "general"}])
 def test_one_base_has_nothing_to_assign(workspace: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(HarpeError, match="--method abf has one"):
+    with pytest.raises(HarpeError, match="leave them out for --method abf"):
         plan_of(workspace, method="abf", **options)

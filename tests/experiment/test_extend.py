@@ -124,7 +124,7 @@ def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) ->
         ({"data": "/nowhere"}, "no such file or folder"),
         ({"method": "abf", "base": 1.0}, "finite number above 1"),
         ({"method": "harpe", "base": 5e5}, "--base belongs to --method abf"),
-        ({"method": "abf", "strategy": "uniform-descending"}, "--method abf has one"),
+        ({"method": "abf", "strategy": "uniform-descending"}, "leave them out for --method abf"),
         ({"min": 9e5, "max": 1e5}, "empty or invalid"),
         ({"strategy": "peak-valley", "rule": "published", "stride": 3e4}, "tuned to head size 128"),
         ({"tokens": 10**9}, "more than the data have"),

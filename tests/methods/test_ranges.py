@@ -15,7 +15,6 @@ from harpe.methods.critical_base import critical_base
 from harpe.methods.harpe import harpe
 from harpe.methods.ranges import base_range, ntk_base
 from harpe.methods.types import ModelGeometry
-from harpe.positions.base_sets import choose_bases
 
 LLAMA2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
 
@@ -114,8 +113,8 @@ def test_what_has_no_rule_is_refused() -> None:
 
 
 def test_harpe_and_abf_train_once_at_the_target_on_all_tokens() -> None:
-    per_head = harpe(LLAMA2, 131_072, choose_bases("uniform", heads=32, head_dim=128, length=131_072, low=1e6, high=5e6).bases)
-    shared = abf(LLAMA2, 131_072, 5e6)
+    per_head = harpe(LLAMA2, 131_072, base_range(LLAMA2, 131_072))
+    shared = abf(LLAMA2, 131_072, base_range(LLAMA2, 131_072))
     for stages in (per_head, shared):
         assert [(stage.length, stage.share) for stage in stages] == [(131_072, 1.0)]
     assert per_head[0].encoding.per_head and list(per_head[0].encoding.bases) == sorted(per_head[0].encoding.bases)

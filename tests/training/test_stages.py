@@ -29,6 +29,9 @@ class Counting(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return self.count
 
+    def cut(self, length: int) -> Counting:
+        return self if length == self.length else type(self)(self.count * self.length // length, length)
+
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ids = (torch.arange(self.length) + 7 * i) % 90 + 1
         return {"input_ids": ids, "labels": ids.clone()}
@@ -43,9 +46,7 @@ def train(make_tiny: Any, folder: Path, data: Dataset[Any] | None = None, stages
     model = make_tiny("llama", max_position_embeddings=32)
     geometry = read_geometry(model.config, "tiny")
     stages = stages or [Stage(per_head_encoding((5e4, 9e4), geometry), LENGTH, 1.0)]
-    lengths = {stage.length for stage in stages}
-    sets = {n: data or Counting(200, n) for n in lengths}
-    return train_stages(model, geometry, stages, sets, options(**changes), folder)
+    return train_stages(model, geometry, stages, data or Counting(200, stages[-1].length), options(**changes), folder)  # type: ignore[arg-type]
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

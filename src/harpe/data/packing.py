@@ -47,14 +47,16 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     ----------
     path
         The folder.
+    length
+        Read the same stream in sequences of this many tokens; must divide the length that it was packed with.
 
     Raises
     ------
     HarpeError
-        When the folder holds no packed data set, or its files are not those that its index tells of.
+        When the folder holds no packed data set, its files are not those that its index tells of, or `length` does not divide.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, length: int | None = None) -> None:
         self.path = Path(path).absolute()
         if not (self.path / "index.json").is_file():
             raise HarpeError(f"{path} is no packed data set: it has no index.json.")
@@ -67,6 +69,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             raise HarpeError(f"{self.path / 'index.json'} is not the index of a packed data set ({error}).") from error
         if self.length < 2 or sequences < 1 or self.tokens != self.length * sequences:
             raise HarpeError(f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens.")
+        if length is not None:
+            if length < 2 or self.length % length:
+                raise HarpeError(f"Sequences of {length} tokens cannot be cut from those of {self.length} in {path}: it must divide them.")
+            self.length = length
         self._dtype = dtype
         self._stream: np.ndarray | None = None
         file = self.path / "tokens.bin"
@@ -83,6 +89,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         first = range(len(self))[i] * self.length
         input_ids = torch.from_numpy(self._map()[first : first + self.length].astype(np.int64))
         return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+    def cut(self, length: int) -> PackedDataset:
+        """The same tokens in the same order, in sequences of `length`."""
+        return self if length == self.length else PackedDataset(self.path, length)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None}  # a pickled map would be a copy of the corpus

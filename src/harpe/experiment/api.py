@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harpe.errors import HarpeError
 from harpe.experiment import extend as extension
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.reporter import Reporter
-from harpe.methods.ranges import base_range
-from harpe.methods.types import per_head_encoding, shared_encoding
+from harpe.methods.registry import make_stages, method_named
 from harpe.models.apply import apply_encoding
 from harpe.models.export import export_checkpoint
 from harpe.models.families import install
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
-from harpe.positions.base_sets import choose_bases
 
 
 def register() -> None:
@@ -69,33 +65,35 @@ def export(model: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokeni
 
 def apply(
     model: PreTrainedModel,
-    method: Literal["harpe", "abf"] = "harpe",
+    method: str = "harpe",
     *,
     length: int,
-    bases: Sequence[float] | Sequence[Sequence[float]] | None = None,
-    base: float | None = None,
     original_length: int | None = None,
     sliding_window: Literal["keep", "off"] = "keep",
+    **options: Any,
 ) -> PreTrainedModel:
     """Give a loaded model the positions of a method, in place and without training; returns the same object.
 
-    The weights have not learned these positions: without training the model is worse, and a warning says so.
+    For methods that train, the weights have not learned these positions: without training the model is worse, and a warning says so.
 
     Parameters
     ----------
     method
         `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer) or else uniform in the range of the
-        critical base. `abf`: one `base` for all heads,
-        default the top of that range.
+        critical base. `abf`: one `base` for all heads, default the top of that range. Any other method of docs/methods.md; one in stages
+        gives the positions of its last.
     length
         New context in tokens, longer than the trained one.
     original_length
         Context that the model was trained with, where its configuration does not say it.
+    options
+        Of the method.
 
     Raises
     ------
     HarpeError
-        For a model without RoPE or with bases per head already, a length that is not longer, or bases that do not fit.
+        For a model without RoPE or with bases per head already, a length that is not longer, an option that the method does not have, or
+        bases that do not fit.
     """
     name = model.config.name_or_path or "the model"
     check_sliding_window(model.config, name, length, sliding_window)
@@ -103,30 +101,11 @@ def apply(
     if sliding_window == "off":
         remove_window(config)
     geometry = read_geometry(config, name, original_length)
-    chosen = base_range(geometry, length)
-    if method == "harpe":
-        if base is not None:
-            raise HarpeError('base belongs to method="abf"; give bases, one for each key/value head.')
-        if bases is None:
-            found = choose_bases(
-                "uniform",
-                heads=geometry.key_value_heads,
-                head_dim=geometry.rotary_dim,
-                length=length,
-                low=chosen.low,
-                high=chosen.high,
-            )
-            bases = found.bases
-        encoding = per_head_encoding(bases, geometry)
-    elif method == "abf":
-        if bases is not None:
-            raise HarpeError('bases belong to method="harpe"; give base, one for all heads.')
-        encoding = shared_encoding(chosen.high if base is None else base, geometry)
-    else:
-        raise HarpeError(f"method is {method!r}; choose harpe or abf.")
-    warnings.warn(
-        f"{name} has new positions that its weights were not trained with: its output is worse until it is trained at {length} tokens "
-        "(harpe.extend).",
-        stacklevel=2,
-    )
-    return apply_encoding(model, encoding, geometry, length, sliding_window)
+    stages = make_stages(method_named(method), geometry, length, options)
+    if stages[-1].share:
+        warnings.warn(
+            f"{name} has new positions that its weights were not trained with: its output is worse until it is trained at {length} tokens "
+            "(harpe.extend).",
+            stacklevel=2,
+        )
+    return apply_encoding(model, stages[-1].encoding, geometry, length, sliding_window)

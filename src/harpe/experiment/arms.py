@@ -1,17 +1,16 @@
-"""The rows of a run: a method with its stages, or the untouched model."""
+"""The rows of a run: a method with its options and stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from harpe.errors import HarpeError
-from harpe.experiment.choice import SearchOptions, choose_rows
 from harpe.experiment.options import ExtendOptions
-from harpe.methods.abf import abf
-from harpe.methods.harpe import harpe
-from harpe.methods.ranges import BaseRange, base_range
+from harpe.methods.harpe import Measure
+from harpe.methods.ranges import BaseRange, RangeRule, base_range
+from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import ModelGeometry, Stage
 
 
@@ -23,84 +22,117 @@ class Arm:
     """Name of its folder."""
     title: str
     explanation: str
-    bases: tuple[float, ...]
-    """One base per key/value head, of the first layer where layers differ."""
     stages: tuple[Stage, ...]
-    """Empty for the untouched model."""
+    """One of share 0 for a method without training."""
+    method: str
+    source: str
+    """Citation."""
+    control: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        return any(stage.share for stage in self.stages)
+
+    @property
+    def changes(self) -> bool:
+        """False: the checkpoint as it is, which needs no copy."""
+        return self.method != "none"
+
+    @property
+    def bases(self) -> tuple[float, ...]:
+        """One base per key/value head at the end, of the first layer where layers differ."""
+        return self.stages[-1].encoding.bases
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "title": self.title,
             "explanation": self.explanation,
-            "trained": bool(self.stages),
+            "method": self.method,
+            "source": self.source,
+            "control": self.control,
+            "trained": self.trained,
             "bases": list(self.bases),
+            "per_head": self.stages[-1].encoding.per_head,
+            "options": dict(self.options),
         }
 
 
-def untouched(geometry: ModelGeometry) -> Arm:
-    """The model as it is."""
-    bases = (geometry.base,) * geometry.key_value_heads
-    text = f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no further training."
-    return Arm("base", "untouched", text, bases, ())
-
-
-def harpe_arm(
-    geometry: ModelGeometry, length: int, bases: BaseRange, search: SearchOptions, reach: Sequence[Sequence[float]] | None = None
+def make_arm(
+    method: str,
+    geometry: ModelGeometry,
+    length: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    range_rule: RangeRule = "critical",
+    measure: Measure | None = None,
+    train: bool | None = None,
 ) -> Arm:
-    """HARPE on a set chosen from a range."""
-    choice = choose_rows(
-        search,
-        heads=geometry.key_value_heads,
-        layers=geometry.layers,
-        head_dim=geometry.rotary_dim,
-        length=length,
-        low=bases.low,
-        high=bases.high,
-        reach=reach,
+    """A row by its method's name; see `harpe.methods.registry.make_stages`."""
+    found, options = method_named(method), dict(options or {})
+    stages = make_stages(found, geometry, length, options, range_rule=range_rule, measure=measure, train=train)
+    return Arm(
+        name or method, title or found.title, explain(method, stages, geometry), tuple(stages), method, found.source, found.control, options
     )
-    text = (
-        f"A RoPE base of its own for each of the {geometry.key_value_heads} key/value heads, {choice.describe()}, in "
-        f"[{bases.low:,.0f}, {bases.high:,.0f}], trained once at {length} tokens."
-    )
-    text += f" Chosen by {choice.chosen.reason}." if choice.chosen.reason else ""
-    rows = choice.rows
-    return Arm("harpe", "HARPE", text, rows[0], tuple(harpe(geometry, length, rows[0] if len(set(rows)) == 1 else rows)))
 
 
-def one_base_arm(geometry: ModelGeometry, length: int, base: float, name: str, title: str, why: str) -> Arm:
-    """One base for all heads (ABF), trained once."""
-    text = f"One RoPE base for all heads, {base:,.0f} ({why}), trained once at {length} tokens."
-    return Arm(name, title, text, (base,) * geometry.key_value_heads, tuple(abf(geometry, length, base)))
+def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
+    """A sentence on what a row is."""
+    if method == "none":
+        return f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no further training."
+    if not any(stage.share for stage in stages):
+        return f"{_first_upper(stages[-1].encoding.describe())}; no training."
+    if len(stages) == 1:
+        note = f", {stages[0].note}" if stages[0].note else ""
+        return f"{_first_upper(stages[0].encoding.describe())}{note}; trained once at {stages[0].length} tokens."
+    parts = [f"{stage.encoding.describe()} at {stage.length} tokens ({stage.share:.0%})" for stage in stages]
+    return f"{len(stages)} stages: {'; '.join(parts)}."
 
 
-def arm_of(
-    options: ExtendOptions, geometry: ModelGeometry, reach: Callable[[], Sequence[Sequence[float]]] | None = None
-) -> tuple[Arm, BaseRange]:
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> tuple[Arm, BaseRange]:
     """The row that `harpe extend` trains, with the range its bases come from.
-
-    Parameters
-    ----------
-    reach
-        Measures how far each head looks; called for the adaptive assignment only.
 
     Raises
     ------
     HarpeError
-        For options that do not go together.
+        For options that do not go together, and for a method without training.
     """
     bases = base_range(geometry, options.length, options.min, options.max, options.range)
-    search = SearchOptions(
-        options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
-    )
+    given = dict(options.method_options or {})
+    search = {
+        "strategy": options.strategy if options.strategy != "uniform" else None,
+        "stride": options.stride,
+        "rule": options.rule,
+        "force": options.force or None,
+        "assignment": options.assignment,
+        "layer_bases": options.layer_bases if options.layer_bases != "same" else None,
+    }
+    chosen = {key: value for key, value in search.items() if value is not None}
     if options.method == "harpe":
         if options.base is not None:
             raise HarpeError("--base belongs to --method abf; HARPE takes its bases from the range (--min, --max).")
-        measured = reach() if reach is not None and options.assignment == "adaptive" else None
-        return harpe_arm(geometry, options.length, bases, search, measured), bases
-    if search != SearchOptions(force=options.force, seed=options.seed):
+        given = {**chosen, "seed": options.seed, **given}
+    elif set(chosen) - {"force"}:
         raise HarpeError(
-            "--strategy, --stride, --rule, --assignment and --layer-bases are for several bases; --method abf has one (--base)."
+            f"--strategy, --stride, --rule, --assignment and --layer-bases choose the bases of --method harpe; leave them out for "
+            f"--method {options.method}."
         )
-    base, why = (bases.high, "the top of the range") if options.base is None else (options.base, "given by --base")
-    return one_base_arm(geometry, options.length, base, "abf", "ABF", why), bases
+    if options.base is not None:
+        if options.method != "abf":
+            raise HarpeError(f"--base belongs to --method abf; --method {options.method} has --method-options.")
+        given["base"] = options.base
+    found = method_named(options.method)
+    ends = {"min": options.min, "max": options.max, "range": options.range}
+    if takes_range(found):
+        given |= {key: value for key, value in ends.items() if value is not None}
+    arm = make_arm(options.method, geometry, options.length, given, measure=measure)
+    if not arm.trained:
+        raise HarpeError(f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model.")
+    return arm, bases

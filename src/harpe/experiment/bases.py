@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table
 
 from harpe.errors import HarpeError
-from harpe.experiment.choice import SearchOptions, choose_rows
 from harpe.experiment.options import BasesOptions
 from harpe.files import SCHEMA_VERSION, write_json, write_text
+from harpe.methods.choice import SearchOptions, choose_rows
 from harpe.positions.complementarity import MINIMUM_LENGTH, complementarity, random_sets
 
 MEASURED_LENGTH = 2_000_000

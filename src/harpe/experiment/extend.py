@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset
-from harpe.experiment.arms import Arm, arm_of, untouched
+from harpe.experiment.arms import Arm, arm_of, make_arm
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
@@ -23,7 +23,7 @@ from harpe.methods.types import ModelGeometry
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.training.options import TrainingOptions
-from harpe.training.stages import train_stages
+from harpe.training.stages import check_stages, train_stages
 
 FEW_STEPS = 100
 """Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
@@ -80,7 +80,7 @@ def train_arm(run: Path, arm: Arm, source: Source, data: PackedDataset, options:
         model,
         source.geometry,
         list(arm.stages),
-        {length: data},
+        data,
         options,
         run / arm.name,
         sliding_window=source.sliding_window,
@@ -118,6 +118,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     training = TrainingOptions(
         tokens=options.tokens or sys.maxsize,
         learning_rate=options.learning_rate,
+        schedule=options.schedule,
         batch_tokens=options.batch_tokens,
         micro_batch=options.micro_batch,
         gradient_checkpointing=options.gradient_checkpointing,
@@ -125,7 +126,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         seed=options.seed,
         dtype=dtype,
     )
-    training.check(options.length)
+    check_stages(arm.stages, training)
     run = open_run(options.out, options.recipe(), options.resume)
     with removed_on_refusal(run, unless=options.resume):
         write_environment(run)
@@ -154,7 +155,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         parameters,
         options.length,
         bases,
-        [untouched(source.geometry), arm],
+        [make_arm("none", source.geometry, options.length, name="base"), arm],
         training,
         reason,
         data,

@@ -27,8 +27,11 @@ class ExtendOptions:
     """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, or embedded."""
     out: str
     """Run directory to make."""
-    method: Literal["harpe", "abf"] = "harpe"
-    """harpe: a base for every key/value head. abf: one larger base for all heads."""
+    method: str = "harpe"
+    """harpe: a base for every key/value head. abf: one larger base for all heads. Others: abf-staged, pi, ntk, ntk-dynamic, yarn, longrope,
+    base-kept, one-base, and methods of installed packages (docs/methods.md)."""
+    method_options: dict[str, Any] | None = None
+    """Options of the method by name, as JSON: '{"factor": 8}'."""
     base: float | None = None
     """The one base of --method abf; default: the top of the range."""
     strategy: Strategy = "uniform"
@@ -55,6 +58,8 @@ class ExtendOptions:
     """Tokens to train on; 0: all of the data, once."""
     learning_rate: float = 2e-5
     """Peak learning rate. The paper's 2e-5 is for 7B models; small models take more (1e-3 below 10M parameters)."""
+    schedule: Literal["restarted", "carried"] = "restarted"
+    """Of a method in stages: the learning rate rises and falls in every stage, or once over all."""
     batch_tokens: int = 0
     """Tokens an optimiser step; 0: one sequence."""
     micro_batch: int = 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harpe.evaluation.run import Protocol
-from harpe.experiment.arms import harpe_arm, one_base_arm, untouched
-from harpe.experiment.choice import SearchOptions
+from harpe.experiment.arms import make_arm
 from harpe.experiment.compare import gated_mean, summarise_run
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
@@ -17,12 +16,14 @@ from harpe.experiment.reload import reload_and_generate
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.files import read_json, write_json
-from harpe.methods.ranges import base_range
+from harpe.methods.ranges import RangeRule, base_range
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.training.options import TrainingOptions
 
 TITLE = "The embedded model from {short} to {length} tokens"
+RANGE: RangeRule = "ntk"
+"""The range that the quickstart's figures were measured with."""
 TIMING_SLACK = 1.25
 """Expected time over measured time: generation, loading and saving are not in the measurement."""
 
@@ -40,11 +41,12 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     going_on = (out / "recipe.yaml").is_file()
     source = open_source(EMBEDDED, options.length, None, None, None, "keep")
     geometry, tokenizer = source.geometry, source.tokenizer
-    bases = base_range(geometry, options.length, rule="ntk")
-    middle = one_base_arm(
-        geometry, options.length, bases.middle, "one-base", "one base (control)", "the middle of HARPE's range, the control"
-    )
-    arms = [untouched(geometry), harpe_arm(geometry, options.length, bases, SearchOptions()), middle]
+    bases = base_range(geometry, options.length, rule=RANGE)
+    arms = [
+        make_arm("none", geometry, options.length, name="base"),
+        make_arm("harpe", geometry, options.length, range_rule=RANGE),
+        make_arm("one-base", geometry, options.length, title="one base (control)", range_rule=RANGE),
+    ]
     model = source.load()
     check_space(out, model.num_parameters(), arms=2)
     dtype, reason = settled_dtype(options.dtype, out / "plan.json", "training", "dtype")
@@ -95,9 +97,9 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
     reporter.say(plan_text(plan, TIMING_SLACK * expected))
     for arm in arms:
-        path = train_arm(run, arm, source, data, training, options.length, reporter) if arm.stages else EMBEDDED
+        path = train_arm(run, arm, source, data, training, options.length, reporter) if arm.trained else EMBEDDED
         evaluate_checkpoint(path, tokenizer, held_out, protocol, run / arm.name / "scores", dtype, reporter, title=arm.title)
-        if not arm.stages:
+        if not arm.trained:
             reporter.say(_failure(run, options.length))
     extended = run / "harpe" / "model"
     made = reload_and_generate(str(extended), options.length)

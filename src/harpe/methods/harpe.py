@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from harpe.errors import HarpeError
+from harpe.methods.choice import SearchOptions, choose_rows
+from harpe.methods.ranges import BaseRange
 from harpe.methods.types import ModelGeometry, Stage, per_head_encoding
+from harpe.positions.assignment import Assignment, LayerBases
+from harpe.positions.base_sets import Rule, Strategy
+
+Measure = Callable[[], Sequence[Sequence[float]]]
+"""Measures how far each key/value head looks, [layers][heads] in tokens; costs a forward pass over a few texts."""
 
 
-def harpe(geometry: ModelGeometry, length: int, bases: Sequence[float] | Sequence[Sequence[float]]) -> list[Stage]:
-    """One stage at `length` with head h on `bases[h]` in all layers, or on `bases[l][h]` in layer l."""
-    return [Stage(per_head_encoding(bases, geometry), length, share=1.0)]
+def harpe(
+    geometry: ModelGeometry,
+    length: int,
+    bounds: BaseRange,
+    *,
+    strategy: Strategy = "uniform",
+    stride: float | None = None,
+    rule: Rule | None = None,
+    force: bool = False,
+    assignment: Assignment | None = None,
+    layer_bases: LayerBases = "same",
+    seed: int = 0,
+    bases: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    measure: Measure | None = None,
+) -> list[Stage]:
+    """One stage at `length` with head h on a base of its own.
+
+    Parameters
+    ----------
+    strategy, stride, rule, force, assignment, layer_bases, seed
+        How bases are chosen from the range and given to the heads, as `harpe bases` explains them.
+    bases
+        The bases themselves instead: one row for all layers, or a row for every layer.
+    measure
+        Called for the adaptive assignment only.
+    """
+    search = SearchOptions(strategy, stride, rule, force, assignment, layer_bases, seed)
+    if bases is not None:
+        if search != SearchOptions(seed=seed):
+            raise HarpeError(
+                "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave one out."
+            )
+        return [Stage(per_head_encoding(bases, geometry), length, share=1.0)]
+    if assignment == "adaptive" and measure is None:
+        raise HarpeError("The adaptive assignment measures the model on texts, which are not at hand here; choose another assignment.")
+    choice = choose_rows(
+        search,
+        heads=geometry.key_value_heads,
+        layers=geometry.layers,
+        head_dim=geometry.rotary_dim,
+        length=length,
+        low=bounds.low,
+        high=bounds.high,
+        reach=measure() if assignment == "adaptive" and measure is not None else None,
+    )
+    rows, note = choice.rows, f"{choice.describe()}, in [{bounds.low:,.0f}, {bounds.high:,.0f}]"
+    if choice.chosen.reason:
+        note += f"; chosen by {choice.chosen.reason}"
+    return [Stage(per_head_encoding(rows[0] if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from harpe.errors import HarpeError
@@ -68,6 +68,22 @@ class Encoding:
     attention: SelfExtend | DualChunk | None = None
     """Positions changed inside the attention instead (no training)."""
 
+    def describe(self) -> str:
+        """In words, for plans and tables."""
+        if self.attention is not None:
+            values = ", ".join(f"{name} {value}" for name, value in asdict(self.attention).items())
+            return f"{type(self.attention).__name__}, {values}, on base {self.bases[0]:,.0f}"
+        if self.stock is not None:
+            shown = {k: v for k, v in self.stock.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)}
+            values = "".join(f", {name} {value:g}" for name, value in shown.items() if isinstance(value, int | float))
+            return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
+        rows = self.layer_bases or (self.bases,)
+        values_of = [base for row in rows for base in row]
+        if len(set(values_of)) == 1:
+            return f"one base, {values_of[0]:,.0f}"
+        layers = ", by layer" if self.layer_bases else ""
+        return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}"
+
 
 def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float]], geometry: ModelGeometry) -> Encoding:
     """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every layer."""
@@ -85,6 +101,12 @@ def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
     return Encoding((checked,) * geometry.key_value_heads, geometry.rotary_dim, per_head=False)
 
 
+def stock_encoding(parameters: dict[str, Any], geometry: ModelGeometry) -> Encoding:
+    """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another `rope_theta`."""
+    stock = {"rope_theta": geometry.base, **parameters}
+    return replace(shared_encoding(stock["rope_theta"], geometry), stock=stock)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stretch of training."""
@@ -94,3 +116,28 @@ class Stage:
     """Sequence length in tokens."""
     share: float
     """Share of the token budget, 0..1; the shares of a method's stages add up to 1. A single stage of share 0 is not trained."""
+    note: str = ""
+    """How its values were chosen, for plans."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        attention = self.encoding.attention
+        kind = None if attention is None else {"kind": type(attention).__name__, **asdict(attention)}
+        return {"encoding": {**asdict(self.encoding), "attention": kind}, "length": self.length, "share": self.share, "note": self.note}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Stage:
+        """The stage that `as_dict` wrote."""
+        encoding = dict(value["encoding"])
+        encoding["bases"] = tuple(encoding["bases"])
+        rows = encoding["layer_bases"]
+        encoding["layer_bases"] = None if rows is None else tuple(map(tuple, rows))
+        if encoding["attention"] is not None:
+            fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in (SelfExtend, DualChunk)}
+            encoding["attention"] = cast(Any, kinds[fields.pop("kind")])(**fields)
+        return Stage(Encoding(**encoding), int(value["length"]), float(value["share"]), str(value["note"]))
+
+
+def untrained(encoding: Encoding, length: int) -> list[Stage]:
+    """An encoding that is put into the model as it is."""
+    return [Stage(encoding, length, share=0.0)]

@@ -16,7 +16,8 @@ from harpe.models.per_head import ROPE_TYPE
 def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry) -> dict[str, Any]:
     """The entry of `rope_parameters` in config.json for the layers that change.
 
-    One base for all heads stays a stock rope type. Bases per head are one list, or a list by layer where they differ by layer, or where
+    One base for all heads, and every rope type of transformers, stay stock.
+    Bases per head are one list, or a list by layer where they differ by layer, or where
     layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
     """
     key = rope_key(config)
@@ -24,6 +25,8 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
     if old.get("local") is not None:  # an earlier stage of a method has been here
         old = dict(old["local"])
     kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
+    if encoding.stock is not None:
+        return {**encoding.stock, **kept}
     if not encoding.per_head:
         return {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
     entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
@@ -59,7 +62,9 @@ def apply_encoding(
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry)
     config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
     config.harpe_original_length = geometry.original_length
-    config.max_position_embeddings = length
+    dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"
+    # transformers' dynamic NTK takes this number for the trained context, beyond which it changes the base
+    config.max_position_embeddings = geometry.original_length if dynamic else length
     config.validate_rope()
     device = next(model.parameters()).device
     for parent in list(model.modules()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harpe.errors import HarpeError
 
@@ -22,6 +23,9 @@ class TrainingOptions:
     """Sequences in one forward pass; the rest of a step is accumulated."""
     warmup_share: float = 0.05
     """Share of the steps with rising learning rate; it then falls linearly. Our choice."""
+    schedule: Literal["restarted", "carried"] = "restarted"
+    """Of a method with several stages: every stage has its own rise and fall, or one goes over all stages. AdamW's moments start anew in
+    every stage. Our choice."""
     weight_decay: float = 0.0
     """Our choice."""
     max_grad_norm: float = 1.0
@@ -34,11 +38,18 @@ class TrainingOptions:
     dtype: str = "bfloat16"
     """bfloat16 (float32 weights, bfloat16 arithmetic by autocast) or float32."""
 
-    def steps(self, length: int, share: float = 1.0) -> int:
-        """Optimiser steps of a stage that has this share of the budget."""
-        return int(self.tokens * share) // self.step_tokens(length)
+    def steps(self, length: int) -> int:
+        """Optimiser steps that the budget gives at a target length."""
+        return self.tokens // self.step_tokens(length)
+
+    def stage_steps(self, length: int, shares: Sequence[float]) -> list[int]:
+        """Optimiser steps of every stage: together as many as one stage has, so that all methods train on the same tokens."""
+        total, ends = self.steps(length), [round(sum(shares[: i + 1]) * self.steps(length)) for i in range(len(shares))]
+        ends[-1] = total
+        return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def step_tokens(self, length: int) -> int:
+        """Tokens of an optimiser step: whole sequences of the target length, in every stage."""
         return max(self.batch_tokens, length) // length * length
 
     def check(self, length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from harpe.errors import HarpeError
 from harpe.files import append_jsonl, read_jsonl, write_jsonl
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -16,7 +18,8 @@ Report = Callable[[int, int, dict[str, Any]], None]
 
 
 class JsonlLog(TrainerCallback):
-    """Appends one row a logged step to `log.jsonl`: step, loss, learning_rate, grad_norm, tokens, seconds.
+    """Appends one row a logged step to `log.jsonl`: step, loss, learning_rate, grad_norm, tokens, seconds. Stops where the loss
+    is not finite.
 
     When a run is resumed, rows after the checkpoint are dropped: they are computed again.
     """
@@ -47,5 +50,9 @@ class JsonlLog(TrainerCallback):
         row["tokens"] = state.global_step * self.step_tokens
         row["seconds"] = round(self.before + time.monotonic() - self.began, 2)
         append_jsonl(self.path, row)
+        if not math.isfinite(row["loss"]):
+            raise HarpeError(
+                f"The loss became {row['loss']} at step {row['step']} in {self.path.parent}: training diverged. Lower --learning-rate."
+            )
         if self.report is not None:
             self.report(state.global_step, state.max_steps, row)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler, Subset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 
@@ -22,8 +26,42 @@ from harpe.training.options import TrainingOptions
 from harpe.training.progress import JsonlLog, Report
 
 
+class Sequences(Protocol):
+    """Packed data: sequences of one length that can be cut into shorter ones (`harpe.data.packing.PackedDataset`)."""
+
+    def __len__(self) -> int: ...
+
+    def cut(self, length: int) -> Dataset[Any]:
+        """The same tokens in sequences of `length`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up and linear decay over `steps`, of which `done` were made by stages before."""
+
+    options: TrainingOptions
+    done: int
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """The share of the peak learning rate at a step of this stage."""
+        step, warm = step + self.done, math.ceil(self.options.warmup_share * self.steps)
+        return step / max(1, warm) if step < warm else max(0.0, (self.steps - step) / max(1, self.steps - warm))
+
+
 class StageTrainer(Trainer):
-    """The Trainer with two changes: data in the order of the data set, and checkpoints that are marked when whole."""
+    """The Trainer with three changes: data in the order of the data set, the learning rate of our schedule, and checkpoints that are marked
+    when whole."""
+
+    def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schedule = schedule
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            # a plain function, because LambdaLR writes the attributes of any other object into the checkpoint
+            self.lr_scheduler = LambdaLR(cast(Optimizer, optimizer or self.optimizer), lambda step: self.schedule(step))
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         # packed data are shuffled once, when they are written; every method then sees the same order, resumed or not
@@ -35,8 +73,7 @@ class StageTrainer(Trainer):
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
 
-def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) -> TrainingArguments:
-    sequences = options.step_tokens(length) // length
+def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: int) -> TrainingArguments:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     return TrainingArguments(
         output_dir=str(folder),
@@ -44,8 +81,6 @@ def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) 
         per_device_train_batch_size=options.micro_batch,
         gradient_accumulation_steps=sequences // options.micro_batch,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(options.warmup_share * steps),
         optim="adamw_torch_fused",
         adam_beta1=0.9,
         adam_beta2=0.95,
@@ -66,11 +101,31 @@ def _arguments(folder: Path, options: TrainingOptions, length: int, steps: int) 
     )
 
 
+def check_stages(stages: Sequence[Stage], options: TrainingOptions) -> list[int]:
+    """Optimiser steps of every stage; HarpeError for stages that the budget or the lengths do not allow."""
+    target = stages[-1].length
+    options.check(target)
+    steps, step_tokens = options.stage_steps(target, [stage.share for stage in stages]), options.step_tokens(target)
+    for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
+        if target % stage.length:
+            raise HarpeError(f"Stage {number} has sequences of {stage.length} tokens, which do not divide the target of {target}.")
+        if count < 1:
+            raise HarpeError(
+                f"Stage {number} has {stage.share:.3g} of {options.tokens} tokens, less than one step of {step_tokens}; give more --tokens."
+            )
+        if step_tokens // stage.length % options.micro_batch:
+            raise HarpeError(
+                f"A step of stage {number} has {step_tokens // stage.length} sequences, which --micro-batch {options.micro_batch} does not "
+                "divide."
+            )
+    return steps
+
+
 def train_stages(
     model: PreTrainedModel,
     geometry: ModelGeometry,
-    stages: list[Stage],
-    data: dict[int, Dataset[Any]],
+    stages: Sequence[Stage],
+    data: Sequences,
     options: TrainingOptions,
     folder: Path,
     *,
@@ -79,6 +134,9 @@ def train_stages(
 ) -> PreTrainedModel:
     """Train `model` in place through `stages` and return it.
 
+    All stages read one stream of tokens, each where the one before ended, cut into sequences of its length: a method in several stages sees
+    the tokens of one in a single stage, in the same order.
+
     Parameters
     ----------
     model
@@ -86,7 +144,7 @@ def train_stages(
     geometry
         Of the original checkpoint.
     data
-        A packed data set for every stage length.
+        Packed at the target length (`harpe.data.packing.PackedDataset`).
     folder
         Holds `stage-1`, `stage-2` … with checkpoints, `log.jsonl` and TensorBoard files. What is already there is continued: the
         result is the same, bit for bit on a CPU with the same number of threads, as without the interruption.
@@ -96,28 +154,21 @@ def train_stages(
     HarpeError
         When the data are too few for the token budget, or the loss stops being finite.
     """
-    offset: dict[int, int] = {}
-    for number, stage in enumerate(stages, 1):
-        steps = options.steps(stage.length, stage.share)
-        wanted = steps * options.step_tokens(stage.length) // stage.length
-        first = offset.get(stage.length, 0)
-        sequences = data[stage.length]
-        if len(sequences) < first + wanted:  # type: ignore[arg-type]
-            raise HarpeError(
-                f"Stage {number} needs {wanted} sequences of {stage.length} tokens, the corpus gives {len(sequences) - first}. "  # type: ignore[arg-type]
-                "Lower --tokens or give more --data: no text is repeated unasked."
-            )
-        offset[stage.length] = first + wanted
-        apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
-        _train_stage(
-            model,
-            Subset(sequences, range(first, first + wanted)),
-            options,
-            folder / f"stage-{number}",
-            stage.length,
-            steps,
-            report,
+    target, steps = stages[-1].length, check_stages(stages, options)
+    step_tokens, seen = options.step_tokens(target), 0
+    if len(data) * target < sum(steps) * step_tokens:
+        raise HarpeError(
+            f"Training needs {sum(steps) * step_tokens // target} sequences of {target} tokens, the corpus gives {len(data)}. "
+            "Lower --tokens or give more --data: no text is repeated unasked."
         )
+    for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
+        done = sum(steps[: number - 1])
+        schedule = Schedule(options, done, sum(steps)) if options.schedule == "carried" else Schedule(options, 0, count)
+        first, last = seen // stage.length, (seen + count * step_tokens) // stage.length
+        seen += count * step_tokens
+        apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
+        sequences = Subset(data.cut(stage.length), range(first, last))
+        _train_stage(model, sequences, options, folder / f"stage-{number}", stage.length, step_tokens, count, schedule, report)
     return model
 
 
@@ -127,7 +178,9 @@ def _train_stage(
     options: TrainingOptions,
     folder: Path,
     length: int,
+    step_tokens: int,
     steps: int,
+    schedule: Schedule,
     report: Report | None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,17 +193,15 @@ def _train_stage(
         model.tie_weights()
         return
     set_seed(options.seed)
-    log = JsonlLog(folder / "log.jsonl", options.step_tokens(length), report)
+    log = JsonlLog(folder / "log.jsonl", step_tokens, report)
     set_recompute(model, options.gradient_checkpointing)
     cached = getattr(model.config, "use_cache", None)
     with chunked_loss(model):
-        trainer = StageTrainer(model=model, args=_arguments(folder, options, length, steps), train_dataset=sequences, callbacks=[log])
+        arguments = _arguments(folder, options, step_tokens // length, steps)
+        trainer = StageTrainer(schedule, model=model, args=arguments, train_dataset=sequences, callbacks=[log])
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     set_recompute(model, False)
     if cached is not None:
         model.config.use_cache = cached  # the Trainer switches it off, and a saved model would generate without a cache
-    last = trainer.state.log_history[-2]["loss"] if len(trainer.state.log_history) > 1 else float("nan")
-    if not math.isfinite(last):
-        raise HarpeError(f"The loss became {last} in {folder}: training diverged. Lower --learning-rate.")

@@ -1,0 +1,165 @@
+"""Methods by name: harpe's own, and those of other packages (entry points of the group `harpe.methods`).
+
+A method is a function `method(geometry, length, …) -> list[Stage]`. Its further parameters are its options, by keyword. Two are filled in
+where a function names them: `bounds`, the range of bases for this model and length (`BaseRange`), and `measure`, which measures how far
+each head looks (`harpe.methods.harpe`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from harpe.errors import HarpeError
+from harpe.methods.abf import abf, abf_staged, base_kept, one_base
+from harpe.methods.harpe import Measure, harpe
+from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
+from harpe.methods.ranges import RangeRule, base_range
+from harpe.methods.types import ModelGeometry, Stage, shared_encoding, untrained
+
+GROUP = "harpe.methods"
+GIVEN = ("bounds", "measure")
+"""Parameters that are filled in, not written in a recipe."""
+RANGE = ("min", "max", "range")
+"""Options of every method that has a parameter `bounds`."""
+
+
+def none(geometry: ModelGeometry, length: int) -> list[Stage]:
+    """The checkpoint as it is, read beyond its context."""
+    return untrained(shared_encoding(geometry.base, geometry), length)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what is said of it."""
+
+    name: str
+    function: Callable[..., list[Stage]]
+    title: str
+    source: str
+    """Citation."""
+    control: bool = False
+    """A row without which the others cannot be read."""
+
+
+_HARPE, _XIONG = "Lian et al. 2024, arXiv 2412.07171", "Xiong et al. 2023, arXiv 2309.16039"
+BUILT_IN = (
+    Method("none", none, "untouched", "the checkpoint", control=True),
+    Method("base-kept", base_kept, "base kept", "control: trained long, positions as they were", control=True),
+    Method("pi", pi, "PI", "Chen et al. 2023, arXiv 2306.15595"),
+    Method("ntk", ntk, "NTK-aware", "bloc97 2023; Peng et al. 2023, arXiv 2309.00071"),
+    Method("ntk-dynamic", ntk_dynamic, "dynamic NTK", "emozilla 2023; Peng et al. 2023, arXiv 2309.00071"),
+    Method("abf", abf, "ABF", _XIONG),
+    Method("abf-staged", abf_staged, "ABF in stages", f"{_XIONG}; stages of {_HARPE}"),
+    Method("yarn", yarn, "YaRN", "Peng et al. 2023, arXiv 2309.00071"),
+    Method("longrope", longrope, "LongRoPE", "Ding et al. 2024, arXiv 2402.13753"),
+    Method("harpe", harpe, "HARPE", _HARPE),
+    Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
+)
+
+
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+@lru_cache(maxsize=1)
+def methods() -> dict[str, Method]:
+    """All methods by name.
+
+    Raises
+    ------
+    HarpeError
+        For an entry point that takes the name of another method, or cannot be loaded.
+    """
+    found = {method.name: method for method in BUILT_IN}
+    for point in _points():
+        if point.name in found:
+            raise HarpeError(f"The entry point {point.name} = {point.value} has the name of another method; its package must rename it.")
+        try:
+            function = point.load()
+        except Exception as error:
+            raise HarpeError(f"The method {point.name} of another package could not be loaded from {point.value}: {error}") from error
+        source = (inspect.getdoc(function) or point.value).splitlines()[0]
+        found[point.name] = Method(point.name, function, point.name, source)
+    return found
+
+
+def method_named(name: str) -> Method:
+    """The method; HarpeError with the nearest names where there is none."""
+    known = methods()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(known)}."
+        raise HarpeError(f"There is no method {name}. {hint}")
+    return known[name]
+
+
+def takes_range(method: Method) -> bool:
+    """Whether a method takes bases from the range."""
+    return "bounds" in inspect.signature(method.function).parameters
+
+
+def make_stages(
+    method: Method,
+    geometry: ModelGeometry,
+    length: int,
+    options: Mapping[str, Any],
+    *,
+    range_rule: RangeRule = "critical",
+    measure: Measure | None = None,
+    train: bool | None = None,
+) -> list[Stage]:
+    """The stages of a method.
+
+    Parameters
+    ----------
+    options
+        By name; besides those of the function, `min`, `max` and `range` where it takes bases from a range.
+    range_rule
+        Of the range, where `options` has none.
+    train
+        False: put the last stage's positions into the model without training. None or True: as the method has it.
+
+    Raises
+    ------
+    HarpeError
+        For an option that the method does not have, a missing one, and whatever the method refuses.
+    """
+    parameters = inspect.signature(method.function).parameters
+    own = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
+    allowed = [*own, *(RANGE if "bounds" in parameters else ())]
+    for name in options:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(allowed) or 'no options'}."
+            raise HarpeError(f"{method.name} has no option {name}. {hint}")
+    missing = [name for name in own if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if missing:
+        raise HarpeError(f"{method.name} needs the option {missing[0]}.")
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in own}
+    if "bounds" in parameters:
+        rule = options.get("range", range_rule)
+        given["bounds"] = base_range(geometry, length, options.get("min"), options.get("max"), rule)
+    if "measure" in parameters:
+        given["measure"] = measure
+    stages = method.function(geometry, length, **given)
+    check_stages(method.name, stages, length)
+    if train and not any(stage.share for stage in stages):
+        raise HarpeError(f"{method.name} is a method without training; leave train out.")
+    return [replace(stages[-1], share=0.0)] if train is False else stages
+
+
+def check_stages(name: str, stages: list[Stage], length: int) -> None:
+    """Refuse what a method of another package may have got wrong."""
+    if not stages or not all(isinstance(stage, Stage) for stage in stages):
+        raise HarpeError(f"The method {name} gave {stages!r}; it must return a list of Stage objects.")
+    if stages[-1].length != length:
+        raise HarpeError(f"The last stage of {name} has {stages[-1].length} tokens and must have the target's {length}.")
+    shares = [stage.share for stage in stages]
+    if not (shares == [0.0] or (min(shares) > 0 and abs(sum(shares) - 1) < 1e-6)):
+        raise HarpeError(f"The stages of {name} have the shares {shares}; they must add up to 1, or be one stage of share 0 (no training).")
