@@ -18,7 +18,7 @@ import torch
 
 from harpe.cli.terminal import Terminal
 from harpe.evaluation.statistics import Interval
-from harpe.experiment.compare import difference, gated_mean
+from harpe.experiment.differences import difference, gated_mean
 from harpe.experiment.directory import available_cores
 from harpe.experiment.options import QuickstartOptions
 from harpe.experiment.quickstart import quickstart

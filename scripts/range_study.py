@@ -74,12 +74,12 @@ def run_setting(setting: Setting, source: Source, out: Path, learning_rate: floa
         save_every=1000,
         dtype=dtype,
     )
-    data = packed(run, EMBEDDED, source.tokenizer, setting.length, tokens=setting.tokens)
+    data = packed(run / "data" / str(setting.length), EMBEDDED, source.tokenizer, setting.length, tokens=setting.tokens)
     held_out = held_out_texts(EMBEDDED, source.tokenizer, setting.length, 12, tuning=True)
     protocol = Protocol(source.geometry.original_length, setting.length, documents=12, samples=16, tasks=TASKS, grid_samples=0, seed=2)
     for arm in arms_of(source.geometry, setting.length):
         scores = run / arm.name / "scores"
-        model = train_arm(run, arm, source, data, options, setting.length, terminal)
+        model = train_arm(run / arm.name, arm, source, data, options, setting.length, terminal)
         evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, terminal, title=arm.title)
         terminal.say(f"{setting.name} {arm.title}: {measured(scores, source.geometry.original_length, setting.length)}")
 

@@ -16,12 +16,21 @@ from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.errors import HarpeError
 from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.options import BasesOptions, EvaluateOptions, ExportOptions, ExtendOptions, QuickstartOptions, ReportOptions
+from harpe.experiment.options import (
+    BasesOptions,
+    CompareOptions,
+    EvaluateOptions,
+    ExportOptions,
+    ExtendOptions,
+    QuickstartOptions,
+    ReportOptions,
+)
 
 VERBS: dict[str, type] = {
     "bases": BasesOptions,
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
+    "compare": CompareOptions,
     "report": ReportOptions,
     "export": ExportOptions,
     "perplexity": PerplexityOptions,
@@ -76,6 +85,14 @@ def evaluate(options: EvaluateOptions, terminal: Any) -> None:
 
     folder = run(options, terminal)
     terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
+
+
+def compare(options: CompareOptions, terminal: Any) -> None:
+    """Compare several methods."""
+    _prepare()
+    from harpe.experiment.comparison.run import compare as run
+
+    run(options, terminal)
 
 
 def report(options: ReportOptions, terminal: Any) -> None:
@@ -143,6 +160,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "bases": bases,
     "extend": extend,
     "evaluate": evaluate,
+    "compare": compare,
     "report": report,
     "export": export,
     "perplexity": perplexity,

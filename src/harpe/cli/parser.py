@@ -16,6 +16,7 @@ POSITIONAL = {
     "EvaluateOptions": ("model",),
     "ExportOptions": ("source",),
     "ReportOptions": ("run",),
+    "CompareOptions": ("recipe",),
     "PerplexityOptions": ("model",),
     "ShortOptions": ("model",),
 }
@@ -42,6 +43,9 @@ def add_options(parser: ArgumentParser, options: type) -> None:
             parser.add_argument(field.name, type=hints[field.name], help=text)
             continue
         name = "--" + field.name.replace("_", "-")
+        if hints[field.name] == list[int] | None:
+            parser.add_argument(name, type=int, nargs="+", default=field.default, help=text)
+            continue
         if hints[field.name] is bool and field.default is False:
             parser.add_argument(name, action="store_true", help=text)
         elif field.default is dataclasses.MISSING:

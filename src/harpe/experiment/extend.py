@@ -20,6 +20,7 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
 from harpe.files import write_json
 from harpe.methods.types import ModelGeometry
+from harpe.models.apply import apply_encoding
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.training.options import TrainingOptions
@@ -66,9 +67,14 @@ def open_source(
     return Source(name, revision, geometry, loaded, sliding_window, notes, dtype)
 
 
-def train_arm(run: Path, arm: Arm, source: Source, data: PackedDataset, options: TrainingOptions, length: int, reporter: Reporter) -> Path:
-    """Train one row and save its model; returns the model's folder. A row that is done already is left alone."""
-    target = run / arm.name / "model"
+def train_arm(
+    folder: Path, arm: Arm, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
+) -> Path:
+    """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
+
+    A row that is done already is left alone. `data` may be None for a method without training.
+    """
+    target = folder / "model"
     if target.is_dir():
         return target
 
@@ -76,16 +82,11 @@ def train_arm(run: Path, arm: Arm, source: Source, data: PackedDataset, options:
         reporter.progress(f"training {arm.title}", step, steps, f"loss {row['loss']:.3f}")
 
     model = source.load()
-    train_stages(
-        model,
-        source.geometry,
-        list(arm.stages),
-        data,
-        options,
-        run / arm.name,
-        sliding_window=source.sliding_window,
-        report=report,
-    )
+    if arm.trained:
+        assert data is not None
+        train_stages(model, source.geometry, arm.stages, data, options, folder, sliding_window=source.sliding_window, report=report)
+    else:
+        apply_encoding(model, arm.stages[-1].encoding, source.geometry, length, source.sliding_window)
     model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
     save_checkpoint(model, source.tokenizer, target, length)
     return target
@@ -132,7 +133,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         write_environment(run)
         reporter.say("Reading and packing the training texts.")
         data = packed(
-            run,
+            run / "data" / str(options.length),
             options.data,
             source.tokenizer,
             options.length,
@@ -164,7 +165,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     )
     write_json(run / "plan.json", plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
-    target = train_arm(run, arm, source, data, training, options.length, reporter)
+    target = train_arm(run / arm.name, arm, source, data, training, options.length, reporter)
     reporter.say(
         f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
         f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."

@@ -207,6 +207,32 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train and measure several methods from one checkpoint on the same tokens, and write the tables with intervals.
+
+    The recipe is a YAML file (recipes/ has examples). A method that fails is recorded and does not stop the others. Started again, an
+    interrupted comparison goes on at the method, stage and step where it was; methods that failed are tried again.
+    """
+
+    recipe: str
+    """The recipe."""
+    out: str | None = None
+    """Run directory to make; default: runs/ and the recipe's name."""
+    plan: bool = False
+    """Print what would be done, and stop: configuration and tokenizer are read, weights and texts are not."""
+    seeds: list[int] | None = None
+    """Training seeds, instead of the recipe's."""
+    model: str | None = None
+    """Checkpoint, instead of the recipe's."""
+    data: str | None = None
+    """Training texts, instead of the recipe's."""
+    evaluation_data: str | None = None
+    """Held-out texts, instead of the recipe's."""
+    jobs: int = 1
+    """Methods that are worked on at a time; they share the processor's cores, and take turns over the GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuickstartOptions:
     """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
 

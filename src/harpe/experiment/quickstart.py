@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import make_arm
-from harpe.experiment.compare import gated_mean, summarise_run
+from harpe.experiment.differences import gated_mean, summarise_run
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
@@ -65,7 +65,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
     with removed_on_refusal(run, unless=going_on):
         write_environment(run)
-        data = packed(run, EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
+        data = packed(run / "data" / str(options.length), EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
         check_budget(training, data)
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
     protocol = Protocol(
@@ -97,7 +97,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
     reporter.say(plan_text(plan, TIMING_SLACK * expected))
     for arm in arms:
-        path = train_arm(run, arm, source, data, training, options.length, reporter) if arm.trained else EMBEDDED
+        path = train_arm(run / arm.name, arm, source, data, training, options.length, reporter) if arm.trained else EMBEDDED
         evaluate_checkpoint(path, tokenizer, held_out, protocol, run / arm.name / "scores", dtype, reporter, title=arm.title)
         if not arm.trained:
             reporter.say(_failure(run, options.length))

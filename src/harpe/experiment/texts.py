@@ -42,7 +42,7 @@ def training_documents(data: str, text_field: str, tokens: int) -> tuple[Iterabl
 
 
 def packed(
-    run: Path,
+    folder: Path,
     data: str,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
@@ -51,8 +51,7 @@ def packed(
     tokens: int = 0,
     seed: int = 0,
 ) -> PackedDataset:
-    """The packed data set of the run, `data/LENGTH`; made where it is not there yet."""
-    folder = run / "data" / str(length)
+    """The packed data set in `folder`; made where it is not there yet."""
     if (folder / "index.json").is_file():
         return PackedDataset(folder)
     documents, description = training_documents(data, text_field, tokens)

@@ -1,0 +1,1 @@
+"""Several methods from one checkpoint on one budget: recipe, plan, workers, statistics."""

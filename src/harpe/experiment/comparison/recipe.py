@@ -1,0 +1,232 @@
+"""The recipe of a comparison: a YAML file with the checkpoint, the budget, the methods and what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from harpe.errors import HarpeError
+from harpe.methods.ranges import RangeRule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerRecipe:
+    """RULER's tasks (`harpe ruler`)."""
+
+    lengths: list[int]
+    """Tokens of a sample."""
+    tasks: str = "all"
+    """Names with commas between them; niah for the eight needle tasks, all for all 13."""
+    samples: int = 500
+    seed: int = 42
+    template: str = "base"
+    data: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityRecipe:
+    """Perplexity on one corpus (`harpe perplexity`): by prefix length, or in a sliding window."""
+
+    data: str
+    lengths: str | None = None
+    window: int | None = None
+    stride: int = 256
+    average: Literal["tokens", "yarn"] = "tokens"
+    documents: int = 32
+    text_field: str = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRecipe:
+    """Short benchmarks through lm-eval (`harpe short`)."""
+
+    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
+    limit: int | None = None
+    offline: bool = False
+    data: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe:
+    """What is measured of every method."""
+
+    data: str
+    """Held-out texts, as of `harpe evaluate`."""
+    text_field: str = "text"
+    documents: int = 32
+    samples: int = 100
+    """Needle samples a task and length."""
+    grid_samples: int = 10
+    """Needle samples a cell of the grid."""
+    seed: int = 1
+    tuning: bool = False
+    """Of the embedded texts, those that settings are tuned on."""
+    ruler: RulerRecipe | None = None
+    perplexity: dict[str, PerplexityRecipe] = field(default_factory=dict)
+    """By a name of the corpus."""
+    short: ShortRecipe | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method of the comparison with its options."""
+
+    name: str
+    """Of its folder; unique."""
+    method: str
+    title: str | None = None
+    train: bool | None = None
+    """False: the method's last positions put into the model without training."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecipe:
+    """Everything that decides the result of a comparison."""
+
+    title: str
+    model: str
+    length: int
+    data: str
+    tokens: int
+    methods: list[Row]
+    evaluation: EvaluationRecipe
+    baseline: str
+    """Name of the row that the others are compared with."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Of the order of the training texts and of all else that is random in training."""
+    published: Literal["llama2-7b-128k"] | None = None
+    """Setting of the paper whose figures are shown beside: only where all of it is the same."""
+    revision: str | None = None
+    tokenizer: str | None = None
+    text_field: str = "text"
+    original_length: int | None = None
+    sliding_window: Literal["keep", "off"] = "keep"
+    range: RangeRule = "critical"
+    """Of the bases, for every method that takes bases from a range."""
+    learning_rate: float = 2e-5
+    schedule: Literal["restarted", "carried"] = "restarted"
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    batch_tokens: int = 0
+    micro_batch: int = 1
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    gradient_checkpointing: bool = True
+    save_every: int = 100
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:
+    """Read a recipe; `changes` replace what it says, where they are not None.
+
+    Raises
+    ------
+    HarpeError
+        For a file that is not there or no YAML, unknown or missing keys (with the nearest names), and values of another type.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HarpeError(f"The recipe {path} could not be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise HarpeError(f"The recipe {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise HarpeError(f"The recipe {path} holds no keys; see recipes/ for examples.")
+    value |= {key: change for key, change in changes.items() if change is not None and key != "evaluation_data"}
+    if changes.get("evaluation_data") is not None and isinstance(value.get("evaluation"), dict):
+        value["evaluation"]["data"] = changes["evaluation_data"]
+    return parse(value, f"the recipe {path}")
+
+
+def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
+    """A recipe out of what YAML holds, or out of `as_dict`."""
+    rows = value.get("methods")
+    if not isinstance(rows, list) or not rows:
+        raise HarpeError(f"{where} has no list of methods; name at least one under methods.")
+    recipe = _build(ComparisonRecipe, {**value, "methods": [_row(row, where) for row in rows]}, where)
+    names = [row.name for row in recipe.methods]
+    for row in recipe.methods:
+        if names.count(row.name) > 1:
+            raise HarpeError(f"{where} names {row.name} twice; give one of the two another name (name: …).")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", row.name):
+            raise HarpeError(f"{where} has a method named {row.name!r}; a name has letters, digits, dots, - and _ only.")
+        if row.name in ("data", "report"):
+            raise HarpeError(f"{where} has a method named {row.name}, which is a folder of the run; give it another name.")
+    if recipe.baseline not in names:
+        raise HarpeError(f"{where} has the baseline {recipe.baseline}, which is none of its methods: {', '.join(names)}.")
+    if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds) or min(recipe.seeds) < 0:
+        raise HarpeError(f"{where} has the seeds {recipe.seeds}; give different numbers from 0 up.")
+    return recipe
+
+
+def _row(value: Any, where: str) -> Row:
+    if isinstance(value, str):
+        return Row(name=value, method=value)
+    if isinstance(value, Row):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("method", value.get("name")), str):
+        raise HarpeError(f"{where} has the method {value!r}; write its name, or a mapping with name and method.")
+    own = {f.name for f in dataclasses.fields(Row)}
+    options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
+    method = value.get("method", value.get("name"))
+    fields = {"name": value.get("name", method), "method": method, "title": value.get("title"), "train": value.get("train")}
+    return _build(Row, {**fields, "options": options}, f"a method of {where}")
+
+
+def _build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
+    """A dataclass out of a mapping, with unknown keys, missing keys and wrong types refused."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+            raise HarpeError(f"{where} has the key {key}, which is not known. {hint}")
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise HarpeError(f"{where} lacks {name}.")
+    return cls(**{key: _typed(item, hints[key], f"{key} of {where}") for key, item in value.items()})
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """The value as the field wants it; HarpeError where it is of another type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if value not in arguments:
+            raise HarpeError(f"{where} is {value!r}; choose {', '.join(map(str, arguments))}.")
+        return value
+    if origin is list and isinstance(value, list):
+        return [_typed(item, arguments[0], where) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, arguments[1], f"{key} in {where}") for key, item in value.items()}
+    if hint is Any or (dataclasses.is_dataclass(hint) and isinstance(value, hint)):  # type: ignore[arg-type]
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _build(typing.cast(type, hint), value, where)
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    elif isinstance(hint, type) and origin is None and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise HarpeError(f"{where} is {value!r} and should be of type {name}.")

@@ -1,0 +1,211 @@
+"""`harpe compare`: check everything, then one process a method and seed, then statistics and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harpe.errors import HarpeError
+from harpe.experiment.arms import Arm
+from harpe.experiment.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
+from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
+from harpe.experiment.comparison.summary import summarise
+from harpe.experiment.comparison.worker import FAILED, data_folder, ruler_options, source_of, training_options
+from harpe.experiment.directory import available_cores, check_disk, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.experiment.extend import Source
+from harpe.experiment.options import CompareOptions
+from harpe.experiment.plan import check_budget, duration, seconds_per_token
+from harpe.experiment.reach import measured_reach
+from harpe.experiment.reporter import Reporter
+from harpe.experiment.ruler import run_ruler
+from harpe.experiment.texts import held_out_texts, packed
+from harpe.files import read_json, write_json
+from harpe.report.page import write_report
+
+Job = tuple[Arm, int]
+
+
+def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
+    """Run the comparison of a recipe; returns the run directory.
+
+    Raises
+    ------
+    HarpeError
+        For a bad recipe or input, before any work starts; at the end, where no method could be measured.
+    """
+    reporter = reporter or Reporter()
+    changes = {"seeds": options.seeds, "model": options.model, "data": options.data, "evaluation_data": options.evaluation_data}
+    recipe = read_recipe(options.recipe, **changes)
+    if options.jobs < 1:
+        raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
+    source = source_of(recipe)
+    run = Path(options.out or Path("runs") / Path(options.recipe).stem)
+
+    def reach() -> Sequence[Sequence[float]]:
+        if options.plan:
+            raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
+        found, note = measured_reach(source.load(), source.tokenizer, recipe.data, recipe.text_field, source.geometry.original_length)
+        reporter.say(note)
+        return found
+
+    arms, parameters = make_arms(recipe, source, reach), count_parameters(recipe)
+    if options.plan:
+        plan = describe(recipe, source, arms, parameters, (recipe.dtype, recipe.dtype))
+        reporter.say(plan_text(plan))
+        return run
+    jobs = [(arm, seed) for seed in recipe.seeds for arm in arms if arm.trained]
+    jobs = [(arm, 0) for arm in arms if not arm.trained] + jobs
+    _check_space(run, recipe, parameters, arms, options.jobs)
+    going_on = (run / "recipe.yaml").is_file()
+    dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
+    open_run(run, recipe.as_dict(), resume=going_on)
+    if going_on:
+        reporter.say(f"Going on with the comparison in {run}: its recipe is the same, and what is there is not done again.")
+    with removed_on_refusal(run, unless=going_on):
+        write_environment(run)
+        corpus = _prepare_data(run, recipe, source, any(arm.trained for arm in arms), reporter)
+        _check_evaluation(recipe, run)
+    plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus}
+    write_json(run / "plan.json", plan)
+    for arm in arms:
+        write_json(run / arm.name / "stages.json", {"stages": [stage.as_dict() for stage in arm.stages]})
+    model = source.load()
+    speeds = seconds_per_token(model, training_options(recipe, 0, dtype[0]), recipe.length)
+    del model
+    reporter.say(plan_text(plan))
+    expected = expected_seconds(recipe, source, arms, *speeds)
+    reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
+    failed = _work(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
+    for (arm, seed), reason in failed.items():
+        reporter.say(f"{arm.title}, seed {seed}, failed: {reason}")
+    summary = summarise(run)
+    if not summary["measures"]:
+        raise HarpeError(f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}.")
+    page = write_report(run)
+    for sentence in summary["reading"]:
+        reporter.say(sentence)
+    reporter.say(f"The report: {page}")
+    return run
+
+
+def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Sequence[Arm], jobs: int) -> None:
+    """Checkpoints of the rows that are trained at a time, and all models (float32 at most)."""
+    models = sum(len(recipe.seeds) if arm.trained else arm.changes for arm in arms)
+    check_disk(run, parameters * 4 * (3 * 3 * jobs + models) + 50_000_000, "The comparison")
+
+
+def _prepare_data(run: Path, recipe: ComparisonRecipe, source: Source, trains: bool, reporter: Reporter) -> dict[str, Any]:
+    """Pack the texts of every seed, and see that the held-out texts are long enough."""
+    corpus: dict[str, Any] = {"hashes": {}, "tokens": 0, "documents": 0, "description": recipe.data}
+    for number, seed in enumerate(recipe.seeds if trains else []):
+        reporter.progress("packing the training texts", number, len(recipe.seeds))
+        data = packed(
+            data_folder(run, seed, recipe.length),
+            recipe.data,
+            source.tokenizer,
+            recipe.length,
+            text_field=recipe.text_field,
+            tokens=recipe.tokens,
+            seed=seed,
+        )
+        check_budget(training_options(recipe, seed, "float32"), data)
+        corpus["hashes"][str(seed)] = data.hash
+        corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
+        reporter.progress("packing the training texts", number + 1, len(recipe.seeds))
+    of = recipe.evaluation
+    held_out = held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, text_field=of.text_field, tuning=of.tuning)
+    return {**corpus, "held_out_documents": len(held_out.documents)}
+
+
+def _check_evaluation(recipe: ComparisonRecipe, run: Path) -> None:
+    """Write one RULER sample a task, so that missing data are told now and not after the training."""
+    for options in ruler_options(recipe.evaluation, None, recipe.revision, recipe.tokenizer or recipe.model, run / "samples", "float32"):
+        if not (Path(options.out) / "protocol.json").is_file():
+            run_ruler(options)
+    if recipe.evaluation.short is not None:
+        try:
+            import lm_eval  # noqa: F401
+        except ImportError:
+            raise HarpeError("The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'.") from None
+
+
+def _is_done(run: Path, job: Job) -> bool:
+    return (run / job[0].name / f"seed-{job[1]}" / "record.json").is_file()
+
+
+def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[Job, str]:
+    """Run every job in a process; returns the reasons of those that failed."""
+    lock, failed, done = threading.Lock(), {}, 0
+    slots = list(range(at_a_time))
+    children: set[subprocess.Popen[str]] = set()
+    reporter.progress("methods and seeds", 0, len(jobs))
+
+    def one(job: Job) -> None:
+        nonlocal done
+        with lock:
+            slot = slots.pop()
+        reason = _run_worker(run, job, slot, at_a_time, reporter, lock, children)
+        with lock:
+            slots.append(slot)
+            done += 1
+            if reason is not None:
+                failed[job] = reason
+            reporter.progress("methods and seeds", done, len(jobs), f"{job[0].title}, seed {job[1]}")
+
+    with ThreadPoolExecutor(at_a_time) as pool:
+        futures = [pool.submit(one, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            for child in list(children):
+                child.terminate()
+            raise
+    return failed
+
+
+def _run_worker(
+    run: Path, job: Job, slot: int, at_a_time: int, reporter: Reporter, lock: threading.Lock, children: set[subprocess.Popen[str]]
+) -> str | None:
+    """One worker from start to end; why it failed, or None."""
+    arm, seed = job
+    folder = run / arm.name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, available_cores() // at_a_time)), "TOKENIZERS_PARALLELISM": "false"}
+    if torch.cuda.is_available() and at_a_time > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+    command = [sys.executable, "-m", "harpe.experiment.comparison.worker", str(run), arm.name, str(seed)]
+    with (folder / "worker.log").open("w", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        children.add(child)
+        assert child.stdout is not None
+        for line in child.stdout:
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a library that prints
+            if "what" in value:
+                with lock:
+                    reporter.progress(f"{arm.name} {seed}: {value['what']}", value["done"], value["total"], value["note"])
+        code = child.wait()
+        children.discard(child)
+    if code == 0:
+        return None
+    if code == FAILED:
+        return str(read_json(folder / "failed.json")["reason"])
+    killed = "it was killed by signal 9, as for want of memory" if code == -9 else f"its process ended with code {code}"
+    last = (folder / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = f"{killed}{': ' + last[-1] if last and code > 0 else ''} (see {folder / 'worker.log'})"
+    write_json(folder / "failed.json", {"reason": reason})
+    return reason

@@ -1,0 +1,118 @@
+"""summary.json of a comparison: every measure of every method with its interval, differences to the baseline, and what may be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harpe.evaluation.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
+from harpe.experiment.comparison.measures import Measure, collect
+from harpe.files import read_json, write_json
+
+LEVEL = 0.05
+
+
+def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Write summary.json from the score files that are there, and return it."""
+    plan = read_json(run / "plan.json")
+    methods, seeds, baseline = [m["name"] for m in plan["methods"]], plan["seeds"], plan["baseline"]
+    trained = {m["name"] for m in plan["methods"] if m["trained"]}
+    measures = [_measured(measure, methods, trained, baseline, resamples) for measure in collect(run, methods, sorted({0, *seeds}))]
+    value = {
+        "baseline": baseline,
+        "seeds": seeds,
+        "resamples": resamples,
+        "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
+        "measures": measures,
+        "reading": _reading(plan, measures),
+    }
+    write_json(run / "summary.json", value)
+    return value
+
+
+def _measured(measure: Measure, methods: Sequence[str], trained: set[str], baseline: str, resamples: int) -> dict[str, Any]:
+    units, scale = measure.units(), 100.0 if measure.unit == "%" else 1.0
+    values, draws = {}, {}
+    for method in methods:
+        seeds = measure.seeds(method)
+        if not seeds:
+            continue
+        found = resample(measure.totals(method, seeds), units, resamples=resamples)
+        interval = found.interval()
+        values[method] = {
+            "value": scale * interval.value,
+            "low": scale * interval.low,
+            "high": scale * interval.high,
+            "seeds": len(seeds),
+            "documents": len(units.weights),
+            "by_seed": [scale * each for each in found.by_seed],
+        }
+        if method != baseline and (common := _common(measure, method, baseline, trained)):
+            mine, other = common
+            draws[method] = paired(measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples)
+    p_values = [found.p_value() for found in draws.values()]
+    differences = {}
+    for (method, found), p, adjusted in zip(draws.items(), p_values, holm(p_values), strict=True):
+        interval = found.interval()
+        outside = interval.low > 0 or interval.high < 0
+        differences[method] = {
+            "value": scale * interval.value,
+            "low": scale * interval.low,
+            "high": scale * interval.high,
+            "p": p,
+            "holm": adjusted,
+            "real": bool(outside and adjusted < LEVEL),
+        }
+    return {
+        "id": measure.id,
+        "title": measure.title,
+        "unit": measure.unit,
+        "better": measure.better,
+        "group": measure.group,
+        "task": measure.task,
+        "length": measure.length,
+        "documents": len(units.weights),
+        "values": values,
+        "differences": differences,
+    }
+
+
+def _common(measure: Measure, method: str, baseline: str, trained: set[str]) -> tuple[list[int], list[int]] | None:
+    """Seeds of both that are compared: the same ones, or all against the one of a method without training."""
+    mine, other = measure.seeds(method), measure.seeds(baseline)
+    if not mine or not other:
+        return None
+    if not {method, baseline} <= trained:
+        return mine, other
+    both = [seed for seed in mine if seed in other]
+    return (both, both) if both else None
+
+
+def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences on the main measures, none of which claims more than its interval."""
+    titles = {method["name"]: method["title"] for method in plan["methods"]}
+    baseline, target = titles[plan["baseline"]], plan["target_length"]
+    sentences: list[str] = []
+    for measure in measures:
+        if measure["id"] not in ("loss-long", f"needles-mean-{target}", "loss-short", f"ruler-niah-{target}"):
+            continue
+        better: list[str] = []
+        worse: list[str] = []
+        open_: list[str] = []
+        for name, found in measure["differences"].items():
+            improves = (found["value"] < 0) == (measure["better"] == "lower")
+            (open_ if not found["real"] else better if improves else worse).append(titles[name])
+        parts = [
+            f"{words} {', '.join(names)}"
+            for words, names in (("better:", better), ("worse:", worse), ("no difference shown:", open_))
+            if names
+        ]
+        sentences.append(f"Against {baseline}, {measure['title']}: {'; '.join(parts)}.")
+    seeds = plan["seeds"]
+    if len(seeds) < FEWEST_SEEDS:
+        sentences.append(
+            f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, and say nothing of "
+            "what another seed would give."
+        )
+    return sentences

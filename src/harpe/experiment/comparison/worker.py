@@ -1,0 +1,191 @@
+"""One method with one seed of a comparison, in a process of its own: `python -m harpe.experiment.comparison.worker RUN METHOD SEED`.
+
+A process of its own, because a method that runs out of memory or is killed must not take the others with it. Prints its progress as lines
+of JSON. What is done already is not done again: the stage, the step, the sample where a killed worker was are found from the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harpe.data.packing import PackedDataset
+from harpe.errors import HarpeError
+from harpe.evaluation.run import Protocol
+from harpe.experiment.arms import Arm
+from harpe.experiment.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
+from harpe.experiment.evaluate import evaluate_checkpoint
+from harpe.experiment.evaluation_options import PerplexityOptions, RulerOptions, ShortOptions
+from harpe.experiment.extend import Source, open_source, train_arm
+from harpe.experiment.perplexity import measure_perplexity
+from harpe.experiment.reporter import Reporter
+from harpe.experiment.ruler import run_ruler
+from harpe.experiment.short import measure_short
+from harpe.experiment.texts import held_out_texts
+from harpe.files import read_json, read_jsonl, write_json
+from harpe.methods.types import Stage
+from harpe.training.options import TrainingOptions
+
+FAILED = 3
+"""Exit code after failed.json was written."""
+
+
+class Lines(Reporter):
+    """Progress and remarks as one JSON object a line."""
+
+    def say(self, text: str) -> None:
+        print(json.dumps({"say": text}), flush=True)
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
+
+
+def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> TrainingOptions:
+    """Of one seed."""
+    return TrainingOptions(
+        tokens=recipe.tokens,
+        learning_rate=recipe.learning_rate,
+        schedule=recipe.schedule,
+        warmup_share=recipe.warmup_share,
+        weight_decay=recipe.weight_decay,
+        batch_tokens=recipe.batch_tokens,
+        micro_batch=recipe.micro_batch,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        save_every=recipe.save_every,
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def source_of(recipe: ComparisonRecipe) -> Source:
+    """The checkpoint that all methods start from."""
+    return open_source(recipe.model, recipe.length, recipe.revision, recipe.tokenizer, recipe.original_length, recipe.sliding_window)
+
+
+def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
+    """What `harpe evaluate` measures of every method."""
+    of = recipe.evaluation
+    return Protocol(original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed)
+
+
+def data_folder(run: Path, seed: int, length: int) -> Path:
+    """Where the packed training texts of a seed lie."""
+    return run / "data" / f"seed-{seed}" / str(length)
+
+
+def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
+    """Train and measure one row; writes record.json at the end."""
+    plan, recipe = read_json(run / "plan.json"), read_recipe(run / "recipe.yaml")
+    entry = next(method for method in plan["methods"] if method["name"] == name)
+    stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
+    arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
+    folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
+    source, data = source_of(recipe), PackedDataset(data_folder(run, seed, recipe.length)) if arm.trained else None
+    model = recipe.model
+    if arm.changes:
+        options = training_options(recipe, seed, dtype)
+        model = str(train_arm(folder, arm, source, data, options, recipe.length, reporter))
+        for checkpoint in folder.glob("stage-*/checkpoint-*"):
+            shutil.rmtree(checkpoint)  # the model is saved; many rows' optimiser states would fill the disk
+    started = time.monotonic()
+    _evaluate(model, recipe, source, folder / "scores", dtype, reporter, arm)
+    write_json(folder / "record.json", _record(folder, arm, data, time.monotonic() - started))
+
+
+def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
+    """What was spent, from the logs of the stages."""
+    stages = []
+    for number, stage in enumerate(arm.stages, 1):
+        log = folder / f"stage-{number}" / "log.jsonl"
+        last = read_jsonl(log)[-1] if log.is_file() else {"tokens": 0, "step": 0, "seconds": 0.0}
+        stages.append(
+            {
+                "length": stage.length,
+                "tokens": last["tokens"],
+                "steps": last["step"],
+                "seconds": last["seconds"],
+                "bases": list(stage.encoding.bases),
+                "encoding": stage.encoding.describe(),
+                "data_hash": data.hash if data is not None else None,
+            }
+        )
+    return {
+        "stages": stages,
+        "tokens": sum(stage["tokens"] for stage in stages),
+        "train_seconds": sum(stage["seconds"] for stage in stages),
+        "evaluate_seconds": round(evaluate_seconds, 1),
+    }
+
+
+def _evaluate(model: str, recipe: ComparisonRecipe, source: Source, scores: Path, dtype: str, reporter: Reporter, arm: Arm) -> None:
+    of, revision = recipe.evaluation, None if arm.changes else recipe.revision
+    held_out = held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, text_field=of.text_field, tuning=of.tuning)
+    protocol = protocol_of(recipe, source.geometry.original_length)
+    evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=arm.title, revision=revision)
+    for options in ruler_options(of, model, revision, recipe.tokenizer, scores, dtype):
+        run_ruler(options, reporter)
+    for name, each in of.perplexity.items():
+        path = scores / f"curve-{name}.json"
+        if not path.is_file():
+            fields = {key: getattr(each, key) for key in ("data", "lengths", "window", "stride", "average", "documents", "text_field")}
+            names = {"revision": revision, "tokenizer": recipe.tokenizer}
+            measure_perplexity(PerplexityOptions(model=model, out=str(path), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
+    if of.short is not None:
+        fields = {"tasks": of.short.tasks, "limit": of.short.limit, "offline": of.short.offline, "data": of.short.data}
+        names = {"revision": revision, "tokenizer": recipe.tokenizer}
+        measure_short(ShortOptions(model=model, out=str(scores / "short"), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
+
+
+def ruler_options(
+    of: EvaluationRecipe, model: str | None, revision: str | None, tokenizer: str | None, scores: Path, dtype: str
+) -> list[RulerOptions]:
+    """One `harpe ruler` a length."""
+    if of.ruler is None:
+        return []
+    return [
+        RulerOptions(
+            length=length,
+            out=str(scores / f"ruler-{length}"),
+            tokenizer=tokenizer,
+            model=model,
+            beyond_context=True,
+            dtype=dtype,  # type: ignore[arg-type]
+            tasks=of.ruler.tasks,
+            samples=of.ruler.samples,
+            seed=of.ruler.seed,
+            template=of.ruler.template,
+            data=of.ruler.data,
+            revision=revision,
+        )
+        for length in of.ruler.lengths
+    ]
+
+
+def main() -> int:
+    run, name, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    folder = run / name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
+    try:
+        work(run, name, seed, Lines())
+    except HarpeError as error:
+        write_json(folder / "failed.json", {"reason": str(error)})
+        return FAILED
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        write_json(
+            folder / "failed.json", {"reason": f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}."}
+        )
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
