@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
-from harpe.evaluation.generation import answer_samples, key_of
-from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter
+from harpe.evaluation.flops import reading_cost
+from harpe.evaluation.generation import Key, answer_samples, key_of
+from harpe.evaluation.grid import answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles import TASKS, NeedleWriter
 from harpe.evaluation.perplexity import document_records, summarise
 from harpe.evaluation.statistics import weighted_mean, wilson
 from harpe.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl
+
+GRID = "one haystack and needle a sample for all cells; depth in tokens of the length"
+"""How the grid's samples are drawn, for protocol.json: grids drawn in another way are not mixed with it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -56,7 +61,7 @@ class Protocol:
         return 2 * self.documents * self.length + needles + self.grid_samples * len(self.depths) * sum(self.grid_lengths)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths)}
+        return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths), "grid": GRID}
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,17 @@ def _rows(path: Path, key: Callable[[dict[str, Any]], Any]) -> dict[Any, dict[st
 
 
 def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    samples: Sequence[NeedleSample],
-    path: Path,
-    what: str,
-    progress: Progress,
+    answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]], count: int, path: Path, what: str, progress: Progress
 ) -> list[dict[str, Any]]:
+    """All `count` records: those in the file, and those that `answers` makes beside them, which are appended as they come."""
     rows = _rows(path, key_of)
-    progress(what, len(rows), len(samples))
-    for batch in answer_samples(model, tokenizer, samples, done=rows.keys()):
+    progress(what, len(rows), count)
+    for batch in answers(rows.keys()):
         for record in batch:
             if key_of(record) not in rows:
                 append_jsonl(path, record)
                 rows[key_of(record)] = record
-        progress(what, len(rows), len(samples))
+        progress(what, len(rows), count)
     return list(rows.values())
 
 
@@ -174,7 +175,11 @@ def evaluate_model(
             samples = [
                 s for n in protocol.task_lengths for name in protocol.tasks for s in writer.samples(TASKS[name], n, protocol.samples)
             ]
-            records = _answer(model, tokenizer, samples, folder / "needles.jsonl", "needles", progress)
+
+            def answers(done: Container[Key]) -> Iterator[list[dict[str, Any]]]:
+                return answer_samples(model, tokenizer, samples, done=done)
+
+            records = _answer(answers, len(samples), folder / "needles.jsonl", "needles", progress)
             tasks = [
                 {"task": name, "length": n, **_share([r["score"] for r in records if (r["task"], r["length"]) == (name, n)])}
                 for n in protocol.task_lengths
@@ -182,8 +187,20 @@ def evaluate_model(
             ]
             write_json(folder / "needles.json", {"tasks": tasks})
         if protocol.grid_samples and not (folder / "grid.json").exists():
-            task, lengths, depths = TASKS["single"], protocol.grid_lengths, protocol.depths
-            samples = [s for n in lengths for d in depths for s in writer.samples(task, n, protocol.grid_samples, d)]
-            records = _answer(model, tokenizer, samples, folder / "grid.jsonl", "needle grid", progress)
-            cells = [[_share([r["score"] for r in records if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
-            write_json(folder / "grid.json", {"task": task.name, "lengths": list(lengths), "depths": list(depths), "cells": cells})
+            _write_grid(model, tokenizer, writer, protocol, folder, progress)
+
+
+def _write_grid(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, writer: NeedleWriter, protocol: Protocol, folder: Path, progress: Progress
+) -> None:
+    lengths, depths, way = protocol.grid_lengths, protocol.depths, way_of(model)
+    samples = grid_samples(writer, max(lengths), min(lengths), protocol.grid_samples)
+    places = [(n, d) for n in lengths for d in depths]
+
+    def answers(done: Container[Key]) -> Iterator[list[dict[str, Any]]]:
+        return answer_grid(model, tokenizer, samples, places, way[0], done=done)
+
+    records = _answer(answers, len(samples) * len(places), folder / "grid.jsonl", "needle grid", progress)
+    cells = [[_share([r["score"] for r in records if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
+    value = {"task": "single", "lengths": list(lengths), "depths": list(depths), "cells": cells}
+    write_json(folder / "grid.json", {**value, "reading": reading_report(samples, places, reading_cost(model), way, records)})
