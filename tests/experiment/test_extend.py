@@ -14,10 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import harpe
+from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
 from harpe.experiment.evaluate import evaluate
 from harpe.experiment.options import EvaluateOptions
 from harpe.files import read_json
+from harpe.models.load import load_tokenizer
 from harpe.report.read import read_run
 
 SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
@@ -82,6 +84,32 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
     assert [m.name for m in value.methods] == ["base", "harpe"]
     assert all(m.perplexity is not None and m.grid is not None for m in value.methods)
     assert (workspace / "run" / "report" / "index.html").stat().st_size > 20_000
+
+
+def test_score_files_tell_how_much_of_their_texts_was_trained_on(workspace: Path) -> None:
+    """Against sets of tuples; half of the first text is one that was trained on."""
+    run(workspace)
+    trained = sorted((workspace / "texts").iterdir())[0].read_text()
+    other = workspace / "other"
+    other.mkdir()
+    fresh = "".join(chr(97 + i * i % 26) + " " * (i % 3) for i in range(3000))
+    (other / "a.txt").write_text(trained[: len(trained) // 2] + fresh)
+    (other / "b.txt").write_text(fresh[::-1])
+    evaluate(EvaluateOptions(model=str(workspace / "run"), data=str(other), documents=2, samples=0, grid_samples=1, dtype="float32"))
+    packed = PackedDataset(workspace / "run" / "data" / "256")
+    stream = [i for k in range(len(packed)) for i in packed[k]["input_ids"].tolist()]
+    there = {tuple(stream[i : i + 13]) for i in range(len(stream))}
+    tokenizer, hits = load_tokenizer(workspace / "run" / "harpe" / "model"), []
+    for path in (other / "a.txt", other / "b.txt"):
+        ids = [i for i in tokenizer(path.read_text()).input_ids if i not in tokenizer.all_special_ids]
+        hits.append([tuple(ids[i : i + 13]) in there for i in range(len(ids) - 12)])
+    for name in ("perplexity", "grid"):
+        found = read_json(workspace / "run" / "harpe" / "scores" / f"{name}.json")["overlap"]
+        assert (found["ngram"], found["training_hash"], found["grams"]) == (13, packed.hash, sum(map(len, hits)))
+        assert found["share"] == pytest.approx(sum(map(sum, hits)) / sum(map(len, hits))) and 0.05 < found["share"] < 0.95
+        assert found["largest_share_of_a_text"] == pytest.approx(max(sum(h) / len(h) for h in hits))
+        unknown = read_json(workspace / "run" / "base" / "scores" / f"{name}.json")["overlap"]
+        assert unknown["share"] is None and "not known" in unknown["reason"]
 
 
 def test_the_same_recipe_gives_the_same_weights(workspace: Path) -> None:

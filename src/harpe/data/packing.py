@@ -109,6 +109,11 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         origin = np.repeat(starts, np.diff(starts, append=self.length))
         return torch.from_numpy(np.arange(self.length, dtype=np.int64) - origin)
 
+    def blocks(self, size: int = 2**18, before: int = 0) -> Iterator[np.ndarray]:
+        """The stream of all sequences in pieces of `size` new tokens, each behind the last `before` tokens of the piece before."""
+        for start in range(0, self.tokens, size):
+            yield self._map()[max(0, start - before) : start + size]
+
     def verify(self) -> None:
         """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
         if _hash(self.path / "tokens.bin", self._starts, self._dtype, self.length) != self.hash:

@@ -16,6 +16,44 @@ Key = tuple[str, int, int, float | None]
 """Task, length, index and depth of a sample."""
 
 
+READ = 4096
+"""Tokens, over all rows of a batch, in one forward pass of a long reading."""
+
+
+def read(model: PreTrainedModel, ids: torch.Tensor, cache: Any, whole: bool = False) -> Any:
+    """Read ids int64 [B, S] on from what the cache holds, a piece at a time unless `whole`; returns the last piece's output.
+
+    Without a cache (None) the model makes its own, and it has to be `whole`.
+    """
+    size = ids.shape[1] if whole else max(1, READ // ids.shape[0])
+    for start in range(0, ids.shape[1], size):
+        out = model(input_ids=ids[:, start : start + size], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return out
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel, pending: torch.Tensor, cache: Any, budget: int, whole: bool = False
+) -> tuple[torch.Tensor, list[float]]:
+    """Greedy answers of `budget` tokens to pending int64 [B, S], which is read first.
+
+    Returns
+    -------
+    int64 [B, budget], and for every row the least distance between its two first logits at any of these tokens.
+    """
+    out = read(model, pending, cache, whole)
+    answer: list[torch.Tensor] = []
+    margins = []
+    for number in range(budget):
+        if number:
+            out = model(input_ids=answer[-1], past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1].float()
+        answer.append(logits.argmax(-1, keepdim=True))
+        values = logits.topk(2).values
+        margins.append(values[:, 0] - values[:, 1])
+    return torch.cat(answer, dim=1), torch.stack(margins).amin(0).tolist()
+
+
 @torch.inference_mode()
 def answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[NeedleSample]) -> list[list[str]]:
     """Greedy answers, one text a turn, of samples of one shape. Earlier questions and answers stay in the context.
@@ -52,6 +90,20 @@ def key_of(record: dict[str, Any]) -> Key:
     return record["task"], record["length"], record["index"], record["depth"]
 
 
+def record_of(sample: NeedleSample, texts: list[str]) -> dict[str, Any]:
+    """One line of the results: task, length, index, depth (null where the needles' places were drawn), depths, expected, answers, score."""
+    return {
+        "task": sample.task,
+        "length": sample.length,
+        "index": sample.index,
+        "depth": sample.depth,
+        "depths": [round(d, 4) for d in sample.depths],
+        "expected": [list(turn.answers) for turn in sample.turns],
+        "answers": texts,
+        "score": score(sample, texts),
+    }
+
+
 def answer_samples(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -61,7 +113,6 @@ def answer_samples(
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score samples; yields the records of one batch at a time.
 
-    A record has task, length, index, depth (null where the needles' places were drawn), depths, expected, answers and score.
     Samples of equal shape share a batch of at most `batch_tokens` tokens.
 
     Parameters
@@ -78,16 +129,5 @@ def answer_samples(
             batch = same[start : start + size]
             if all((s.task, s.length, s.index, s.depth) in done for s in batch):
                 continue
-            yield [
-                {
-                    "task": sample.task,
-                    "length": sample.length,
-                    "index": sample.index,
-                    "depth": sample.depth,
-                    "depths": [round(d, 4) for d in sample.depths],
-                    "expected": [list(turn.answers) for turn in sample.turns],
-                    "answers": texts,
-                    "score": score(sample, texts),
-                }
-                for sample, texts in zip(batch, answer_batch(model, tokenizer, batch), strict=True)
-            ]
+            texts = answer_batch(model, tokenizer, batch)
+            yield [record_of(sample, answers) for sample, answers in zip(batch, texts, strict=True)]

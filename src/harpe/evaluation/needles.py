@@ -143,6 +143,23 @@ class NeedleWriter:
             turns.append(Turn(tuple(self.encode(wording.format(key=key))), tuple(values[key]), budget))
         return tuple(turns)
 
+    def check_fits(self, task: str, needed: int, length: int) -> None:
+        """HarpeError where a sample of `length` tokens has no room for needles, questions and answers."""
+        if needed > length:
+            raise HarpeError(
+                f"{task} needs at least {needed} tokens with this tokenizer; the length {length} is too short. Give a longer "
+                "--original-length, or leave the needle tasks out with --samples 0."
+            )
+
+    def generator(self, name: str, length: int, index: int) -> np.random.Generator:
+        """The random numbers of sample `index` of a kind of sample."""
+        return np.random.default_rng([self.seed, length, index, *name.encode()])
+
+    def single(self, rng: np.random.Generator) -> tuple[tuple[int, ...], Turn]:
+        """Token ids of one needle, and its question."""
+        key, value = KEYS[rng.integers(len(KEYS))], str(rng.integers(1000, 10000))
+        return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(TASKS["single"], [key], {key: [value]})[0]
+
     def sample(self, task: NeedleTask, length: int, index: int, depth: float | None = None) -> NeedleSample:
         """Draw sample `index` of a task at a length in tokens.
 
@@ -167,11 +184,7 @@ class NeedleWriter:
         turns = self._turns(task, keys, values)
         pieces = [self.encode(NEEDLE.format(key=key, value=value)) for key, value in needles]
         fixed = len(self.prefix) + sum(map(len, pieces)) + sum(len(t.question) + t.budget for t in turns)
-        if fixed > length:
-            raise HarpeError(
-                f"{task.name} needs at least {fixed} tokens with this tokenizer; the length {length} is too short. Give a longer "
-                "--original-length, or leave the needle tasks out with --samples 0."
-            )
+        self.check_fits(task.name, fixed, length)
         hay = self.haystack(rng, length - fixed)
         shares = np.full(len(pieces), depth) if depth is not None else np.sort(rng.random(len(pieces)))
         context, last = list(self.prefix), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.data.overlap import unknown_overlap
 from harpe.errors import HarpeError
-from harpe.evaluation.generation import answer_samples, key_of
-from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter
+from harpe.evaluation.flops import reading_cost
+from harpe.evaluation.generation import Key, answer_samples, key_of
+from harpe.evaluation.grid import answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles import TASKS, NeedleWriter
 from harpe.evaluation.perplexity import document_records, summarise
 from harpe.evaluation.statistics import weighted_mean, wilson
-from harpe.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl
+from harpe.files import append_jsonl, read_json, recover_jsonl, sha256_json, write_json
+
+GRID = "one haystack and needle a sample for all cells; depth in tokens of the length"
+"""How the grid's samples are drawn, for protocol.json: grids drawn in another way are not mixed with it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -56,7 +62,7 @@ class Protocol:
         return 2 * self.documents * self.length + needles + self.grid_samples * len(self.depths) * sum(self.grid_lengths)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths)}
+        return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths), "grid": GRID}
 
 
 @dataclass(frozen=True)
@@ -84,32 +90,6 @@ def long_documents(held_out: HeldOut, protocol: Protocol) -> list[list[int]]:
             f"{longest}): perplexity at that length cannot be measured. Give longer texts, or a shorter --length."
         )
     return documents
-
-
-def _rows(path: Path, key: Callable[[dict[str, Any]], Any]) -> dict[Any, dict[str, Any]]:
-    """Rows that are already there, by key; a line that a kill cut short is removed."""
-    rows = read_jsonl(path) if path.exists() else []
-    write_jsonl(path, rows)
-    return {key(row): row for row in rows}
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    samples: Sequence[NeedleSample],
-    path: Path,
-    what: str,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    rows = _rows(path, key_of)
-    progress(what, len(rows), len(samples))
-    for batch in answer_samples(model, tokenizer, samples, done=rows.keys()):
-        for record in batch:
-            if key_of(record) not in rows:
-                append_jsonl(path, record)
-                rows[key_of(record)] = record
-        progress(what, len(rows), len(samples))
-    return list(rows.values())
 
 
 def _share(scores: list[float]) -> dict[str, Any]:
@@ -143,7 +123,9 @@ def evaluate_model(
     *,
     dtype: str = "float32",
     identity: dict[str, Any] | None = None,
+    overlap: dict[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Write perplexity.json, needles.json and grid.json, each with its records in a .jsonl file, into `folder`.
 
@@ -153,37 +135,96 @@ def evaluate_model(
         Of the arithmetic: the weights stay as they are, products run under autocast where this is bfloat16.
     identity
         Names what is evaluated (checkpoint, revision); kept in protocol.json, so that a folder holds one model's scores.
+    overlap
+        What is known of the overlap between the texts and the training data; written into every file.
+    tell
+        Called with a sentence where something was repaired.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **(identity or {})})
+    known = {"overlap": overlap if overlap is not None else unknown_overlap("The texts that this model was trained on are not known.")}
     writer = NeedleWriter(tokenizer, held_out.haystacks, protocol.seed)
+    work = _Work(model, tokenizer, writer, protocol, folder, known, progress, tell)
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if not (folder / "perplexity.json").exists():
-            documents = long_documents(held_out, protocol)
-            rows = _rows(folder / "perplexity.jsonl", lambda row: row["document"])
-
-            def record(row: dict[str, Any]) -> None:
-                append_jsonl(folder / "perplexity.jsonl", row)
-                rows[row["document"]] = row
-                progress("perplexity", len(rows), len(documents))
-
-            document_records(model, documents, protocol.original_length, protocol.length, record, first=len(rows))
-            write_json(folder / "perplexity.json", summarise(list(rows.values()), protocol.original_length, protocol.length))
+            work.perplexity(long_documents(held_out, protocol))
         if protocol.samples and not (folder / "needles.json").exists():
-            samples = [
-                s for n in protocol.task_lengths for name in protocol.tasks for s in writer.samples(TASKS[name], n, protocol.samples)
-            ]
-            records = _answer(model, tokenizer, samples, folder / "needles.jsonl", "needles", progress)
-            tasks = [
-                {"task": name, "length": n, **_share([r["score"] for r in records if (r["task"], r["length"]) == (name, n)])}
-                for n in protocol.task_lengths
-                for name in protocol.tasks
-            ]
-            write_json(folder / "needles.json", {"tasks": tasks})
+            work.needles()
         if protocol.grid_samples and not (folder / "grid.json").exists():
-            task, lengths, depths = TASKS["single"], protocol.grid_lengths, protocol.depths
-            samples = [s for n in lengths for d in depths for s in writer.samples(task, n, protocol.grid_samples, d)]
-            records = _answer(model, tokenizer, samples, folder / "grid.jsonl", "needle grid", progress)
-            cells = [[_share([r["score"] for r in records if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
-            write_json(folder / "grid.json", {"task": task.name, "lengths": list(lengths), "depths": list(depths), "cells": cells})
+            work.grid()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the three measurements share. Each appends its records to a .jsonl file and then writes its summary."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    writer: NeedleWriter
+    protocol: Protocol
+    folder: Path
+    known: dict[str, Any]
+    """Entries of every summary."""
+    progress: Progress
+    tell: Callable[[str], None]
+
+    def perplexity(self, documents: list[list[int]]) -> None:
+        path, lengths = self.folder / "perplexity.jsonl", (self.protocol.original_length, self.protocol.length)
+        rows = {row["document"]: row for row in recover_jsonl(path, self.tell)}
+
+        def record(row: dict[str, Any]) -> None:
+            append_jsonl(path, row)
+            rows[row["document"]] = row
+            self.progress("perplexity", len(rows), len(documents))
+
+        document_records(self.model, documents, *lengths, record, first=len(rows))
+        write_json(self.folder / "perplexity.json", summarise(list(rows.values()), *lengths) | self.known)
+
+    def needles(self) -> None:
+        protocol = self.protocol
+        samples = [
+            sample
+            for length in protocol.task_lengths
+            for name in protocol.tasks
+            for sample in self.writer.samples(TASKS[name], length, protocol.samples)
+        ]
+        records = self._answer(
+            lambda done: answer_samples(self.model, self.tokenizer, samples, done=done), len(samples), "needles.jsonl", "needles"
+        )
+        tasks = [
+            {"task": name, "length": n, **_share([r["score"] for r in records if (r["task"], r["length"]) == (name, n)])}
+            for n in protocol.task_lengths
+            for name in protocol.tasks
+        ]
+        write_json(self.folder / "needles.json", {"tasks": tasks} | self.known)
+
+    def grid(self) -> None:
+        lengths, depths, way = self.protocol.grid_lengths, self.protocol.depths, way_of(self.model)
+        samples = grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples)
+        places = [(n, d) for n in lengths for d in depths]
+        records = self._answer(
+            lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done),
+            len(samples) * len(places),
+            "grid.jsonl",
+            "needle grid",
+        )
+        cells = [[_share([r["score"] for r in records if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
+        value: dict[str, Any] = {"task": "single", "lengths": list(lengths), "depths": list(depths), "cells": cells}
+        value["reading"] = reading_report(samples, places, reading_cost(self.model), way, records)
+        write_json(self.folder / "grid.json", value | self.known)
+
+    def _answer(
+        self, answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]], count: int, file: str, what: str
+    ) -> list[dict[str, Any]]:
+        """All `count` records: those in the file, and those that `answers` makes beside them, which are appended as they come."""
+        path = self.folder / file
+        rows = {key_of(row): row for row in recover_jsonl(path, self.tell)}
+        self.progress(what, len(rows), count)
+        for batch in answers(rows.keys()):
+            for record in batch:
+                if key_of(record) not in rows:
+                    append_jsonl(path, record)
+                    rows[key_of(record)] = record
+            self.progress(what, len(rows), count)
+        return list(rows.values())

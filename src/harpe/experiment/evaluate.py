@@ -13,6 +13,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
+from harpe.experiment.overlap import training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
@@ -37,6 +38,7 @@ def evaluate_checkpoint(
     wanted = ["perplexity.json"] + ["needles.json"] * bool(protocol.samples) + ["grid.json"] * bool(protocol.grid_samples)
     if all((folder / file).exists() for file in wanted):
         return
+    overlap = training_overlap(name, tokenizer, held_out, reporter)
     model = load_model(name, torch.float32, revision)
     check_vocabulary(model, tokenizer, str(name))
     to_accelerator(model)
@@ -48,7 +50,9 @@ def evaluate_checkpoint(
         folder,
         dtype=dtype,
         identity={"model": Path(name).name, "revision": revision},
+        overlap=overlap,
         progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total),
+        tell=reporter.say,
     )
     del model
     gc.collect()
