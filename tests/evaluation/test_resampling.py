@@ -89,6 +89,13 @@ def test_identical_methods_differ_by_nothing_with_certainty_none() -> None:
     assert (found.interval().low, found.interval().high, found.p_value()) == (0.0, 0.0, 1.0)
 
 
+def test_four_documents_that_agree_prove_no_more_than_a_sign_test_could() -> None:
+    """Four heads in four throws: p = 2/16 on both sides, whatever the bootstrap says."""
+    assert paired(np.full((1, 4), 2.0), np.full((1, 4), 1.0), Units.of([1.0] * 4)).p_value() == pytest.approx(0.125)
+    many = paired(np.full((1, 40), 2.0), np.full((1, 40), 1.0), Units.of([1.0] * 40), resamples=999)
+    assert many.p_value() == pytest.approx(2 / 1000)
+
+
 def test_holm_gives_the_numbers_of_a_worked_example() -> None:
     """Four p-values; smallest times 4, next times 3, next times 2, last; never falling, never above 1."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -45,16 +45,21 @@ class Draws:
     by_seed: tuple[float, ...]
     resampled: np.ndarray
     """float64 [resamples]."""
+    units: int
+    """Documents or samples behind it."""
 
     def interval(self) -> Interval:
         low, high = np.percentile(self.resampled, [2.5, 97.5])
         return Interval(self.value, float(low), float(high))
 
     def p_value(self) -> float:
-        """Two-sided, that the value is zero: twice the smaller share of resamples on one side (ties on both)."""
+        """Two-sided, that the value is zero: twice the smaller share of resamples on one side (ties on both).
+
+        Never below 2^(1 - units), what a sign test could reach at best: few documents give a bootstrap too narrow a spread.
+        """
         n = len(self.resampled)
         below, above = int((self.resampled <= 0).sum()), int((self.resampled >= 0).sum())
-        return min(1.0, 2 * (min(below, above) + 1) / (n + 1))
+        return min(1.0, max(2.0 ** (1 - self.units), 2 * (min(below, above) + 1) / (n + 1)))
 
 
 def _means(totals: np.ndarray, units: Units, counts: np.ndarray) -> np.ndarray:
@@ -98,7 +103,7 @@ def resample(totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, se
             means = np.take_along_axis(means, picks, axis=1)
         parts.append(means.mean(1))
         left -= block
-    return Draws(float(whole.mean()), tuple(map(float, whole)), np.concatenate(parts))
+    return Draws(float(whole.mean()), tuple(map(float, whole)), np.concatenate(parts), len(units.weights))
 
 
 def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int | bool) -> Draws:

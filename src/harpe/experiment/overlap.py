@@ -15,30 +15,38 @@ from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, sha256_json, write_json
 
 
-def run_of(model: str | Path) -> Path | None:
-    """The run directory that trained a model (RUN/METHOD/model); None for any other checkpoint."""
-    path = Path(model)
-    run = path.absolute().parent.parent
-    return run if path.name == "model" and path.is_dir() and (run / "plan.json").is_file() else None
+def trained_on(model: str | Path) -> tuple[Path, list[Path]] | None:
+    """The data folder of the run that trained a model, and the packed sets in it that this model read; None for any other checkpoint.
+
+    A model lies in RUN/METHOD/model, or in RUN/METHOD/seed-S/model in a comparison, whose data are kept by seed.
+    """
+    path = Path(model).absolute()
+    if path.name != "model" or not (path.parent / "stage-1").is_dir():
+        return None
+    for run, of in ((path.parent.parent, "*"), (path.parent.parent.parent, f"{path.parent.name}/*")):
+        if (run / "plan.json").is_file():
+            return run / "data", sorted(index.parent for index in (run / "data").glob(f"{of}/index.json"))
+    return None
 
 
 def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, reporter: Reporter) -> dict[str, Any]:
     """For score files: the share of the texts' 13-grams of tokens that occur in the training stream of the model's run.
 
-    What the checkpoint had been trained on before the run is unknown, and not counted. The count is kept in RUN/data/overlap.json.
+    What the checkpoint had been trained on before the run is unknown, and not counted. The count is kept beside the
+    data, in overlap.json.
     """
-    run = run_of(model)
-    if run is None:
+    found_in = trained_on(model)
+    if found_in is None:
         return unknown_overlap("The texts that this checkpoint was trained on are not known.")
-    folders = sorted(path.parent for path in (run / "data").glob("*/index.json"))
+    kept, folders = found_in
     if not folders:
-        return unknown_overlap(f"The training data are no longer in {run / 'data'}.")
+        return unknown_overlap(f"The training data are no longer in {kept}.")
     sets = [PackedDataset(folder) for folder in folders]
     identity = tokenizer_identity(tokenizer)
     if any(data.index["tokenizer"] != identity for data in sets):
         return unknown_overlap("The training data were tokenised by another tokenizer.")
     hashes = [data.hash for data in sets]
-    path, key = run / "data" / "overlap.json", sha256_json([NGRAM, hashes, held_out.identity()])
+    path, key = folders[0].parent / "overlap.json", sha256_json([NGRAM, hashes, held_out.identity()])
     counts: dict[str, Any] = read_json(path)["counts"] if path.is_file() else {}
     if key not in counts:
         reporter.say(f"Looking for the texts in {sum(data.tokens for data in sets):,} tokens of training data.")

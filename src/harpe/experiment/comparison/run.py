@@ -9,10 +9,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from harpe.errors import HarpeError
 from harpe.experiment.arms import Arm
@@ -28,7 +30,7 @@ from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.texts import held_out_texts, packed
-from harpe.files import read_json, write_json
+from harpe.files import read_json, write_json, write_text
 from harpe.report.page import write_report
 
 Job = tuple[Arm, int]
@@ -67,9 +69,11 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     _check_space(run, recipe, parameters, arms, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
+    added = _add_methods(run, recipe) if going_on else []
     open_run(run, recipe.as_dict(), resume=going_on)
     if going_on:
-        reporter.say(f"Going on with the comparison in {run}: its recipe is the same, and what is there is not done again.")
+        new = f" It has the new methods {', '.join(added)}." if added else ""
+        reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
         write_environment(run)
         corpus = _prepare_data(run, recipe, source, any(arm.trained for arm in arms), reporter)
@@ -95,6 +99,17 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
         reporter.say(sentence)
     reporter.say(f"The report: {page}")
     return run
+
+
+def _add_methods(run: Path, recipe: ComparisonRecipe) -> list[str]:
+    """Take a recipe into a run that differs from the run's own by more methods, or their order, and nothing else; names of the new ones."""
+    there = read_recipe(run / "recipe.yaml")
+    before, now = {row.name: row for row in there.methods}, {row.name: row for row in recipe.methods}
+    kept = all(now.get(name) == row for name, row in before.items())
+    if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:
+        return []  # open_run refuses it, with the difference
+    write_text(run / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    return [name for name in now if name not in before]
 
 
 def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Sequence[Arm], jobs: int) -> None:
