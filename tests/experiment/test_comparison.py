@@ -1,0 +1,299 @@
+"""Comparisons: recipes, equal budgets, failures that stop nobody, resuming, and statistics from the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from harpe.data.packing import PackedDataset
+from harpe.errors import HarpeError
+from harpe.evaluation.resampling import resample
+from harpe.experiment.comparison import run as comparison
+from harpe.experiment.comparison.measures import collect
+from harpe.experiment.comparison.recipe import parse, read_recipe
+from harpe.experiment.comparison.run import compare
+from harpe.experiment.comparison.summary import summarise
+from harpe.experiment.options import CompareOptions
+from harpe.experiment.reporter import Reporter
+from harpe.files import read_json, read_jsonl, write_json, write_jsonl
+from harpe.models.load import load_tokenizer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COMPARISONS = ("paper-llama2-7b-128k", "llama3-8b-512k", "qwen3-0.6b-256k", "smollm2-135m-32k")
+
+
+class Listening(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def small(workspace: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe for the tiny model: four times its context, two steps."""
+    value = {
+        "title": "tiny",
+        "model": str(workspace / "model"),
+        "length": 256,
+        "data": str(workspace / "texts"),
+        "tokens": 4096,
+        "batch_tokens": 1024,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+        "dtype": "float32",
+        "seeds": [0],
+        "baseline": "abf",
+        "evaluation": {"data": str(workspace / "texts"), "documents": 3, "samples": 0, "grid_samples": 0},
+        "methods": ["none", "abf"],
+    }
+    return value | changes
+
+
+def write(workspace: Path, **changes: Any) -> str:
+    path = workspace / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small(workspace, **changes)))
+    return str(path)
+
+
+def run(workspace: Path, out: str = "run", reporter: Reporter | None = None, jobs: int = 1, **changes: Any) -> Path:
+    return compare(CompareOptions(recipe=write(workspace, **changes), out=str(workspace / out), jobs=jobs), reporter)
+
+
+# -- recipes
+
+
+SHAPES = {
+    "paper-llama2-7b-128k": ("llama", 4096, 11008, 32, 32, 32, 128, 32000, 4096, 1e4, 6_738_415_616, False),
+    "llama3-8b-512k": ("llama", 4096, 14336, 32, 32, 8, 128, 128256, 8192, 5e5, 8_030_261_248, False),
+    "qwen3-0.6b-256k": ("qwen3", 1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 596_049_920, True),
+    "smollm2-135m-32k": ("llama", 576, 1536, 30, 9, 3, 64, 49152, 8192, 1e5, 134_515_008, True),
+}
+"""Published configurations: type, width, inner width, layers, heads, key/value heads, head size, vocabulary, context, base, parameters,
+and whether input and output embeddings are one."""
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_recipe_can_be_planned_for_its_model_from_the_configuration_alone(name: str, tmp_path: Path) -> None:
+    family, width, inner, layers, heads, shared, size, words, context, base, parameters, tied = SHAPES[name]
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        head_dim=size,
+        vocab_size=words,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": base},
+        tie_word_embeddings=tied,
+    )
+    config.save_pretrained(tmp_path)
+    load_tokenizer("embedded").save_pretrained(tmp_path)
+    listening = Listening()
+    compare(CompareOptions(recipe=str(RECIPES / f"{name}.yaml"), plan=True, model=str(tmp_path), out=str(tmp_path / "run")), listening)
+    (text,) = listening.said
+    assert f"{16 * parameters / 1e9:.3g} GB" in text
+    assert not (tmp_path / "run").exists()
+    for row in read_recipe(RECIPES / f"{name}.yaml").methods:
+        assert f"  {row.name}" in text
+
+
+def test_the_papers_recipe_has_its_settings_and_rows() -> None:
+    recipe = read_recipe(RECIPES / "paper-llama2-7b-128k.yaml")
+    assert (recipe.length, recipe.tokens, recipe.learning_rate, recipe.published) == (131_072, 6_000_000_000, 2e-5, "llama2-7b-128k")
+    names = [row.name for row in recipe.methods]
+    assert {"none", "pi", "abf", "abf-staged", "yarn", "self-extend", "harpe"} <= set(names)
+    assert [row.options["stride"] for row in recipe.methods if row.options.get("strategy") == "peak-valley"] == [3e4, 1e4, 2e4, 4e4, 5e4]
+    assert recipe.evaluation.ruler is not None and recipe.evaluation.ruler.lengths == [4096 * 2**i for i in range(6)]
+    (proof, report) = recipe.evaluation.perplexity.values()
+    assert proof.lengths == "2048:131072:2048" and (report.window, report.stride) == (32768, 256)
+
+
+def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() -> None:
+    recipe = read_recipe(RECIPES / "tiny-compare.yaml")
+    assert {row.method for row in recipe.methods} == {
+        *("none", "base-kept", "pi", "ntk", "ntk-dynamic", "abf", "abf-staged", "yarn", "self-extend", "dca", "harpe", "one-base")
+    }
+    assert len(recipe.seeds) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lenght": 3}, "lenght, which is not known. Did you mean length"),
+        ({"length": "long"}, "length of .* is 'long' and should be of type int"),
+        ({"tokens": True}, "should be of type int"),
+        ({"methods": []}, "no list of methods"),
+        ({"methods": ["abf", "abf"]}, "names abf twice"),
+        ({"methods": [{"name": "../x", "method": "abf"}]}, "letters, digits"),
+        ({"methods": [{"name": "data", "method": "abf"}], "baseline": "data"}, "folder of the run"),
+        ({"methods": [{"title": "x"}]}, "write its name"),
+        ({"baseline": "pi"}, "baseline pi, which is none of its methods"),
+        ({"seeds": []}, "different numbers"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"schedule": "sometimes"}, "choose restarted, carried"),
+        ({"evaluation": {"documents": 3}}, "lacks data"),
+        ({"evaluation": {"data": "x", "ruler": {"lengths": [1, "2"]}}}, "should be of type int"),
+    ],
+)
+def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarpeError, match=message):
+        parse(small(tmp_path, **changes), "the recipe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["abf", "yarm"]}, "Did you mean yarn"),
+        ({"methods": ["abf", {"name": "pi", "faktor": 3}]}, "Did you mean factor"),
+        ({"tokens": 2048, "methods": ["abf", "abf-staged"]}, "less than one step"),
+        ({"tokens": 10**9}, "more than the data have"),
+        ({"methods": ["abf", {"name": "abf-staged", "stages": [{"base": 3e4, "length": 96}, {"base": 5e4, "length": 256}]}]}, "divide"),
+        ({"evaluation": {"data": "/nowhere"}}, "no such file"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_trained(workspace: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarpeError, match=message):
+        run(workspace, **changes)
+    assert not (workspace / "run").exists()
+
+
+def test_a_recipe_that_is_no_yaml_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    with pytest.raises(HarpeError, match="is no YAML"):
+        read_recipe(tmp_path / "broken.yaml")
+    with pytest.raises(HarpeError, match="could not be read"):
+        read_recipe(tmp_path / "absent.yaml")
+
+
+# -- runs
+
+
+def test_stages_and_one_stage_train_on_the_same_tokens_in_the_same_order(workspace: Path) -> None:
+    folder = run(workspace, methods=["none", "abf", "abf-staged"], jobs=2)
+    one, staged = (read_json(folder / name / "seed-0" / "record.json") for name in ("abf", "abf-staged"))
+    assert one["tokens"] == staged["tokens"] == 4096
+    assert [stage["length"] for stage in staged["stages"]] == [128, 256]
+    assert {stage["data_hash"] for stage in (*one["stages"], *staged["stages"])} == {PackedDataset(folder / "data/seed-0/256").hash}
+    whole = PackedDataset(folder / "data/seed-0/256")
+    parts = whole.cut(64)
+    assert np.array_equal(
+        np.concatenate([whole[i]["input_ids"] for i in range(3)]), np.concatenate([parts[i]["input_ids"] for i in range(12)])
+    )
+    logs = [read_jsonl(folder / "abf-staged" / "seed-0" / f"stage-{n}" / "log.jsonl") for n in (1, 2)]
+    assert [len(rows) for rows in logs] == [2, 2]
+    summary = read_json(folder / "summary.json")
+    assert summary["interval"] == "documents only" and {m["id"] for m in summary["measures"]} == {"loss-short", "loss-long"}
+    assert (folder / "report" / "index.html").is_file()
+
+
+def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = Listening()
+    folder = run(workspace, reporter=listening, methods=["none", "abf", {"name": "wild", "method": "abf", "base": 1.5}], learning_rate=1e30)
+    assert (folder / "none" / "seed-0" / "record.json").is_file()
+    for name in ("abf", "wild"):
+        assert "diverged" in read_json(folder / name / "seed-0" / "failed.json")["reason"]
+    assert sum("failed: The loss became" in said for said in listening.said) == 2
+    values = read_json(folder / "summary.json")["measures"][0]["values"]
+    assert list(values) == ["none"]
+
+
+def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = comparison.subprocess.Popen
+
+    def killed(command: list[str], **options: Any) -> Any:
+        if command[-2] == "abf":
+            command = ["sh", "-c", "kill -9 $$"]
+        return real(command, **options)
+
+    monkeypatch.setattr(comparison.subprocess, "Popen", killed)
+    folder = run(workspace)
+    assert "signal 9" in read_json(folder / "abf" / "seed-0" / "failed.json")["reason"]
+    before = (folder / "none" / "seed-0" / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr(comparison.subprocess, "Popen", real)
+    listening = Listening()
+    run(workspace, reporter=listening, methods=["none", "abf", {"name": "ntk", "train": False}])
+    assert any("It has the new methods ntk." in said for said in listening.said)
+    assert (folder / "none" / "seed-0" / "record.json").stat().st_mtime_ns == before
+    assert not (folder / "abf" / "seed-0" / "failed.json").exists()
+    assert list(read_json(folder / "summary.json")["measures"][0]["values"]) == ["none", "abf", "ntk"]
+    assert not list(folder.glob("*/seed-*/stage-*/checkpoint-*"))
+    with pytest.raises(HarpeError, match="another recipe"):
+        run(workspace, methods=["none", {"name": "abf", "base": 9e5}])
+
+
+# -- statistics from files
+
+
+def fake(tmp_path: Path, losses: dict[str, list[list[float]]], trained: set[str], baseline: str) -> Path:
+    """A run with nothing but losses: by method, a list of seeds, each a list of documents of 10 tokens."""
+    for method, seeds in losses.items():
+        for seed, values in enumerate(seeds):
+            folder = tmp_path / method / f"seed-{seed}" / "scores"
+            rows = [
+                {"document": i, "nll": [1.0, 10 * v], "tokens": [5, 10], "short_nll": v, "short_tokens": 1} for i, v in enumerate(values)
+            ]
+            folder.mkdir(parents=True)
+            write_jsonl(folder / "perplexity.jsonl", rows)
+            write_json(folder / "perplexity.json", {"short": {"length": 64}, "long": {"start": 128, "end": 256}})
+    methods = [{"name": name, "title": name.upper(), "trained": name in trained} for name in losses]
+    plan = {"methods": methods, "seeds": list(range(max(map(len, losses.values())))), "baseline": baseline, "target_length": 256}
+    write_json(tmp_path / "plan.json", plan)
+    return tmp_path
+
+
+def test_differences_are_paired_and_only_the_real_ones_are_claimed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    documents = 3 + rng.random(40)
+    losses = {
+        "none": [(documents + 2).tolist()],
+        "base": [(documents + 0.01 * rng.standard_normal(40)).tolist() for _ in range(3)],
+        "same": [(documents + 0.01 * rng.standard_normal(40)).tolist() for _ in range(3)],
+        "better": [(documents - 0.1 + 0.01 * rng.standard_normal(40)).tolist() for _ in range(3)],
+    }
+    value = summarise(fake(tmp_path, losses, {"base", "same", "better"}, "base"), resamples=2000)
+    assert value["interval"] == "seeds and documents"
+    (long,) = [m for m in value["measures"] if m["id"] == "loss-long"]
+    assert long["values"]["better"]["value"] == pytest.approx(np.mean(losses["better"]))
+    assert long["values"]["none"]["seeds"] == 1 and long["values"]["base"]["seeds"] == 3
+    found = long["differences"]
+    assert set(found) == {"none", "same", "better"}
+    assert found["better"]["value"] == pytest.approx(np.mean(losses["better"]) - np.mean(losses["base"]))
+    assert (found["none"]["real"], found["same"]["real"], found["better"]["real"]) == (True, False, True)
+    assert found["better"]["high"] < 0 < found["none"]["low"]
+    (sentence,) = [s for s in value["reading"] if "positions 128 to 256" in s]
+    assert sentence == "Against BASE, loss at positions 128 to 256: better: BETTER; worse: NONE; no difference shown: SAME."
+
+
+def test_methods_measured_on_different_documents_are_not_compared(tmp_path: Path) -> None:
+    folder = fake(tmp_path, {"a": [[1.0, 2.0, 3.0]], "b": [[1.0, 2.0]]}, {"a", "b"}, "a")
+    with pytest.raises(HarpeError, match="measured on other documents"):
+        summarise(folder)
+
+
+def test_trained_methods_are_compared_seed_by_seed_where_both_have_the_seed(tmp_path: Path) -> None:
+    folder = fake(tmp_path, {"a": [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], "b": [[0.0, 0.0], [0.0, 0.0], [0.5, 0.5]]}, {"a", "b"}, "a")
+    for file in (folder / "b" / "seed-0" / "scores").iterdir():
+        file.unlink()
+    (measure,) = [m for m in summarise(folder)["measures"] if m["id"] == "loss-long"]
+    assert measure["differences"]["b"]["value"] == pytest.approx((0.0 + 0.5) / 2 - (2.0 + 3.0) / 2)
+
+
+def test_needle_means_weigh_tasks_alike(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "seed-0" / "scores"
+    folder.mkdir(parents=True)
+    tasks = {"single": [1, 1], "multi_key": [0, 0, 0, 0], "multi_query": [0.5, 0.5], "multi_value": [1]}
+    rows = [{"task": t, "length": 256, "index": i, "depth": None, "score": s} for t, scores in tasks.items() for i, s in enumerate(scores)]
+    write_jsonl(folder / "needles.jsonl", rows)
+    write_json(folder / "needles.json", {"tasks": [{"task": task} for task in tasks]})
+    (mean,) = [m for m in collect(tmp_path, ["a"], [0]) if m.id == "needles-mean-256"]
+    assert resample(mean.totals("a", [0]), mean.units(), resamples=10).value == pytest.approx((1 + 0 + 0.5) / 3)
