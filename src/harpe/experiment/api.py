@@ -72,7 +72,7 @@ def apply(
     method: Literal["harpe", "abf"] = "harpe",
     *,
     length: int,
-    bases: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     base: float | None = None,
     original_length: int | None = None,
     sliding_window: Literal["keep", "off"] = "keep",
@@ -84,9 +84,8 @@ def apply(
     Parameters
     ----------
     method
-        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer) or else uniform in the range of the
-        critical base. `abf`: one `base` for all heads,
-        default the top of that range.
+        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer, None for those that keep their positions), or
+        else uniform in the range of the critical base. `abf`: one `base` for all heads, default the top of that range.
     length
         New context in tokens, longer than the trained one.
     original_length

@@ -58,6 +58,7 @@ def harpe_arm(
         low=bases.low,
         high=bases.high,
         reach=reach,
+        changed=geometry.changed_layers,
     )
     text = (
         f"A RoPE base of its own for each of the {geometry.key_value_heads} key/value heads, {choice.describe()}, in "
@@ -65,7 +66,7 @@ def harpe_arm(
     )
     text += f" Chosen by {choice.chosen.reason}." if choice.chosen.reason else ""
     rows = choice.rows
-    return Arm("harpe", "HARPE", text, rows[0], tuple(harpe(geometry, length, rows[0] if len(set(rows)) == 1 else rows)))
+    return Arm("harpe", "HARPE", text, choice.first, tuple(harpe(geometry, length, choice.first if len(set(rows)) == 1 else rows)))
 
 
 def one_base_arm(geometry: ModelGeometry, length: int, base: float, name: str, title: str, why: str) -> Arm:
