@@ -32,6 +32,14 @@ CHECKS = {
     "test_one_graph_without_breaks_gives_the_same_logits": "one graph",
 }
 """Heading of every test's column."""
+FILES = ("test_families.py", "test_export_versions.py", "test_compiled.py")
+OTHERS = {
+    "test_exported_checkpoints_load_with_the_same_logits[all-5.17.0]": "Exports of all families, loaded by transformers 5.17.0",
+    "test_exported_checkpoints_load_with_the_same_logits[all-5.20.0]": "Exports of all families, loaded by transformers 5.20.0",
+    "test_transformers_4_refuses_instead_of_loading_a_stock_model[all]": "All of them refused by transformers 4.57.6",
+    "test_inductor_gives_the_same_logits[gpt_neox]": "GPT-NeoX compiled by Inductor (Llama and Gemma 3: `make slow`)",
+}
+"""What is said below the table: of all families at once, or of one beside the representatives in `make slow`."""
 
 
 def attentions(family: str) -> str:
@@ -44,17 +52,21 @@ def attentions(family: str) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "tests/models/test_families.py", "-m", "not slow", f"--junitxml={report}"]
+        files = [f"tests/models/{name}" for name in FILES]
+        command = [sys.executable, "-m", "pytest", *files, "-m", "not slow", f"--junitxml={report}"]
         subprocess.run(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
         cases = list(ElementTree.parse(report).iter("testcase"))
     cells: dict[str, dict[str, str]] = {}
+    others = dict.fromkeys(OTHERS, "not run")
     failed = False
     for case in cases:
         match = re.fullmatch(r"(\w+)\[(.+)\]", case.attrib["name"])
-        if match is None or match[1] not in CHECKS:
-            continue
         skip, bad = case.find("skipped"), case.find("failure") is not None or case.find("error") is not None
         failed |= bad
+        if case.attrib["name"] in OTHERS and skip is None:
+            others[case.attrib["name"]] = "FAILED" if bad else "yes"
+        if match is None or match[1] not in CHECKS:
+            continue
         cells.setdefault(match[2], {})[match[1]] = "FAILED" if bad else "yes" if skip is None else "none in transformers"
     lines = [
         "# Families",
@@ -77,6 +89,8 @@ def main() -> int:
         "* distance only: scores stay within 1e-5 of the largest when all positions move by 1, 1,000 and 100,000.",
         "* caches: greedy tokens with the dynamic and with the static cache are those of forward passes without a cache.",
         "* one graph: `torch.compile(fullgraph=True)` with the backend `eager`.",
+        "",
+        *(f"* {text}: {others[test]}." for test, text in OTHERS.items()),
         "",
         "Refused with the reason: latent attention (DeepSeek), which has one rotary key for all heads; positions in several dimensions",
         "(Qwen2-VL); RoPE in windowed layers only (Cohere 2); rotations of another kind (Llama 4). Layers with a sliding window and layers",

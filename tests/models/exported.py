@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,26 @@ def prepared(family: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def models() -> dict[str, PreTrainedModel]:
-    """All families, a second base set of one of them, bases by layer, one base for all heads, a wide model, another dtype."""
-    found = {family: extended(model := prepared(family), bases_of(model)) for family in FAMILIES}
-    found["llama-other"] = extended(prepared("llama", seed=1), [9e4, 2e6])
-    found["by-layer"] = extended(prepared("llama", seed=2), [[5e3, 7e4], [8e5, 2e4]])  # type: ignore[list-item]
-    found["one-base"] = extended(prepared("llama", seed=3), None)
-    wide = prepared("llama", seed=4, num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
-    found["wide"] = extended(wide, bases_of(wide))
-    found["bfloat16"] = extended(prepared("llama", seed=5).to(torch.bfloat16), [5e3, 7e4])
-    found["gemma3"] = extended(images_and_text(), [5e3, 7e4])
-    return found
+def models(names: Iterable[str] | None = None) -> dict[str, PreTrainedModel]:
+    """All families, a second base set of one of them, bases by layer, one base for all heads, a wide model, another dtype; or some."""
+    return {name: make(name) for name in (NAMES if names is None else names)}
+
+
+def make(name: str) -> PreTrainedModel:
+    """One of `NAMES`."""
+    if name in FAMILIES:
+        return extended(model := prepared(name), bases_of(model))
+    if name == "wide":
+        wide = prepared("llama", seed=4, num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
+        return extended(wide, bases_of(wide))
+    others: dict[str, Callable[[], PreTrainedModel]] = {
+        "llama-other": lambda: extended(prepared("llama", seed=1), [9e4, 2e6]),
+        "by-layer": lambda: extended(prepared("llama", seed=2), [[5e3, 7e4], [8e5, 2e4]]),  # type: ignore[list-item]
+        "one-base": lambda: extended(prepared("llama", seed=3), None),
+        "bfloat16": lambda: extended(prepared("llama", seed=5).to(torch.bfloat16), [5e3, 7e4]),
+        "gemma3": lambda: extended(images_and_text(), [5e3, 7e4]),
+    }
+    return others[name]()
 
 
 def images_and_text() -> PreTrainedModel:

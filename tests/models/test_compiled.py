@@ -10,10 +10,11 @@ import torch
 from .test_families import ids_of, logits, with_bases
 from .tiny_families import REPRESENTATIVES, tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")]
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in REPRESENTATIVES]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize("family", [*SLOW, pytest.param("gpt_neox", marks=pytest.mark.matrix)])
 def test_inductor_gives_the_same_logits(family: str) -> None:
     model, ids = with_bases(tiny(family)), ids_of(1, 24)
     expected = logits(model, ids)
@@ -23,7 +24,7 @@ def test_inductor_gives_the_same_logits(family: str) -> None:
     assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("family", REPRESENTATIVES)
+@pytest.mark.parametrize("family", SLOW)
 def test_flex_attention_agrees_with_eager(family: str) -> None:
     """Forward only: flex attention has no backward pass on the CPU."""
     ids = ids_of(1, 128)

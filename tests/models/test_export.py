@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import shutil
@@ -103,6 +104,7 @@ def test_rope_scaling_tells_older_programs_the_same(told: Any, root: Path, name:
     rope = decoder["rope_parameters"]
     assert decoder["rope_scaling"] == rope.get("full_attention", rope)
     assert decoder["rope_scaling"]["rope_type"] == "harpe"
+    assert decoder["rope_theta"] is None
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
@@ -151,6 +153,17 @@ assert torch.equal(logits(plain, SHORT)["300"], before)
 """
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three exported families and their logits: what the next test needs, where it runs without the others (make slow)."""
+    folder = tmp_path_factory.mktemp("three")
+    for family in ("llama", "qwen3", "gemma3_text"):
+        model = extended(model := prepared(family), bases_of(model))
+        torch.save(logits(model, SHORT)["300"], folder / f"{family}.pt")
+        harpe.export(model, folder / family)
+    return folder
+
+
 @pytest.mark.parametrize(
     "order",
     [
@@ -160,17 +173,66 @@ assert torch.equal(logits(plain, SHORT)["300"], before)
     ids=["exported-first", "harpe-first"],
 )
 @pytest.mark.parametrize("compiling", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
-def test_exported_and_own_models_of_the_same_families_live_in_one_process(
-    told: Any, root: Path, tmp_path: Path, order: Any, compiling: bool
-) -> None:
-    for family in ("llama", "qwen3", "gemma3_text"):
-        torch.save(told[family][0]["before"]["300"], root / f"{family}.pt")
-    code = SHARED.format(here=str(HERE.parent), root=str(root), order=order, threads=torch.get_num_threads(), compiling=compiling)
+def test_exported_and_own_models_of_the_same_families_live_in_one_process(three: Path, tmp_path: Path, order: Any, compiling: bool) -> None:
+    code = SHARED.format(here=str(HERE.parent), root=str(three), order=order, threads=torch.get_num_threads(), compiling=compiling)
     source = str(Path(harpe.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment(tmp_path), "PYTHONPATH": source}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+VERSIONS = """
+import sys, warnings
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from models.exported import SHORT, extended, logits, prepared
+from models.tiny_families import bases_of
+from transformers import AutoModelForCausalLM
+root = Path({root!r})
+
+def stranger(name):
+    return AutoModelForCausalLM.from_pretrained(root / name, trust_remote_code=True, attn_implementation="eager").eval()
+
+{first}
+expected = logits(model, SHORT)["300"]
+for family in ("same", "other"):
+    try:
+        stranger(family)
+    except RuntimeError as error:
+        assert "hooks of version 1, here 2" in str(error) and "processes of their own" in str(error), error
+    else:
+        raise AssertionError(family)
+assert (logits(model, SHORT)["300"] == expected).all()
+"""
+
+
+@pytest.mark.parametrize(
+    "first", ['model = stranger("llama")', 'model = extended(model := prepared("llama"), bases_of(model))'], ids=["exported", "harpe"]
+)
+def test_exports_of_two_versions_do_not_share_hooks_in_one_process(tmp_path: Path, first: str) -> None:
+    """`same` and `other` are of a harpe whose hooks have version 2: one of the family that is loaded already, one of another."""
+    for family, later in (("llama", "same"), ("qwen3", "other")):
+        model = prepared(family)
+        harpe.export(extended(model, bases_of(model)), tmp_path / family)
+        file = shutil.copytree(tmp_path / family, tmp_path / later) / "modeling_harpe.py"
+        text = file.read_text()
+        assert text.count("PROTOCOL = 1\n") == 1
+        file.write_text(text.replace("PROTOCOL = 1\n", "PROTOCOL = 2\n"))
+    code = VERSIONS.format(here=str(HERE.parent), root=str(tmp_path), first=first)
+    env = {**environment(tmp_path / "home"), "PYTHONPATH": str(Path(harpe.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_hooks_of_another_version_that_came_later_are_told_at_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = extended(model := prepared("llama"), bases_of(model))
+    logits(model, SHORT)
+    later = functools.wraps(per_head.FAMILIES[type(model.config)].module.apply_rotary_pos_emb)(lambda *args: None)
+    later._harpe_hook = 2  # type: ignore[attr-defined]
+    monkeypatch.setattr(per_head.FAMILIES[type(model.config)].module, "apply_rotary_pos_emb", later)
+    with pytest.raises(RuntimeError, match="hooks of version 2, here 1"):
+        logits(model, SHORT)
 
 
 RESUME = """

@@ -5,17 +5,24 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import harpe
 
-from .exported import SHORT, ask, logits, models
+from .exported import NAMES, SHORT, ask, logits, models
 from .tiny_families import FAMILIES
 
-pytestmark = pytest.mark.slow
+EVERY = tuple(name for name in NAMES if name != "wide")
+"""All families and every other kind of checkpoint; a few of each are loaded in the slow group, all by `make families`."""
+
+
+def some(*names: str) -> list[Any]:
+    return [pytest.param(names, marks=pytest.mark.slow, id="representatives"), pytest.param(EVERY, marks=pytest.mark.matrix, id="all")]
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +30,37 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("versions")
 
 
-def python_with(version: str, folder: Path) -> str:
-    """An interpreter with torch and the rest from this environment; that transformers, and what it needs otherwise, lie before it."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    own = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(folder), "platbase": str(folder)}))
-    (own / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"transformers=={version}"]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"transformers {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
+@pytest.fixture(scope="module")
+def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Makes an interpreter with torch and the rest from this environment; that transformers, and what it needs otherwise, lie before it."""
+    made: dict[str, str] = {}
+
+    def python(version: str) -> str:
+        if version not in made:
+            folder = tmp_path_factory.mktemp("transformers") / version
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+            own = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(folder), "platbase": str(folder)}))
+            (own / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+            made[version] = str(folder / "bin" / "python")
+            pip = [sys.executable, "-m", "pip", "--python", made[version], "install", "--quiet", "--no-compile"]
+            done = subprocess.run([*pip, f"transformers=={version}"], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"transformers {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
+        return made[version]
+
     return python
 
 
 @pytest.mark.parametrize("version", ["5.17.0", "5.20.0"])
-def test_exported_checkpoints_load_with_the_same_logits(root: Path, tmp_path: Path, version: str) -> None:
-    python = python_with(version, tmp_path)
+@pytest.mark.parametrize("names", some("llama", "gemma3_text", "by-layer", "one-base"))
+def test_exported_checkpoints_load_with_the_same_logits(root: Path, python_with: Any, version: str, names: tuple[str, ...]) -> None:
     expected, questions = {}, {}
-    for name, model in models().items():
-        if name == "wide":
-            continue
+    for name, model in models(names).items():
         if not (root / name).exists():
             harpe.export(model, root / name)
         expected[name] = logits(model, SHORT)["300"]
         questions[name] = {"trust": name != "one-base", "inputs": SHORT, "again": True}
-    answers = ask(root, questions, python)
+    answers = ask(root, questions, python_with(version))
     assert answers["transformers"] == version
     failed = {name: answers[name]["error"] for name in questions if "error" in answers[name]}
     assert not failed
@@ -58,14 +71,14 @@ def test_exported_checkpoints_load_with_the_same_logits(root: Path, tmp_path: Pa
             assert "harpe" in answers[f"{name}, untrusting"]["error"], name
 
 
-def test_transformers_4_refuses_instead_of_loading_a_stock_model(root: Path, tmp_path: Path) -> None:
-    """It knows no `rope_parameters`; Nemotron's configuration there knows no `rope_scaling` either, which the documentation says."""
-    python = python_with("4.57.6", tmp_path)
-    families = {name: model for name, model in models().items() if name in FAMILIES and name != "nemotron"}
-    for name, model in families.items():
+@pytest.mark.parametrize("names", some("llama", "gemma3_text", "nemotron"))
+def test_transformers_4_refuses_instead_of_loading_a_stock_model(root: Path, python_with: Any, names: tuple[str, ...]) -> None:
+    """It knows no `rope_parameters`; Nemotron's class there asks for no rope type either."""
+    families = [name for name in names if name in FAMILIES]
+    for name, model in models(families).items():
         if not (root / name).exists():
             harpe.export(model, root / name)
-    answers = ask(root, {name: {"trust": True, "inputs": {}} for name in families}, python)
+    answers = ask(root, {name: {"trust": True, "inputs": {}} for name in families}, python_with("4.57.6"))
     assert answers["transformers"] == "4.57.6"
     quiet = [name for name in families if "error" not in answers[name] or "error" not in answers[f"{name}, untrusting"]]
     assert not quiet

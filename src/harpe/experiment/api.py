@@ -79,9 +79,9 @@ def apply(
     Parameters
     ----------
     method
-        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer) or else uniform in the range of the
-        critical base. `abf`: one `base` for all heads, default the top of that range. Any other method of docs/methods.md; one in stages
-        gives the positions of its last.
+        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer, None for those that keep their positions), or
+        else uniform in the range of the critical base. `abf`: one `base` for all heads, default the top of that range. Any other method of
+        docs/methods.md; one in stages gives the positions of its last.
     length
         New context in tokens, longer than the trained one.
     original_length

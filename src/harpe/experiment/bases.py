@@ -20,8 +20,8 @@ MEASURED_LENGTH = 2_000_000
 
 
 def choose(options: BasesOptions) -> dict[str, Any]:
-    """The base set as a JSON object: bases (ascending), order (as picked), heads (head order), layers (a row for each, where they differ),
-    complementarity, and what they were chosen from.
+    """The base set as a JSON object: bases (ascending), order (as picked), heads (head order), layers (a row for each, where they
+    differ; null for a layer that keeps its positions), complementarity, and what they were chosen from.
 
     Raises
     ------
@@ -31,11 +31,11 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     search = SearchOptions(
         options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
     )
-    reach, note = None, ""
+    reach, note, changed = None, "", None
     if options.assignment != "adaptive" and options.data is not None:
         raise HarpeError("--data is read for --assignment adaptive only; leave one out or give both.")
     if options.model is not None:
-        shape, (low, high, why) = _of_model(options)
+        shape, (low, high, why), changed = _of_model(options)
         if options.assignment == "adaptive" and options.data is not None:
             reach, note = _reach(options, shape["original_length"])
     else:
@@ -49,6 +49,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         low=low,
         high=high,
         reach=reach,
+        changed=changed,
     )
     chosen, head_dim = choice.chosen, shape["head_dim"]
     measured = MINIMUM_LENGTH <= options.length <= MEASURED_LENGTH or options.out is not None
@@ -56,8 +57,8 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "bases": list(chosen.ascending),
         "order": list(chosen.order),
-        "heads": list(choice.rows[0]),
-        "layers": [list(row) for row in choice.rows] if len(set(choice.rows)) > 1 else None,
+        "heads": list(choice.first),
+        "layers": [None if row is None else list(row) for row in choice.rows] if len(set(choice.rows)) > 1 else None,
         "strategy": chosen.strategy,
         "rule": chosen.rule,
         "rule_reason": chosen.reason,
@@ -74,8 +75,8 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     }
 
 
-def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str]]:
-    """Shape of a checkpoint, from its configuration alone with what the options override, and the range for it."""
+def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None]:
+    """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, and the layers that change."""
     from harpe.methods.ranges import base_range
     from harpe.models.geometry import read_geometry
     from harpe.models.load import load_config
@@ -91,7 +92,7 @@ def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float
         "layers": geometry.layers,
         "original_length": geometry.original_length,
     }
-    return shape, (bases.low, bases.high, bases.why)
+    return shape, (bases.low, bases.high, bases.why), geometry.changed_layers
 
 
 def _of_numbers(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str]]:
@@ -176,8 +177,9 @@ def base_table(value: dict[str, Any]) -> Table:
         for head, base in enumerate(rows[0]):
             table.add_row(str(head), f"{base:,.0f}", f"{2 * math.pi * base**slowest:,.0f}")
         return table
-    for layer in range(len(rows)):
+    by_layer = {layer: row for layer, row in enumerate(rows) if row is not None}
+    for layer in by_layer:
         table.add_column(f"layer {layer}", justify="right")
-    for head in range(len(rows[0])):
-        table.add_row(str(head), *(f"{row[head]:.4g}" for row in rows))
+    for head in range(len(value["heads"])):
+        table.add_row(str(head), *(f"{row[head]:.4g}" for row in by_layer.values()))
     return table

@@ -60,7 +60,7 @@ def open_source(
     if sliding_window == "off":
         remove_window(config)
     geometry = read_geometry(config, name, original_length)
-    notes = (*([note] if note else []), *layer_notes(config))
+    notes = (*([note] if note else []), *layer_notes(config, geometry))
     loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_vocabulary(config, loaded, name)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

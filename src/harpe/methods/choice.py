@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harpe.errors import HarpeError
-from harpe.positions.assignment import Assignment, LayerBases, Rows, assign, members
+from harpe.positions.assignment import Assignment, LayerBases, assign, members
 from harpe.positions.base_sets import BaseSet, Rule, Strategy, choose_bases
 
 
@@ -36,10 +36,15 @@ class Choice:
     """A set and its rows."""
 
     chosen: BaseSet
-    rows: Rows
-    """One row of bases for every layer, head h at index h."""
+    rows: tuple[tuple[float, ...] | None, ...]
+    """One row of bases for every layer, head h at index h; where layers differ, None for those that keep their positions."""
     assignment: Assignment
     layer_bases: LayerBases
+
+    @property
+    def first(self) -> tuple[float, ...]:
+        """The row of the first layer that changes."""
+        return next(row for row in self.rows if row is not None)
 
     def describe(self) -> str:
         """Strategy, assignment and rule in words."""
@@ -57,18 +62,26 @@ def choose_rows(
     low: float,
     high: float,
     reach: Sequence[Sequence[float]] | None = None,
+    changed: Sequence[int] | None = None,
 ) -> Choice:
-    """Choose and assign; `reach` is needed for the adaptive assignment.
+    """Choose and assign.
+
+    Parameters
+    ----------
+    reach
+        How far each head of each layer looks, [layers, heads]; needed for the adaptive assignment.
+    changed
+        Layers whose positions change (None: all). The others get no member of the set, and their heads are not asked how far they look.
 
     Raises
     ------
     HarpeError
         For options that do not go together, or cannot work.
     """
-    assignment = search.assigned
+    assignment, places = search.assigned, range(layers) if changed is None else changed
     chosen = choose_bases(
         search.strategy,
-        heads=members(heads, layers, search.layer_bases),
+        heads=members(heads, len(places), search.layer_bases),
         head_dim=head_dim,
         length=length,
         low=low,
@@ -77,5 +90,10 @@ def choose_rows(
         rule=search.rule,
         force=search.force,
     )
-    rows = assign(chosen.bases, assignment, heads=heads, layers=layers, layer_bases=search.layer_bases, seed=search.seed, reach=reach)
-    return Choice(chosen, rows, assignment, search.layer_bases)
+    if reach is not None and len(reach) == layers:
+        reach = [reach[layer] for layer in places]
+    found = assign(chosen.bases, assignment, heads=heads, layers=len(places), layer_bases=search.layer_bases, seed=search.seed, reach=reach)
+    if search.layer_bases == "same":
+        return Choice(chosen, (found[0],) * layers, assignment, search.layer_bases)
+    rows = dict(zip(places, found, strict=True))
+    return Choice(chosen, tuple(rows.get(layer) for layer in range(layers)), assignment, search.layer_bases)

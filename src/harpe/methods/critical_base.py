@@ -8,13 +8,19 @@ most L0. The base
 is the smallest for which these pairs, and no slower ones, turn fully within T tokens: no pair that was incomplete in pretraining
 leaves the angles that it was trained on. The number of such pairs, d/2 * ln(L0 / 2 pi) / ln(b0), is the same before and after, so
 that the formula does not hold d.
+
+For a checkpoint that was trained with a scaling of its own, the same is asked of the angles that its pairs came to (`reach_base`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from harpe.errors import HarpeError
+
+TURN = 2 * math.pi
+"""Radians."""
 
 
 def critical_base(base: float, original_length: int, length: int) -> float:
@@ -25,16 +31,57 @@ def critical_base(base: float, original_length: int, length: int) -> float:
     HarpeError
         Where the trained context is no longer than one turn of the fastest pair (2 pi tokens): the rule is not defined there.
     """
-    turn = 2 * math.pi
-    if original_length <= turn:
+    if original_length <= TURN:
+        raise _undefined(f"The trained context is {original_length} tokens")
+    if base <= 1:
+        raise HarpeError(f"The trained base is {base:g}; it must be above 1. Give the range by --min and --max.")
+    return _power(math.log(base) * math.log(length / TURN) / math.log(original_length / TURN), length)
+
+
+def reach_base(reach: Sequence[float], length: int) -> float:
+    """b* of the angles that pairs came to in training, whatever scaling made them: the smallest base for which none of the pairs that
+    had not turned fully leaves its angles within `length` tokens.
+
+    With x_i = 2i/d it is the largest of (length / reach_i)^(1/x_i) over those pairs, and of (length / 2 pi)^(1/x) at the x where the reach
+    is one turn: log reach is read between two pairs on the straight line. Where reach_i = L0 b0^(-x_i) the latter is the largest, and is
+    `critical_base` exactly.
+
+    Parameters
+    ----------
+    reach
+        Radians, one for every pair, fastest first.
+
+    Raises
+    ------
+    HarpeError
+        Where the fastest pair has not turned fully, or a slow pair came as far as a fast one.
+    """
+    if len(reach) < 2 or reach[0] <= TURN:
+        raise _undefined(f"The fastest of {len(reach)} rotary pairs came to {reach[0]:.3g} radians in training")
+    turns, pairs = [math.log(angle / TURN) for angle in reach], len(reach)
+    partial = [i for i, turn in enumerate(turns) if turn < 0]
+    i = partial[0] if partial else pairs - 1
+    crossing = (i - 1 + turns[i - 1] / (turns[i - 1] - turns[i])) / pairs if turns[i - 1] > turns[i] else math.inf
+    if not 0 < crossing < math.inf:
         raise HarpeError(
-            f"The trained context is {original_length} tokens, less than one turn of the fastest pair (6.3 tokens): no critical base "
-            "is defined there. Give the real one with --original-length, or the range by --min and --max."
+            "The scaling of the checkpoint turns slow pairs as far as fast ones: no critical base is defined. Give --min and --max."
         )
+    logs = [math.log(length / TURN) / crossing, *((math.log(length / TURN) - turns[j]) * pairs / j for j in partial)]
+    return _power(max(logs), length)
+
+
+def _undefined(why: str) -> HarpeError:
+    return HarpeError(
+        f"{why}, less than one turn of the fastest pair (6.3 tokens): no critical base is defined there. Give the real context with "
+        "--original-length, or the range by --min and --max."
+    )
+
+
+def _power(log: float, length: int) -> float:
     try:
-        return float(base ** (math.log(length / turn) / math.log(original_length / turn)))
+        return math.exp(log)
     except OverflowError:
         raise HarpeError(
-            f"The critical base of {length} tokens, for base {base:g} trained on {original_length}, is beyond any number: the target is "
-            "too far. Choose a shorter --length, or give the range by --min and --max."
+            f"The critical base of {length} tokens is beyond any number: the target is too far. Choose a shorter --length, or give the "
+            "range by --min and --max."
         ) from None

@@ -27,7 +27,7 @@ def harpe(
     assignment: Assignment | None = None,
     layer_bases: LayerBases = "same",
     seed: int = 0,
-    bases: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     measure: Measure | None = None,
 ) -> list[Stage]:
     """One stage at `length` with head h on a base of its own.
@@ -37,7 +37,8 @@ def harpe(
     strategy, stride, rule, force, assignment, layer_bases, seed
         How bases are chosen from the range and given to the heads, as `harpe bases` explains them.
     bases
-        The bases themselves instead: one row for all layers, or a row for every layer.
+        The bases themselves instead: one row for all layers, or a row for every layer, None for those that keep their
+        positions.
     measure
         Called for the adaptive assignment only.
     """
@@ -59,8 +60,9 @@ def harpe(
         low=bounds.low,
         high=bounds.high,
         reach=measure() if assignment == "adaptive" and measure is not None else None,
+        changed=geometry.changed_layers,
     )
     rows, note = choice.rows, f"{choice.describe()}, in [{bounds.low:,.0f}, {bounds.high:,.0f}]"
     if choice.chosen.reason:
         note += f"; chosen by {choice.chosen.reason}"
-    return [Stage(per_head_encoding(rows[0] if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)]
+    return [Stage(per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)]

@@ -7,7 +7,9 @@ The scale is the critical base b* (`harpe.methods.critical_base`). Three rules s
 * `short`: 0.2 b* to b*, for trainings of some dozens of steps, which cannot absorb larger ones (docs/choosing-bases.md, the range study).
 * `ntk`: 3 B to 15 B of the NTK-aware base B = b0 s^(d/(d-2)), the ratios of the same setting. It falls behind b* as the scale s grows.
 
-No end that a rule gives lies below the base that the model was trained with: heads are never turned faster than they were.
+No end that a rule gives lies below the base that the model was trained with: heads are never turned faster than they were. For a
+checkpoint that was trained with a scaling of its own, b* and B follow from the angles that its pairs came to, and so does the least base:
+b* of its own context, with which none of the pairs that had not turned fully turns faster than it did.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harpe.errors import HarpeError
-from harpe.methods.critical_base import critical_base
+from harpe.methods.critical_base import critical_base, reach_base
 from harpe.methods.types import ModelGeometry
 
 RangeRule = Literal["critical", "short", "ntk"]
@@ -62,8 +64,8 @@ def base_range(
 ) -> BaseRange:
     """The range for a target length; `low` or `high` replace an end, and may lie below the trained base.
 
-    A model with partial rotary dimension needs no care: b* depends on no dimension. For one that is scaled already (YaRN, Llama-3.1),
-    `geometry` holds the base and the length of its pretraining before the scaling, which is what the rule is about.
+    A model with partial rotary dimension needs no care: b* depends on no dimension. One that was trained with a scaling (Llama 3.1,
+    gpt-oss) has a `reach` in its geometry, which the rules read in the place of base and length.
 
     Raises
     ------
@@ -78,7 +80,17 @@ def base_range(
     if rule not in RATIOS:
         raise HarpeError(f"--range {rule} is not known; choose critical, short or ntk.")
     trained = f"trained base b0 = {geometry.base:,.0f} and trained length L0 = {geometry.original_length}"
-    if rule == "ntk":
+    least, angles = geometry.base, geometry.reach
+    if angles is not None:
+        trained = f"the angles that pairs came to within {geometry.original_length} tokens under the checkpoint's own scaling"
+        least = max(least, reach_base(angles, geometry.original_length))
+        if rule == "ntk":
+            reference = (length / angles[-1]) ** (geometry.rotary_dim / (geometry.rotary_dim - 2))
+            name, formula = "B", f"the base that keeps the slowest pair within its angle = {reference:,.0f} for {trained}"
+        else:
+            reference = reach_base(angles, length)
+            name, formula = "b*", f"the critical base of {trained} = {reference:,.0f}"
+    elif rule == "ntk":
         scale = length / geometry.original_length
         reference = ntk_base(geometry.base, scale, geometry.rotary_dim)
         name, formula = "B", f"the NTK-aware base b0 (T/L0)^(d/(d-2)) = {reference:,.0f} with {trained}, d = {geometry.rotary_dim}"
@@ -90,9 +102,9 @@ def base_range(
     ends = [ratio * reference for ratio in ratios]
     if rule != "ntk":  # six digits, so that LLaMA-2 at 128k has the paper's 1M and 5M and not their neighbours in floating point
         ends = [float(f"{end:.6g}") for end in ends]
-    if min(ends) < geometry.base:
-        why += f"; no lower than the trained base {geometry.base:,.0f}"
-        ends = [max(end, geometry.base) for end in ends]
+    if min(ends) < least:
+        why += f"; no lower than {'the trained base' if angles is None else 'what it turned by in training, base'} {least:,.0f}"
+        ends = [max(end, least) for end in ends]
     if low is not None or high is not None:
         why += "; ends given by hand replace it"
     chosen_low, chosen_high = ends[0] if low is None else low, ends[1] if high is None else high

@@ -25,6 +25,13 @@ class ModelGeometry:
     base: float
     """RoPE base that the checkpoint was trained with."""
     vocabulary: int
+    attention_factor: float = 1.0
+    """Multiplies cos and sin in the checkpoint (YaRN, LongRoPE). Methods keep it: the weights have adapted to it."""
+    reach: tuple[float, ...] | None = None
+    """Angle in radians that each rotary pair came to in training, fastest first, where the checkpoint was trained with a scaling of its
+    own; None: `original_length` times `base`^(-2i/d)."""
+    changed_layers: tuple[int, ...] | None = None
+    """Layers whose positions a method changes; None: all of them."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,8 +68,8 @@ class Encoding:
     """Rotary dimensions of a head."""
     per_head: bool
     """False: all bases are equal, and the model stays a stock transformers model with that `rope_theta`."""
-    layer_bases: tuple[tuple[float, ...], ...] | None = None
-    """One row of bases for every layer, where layers differ; `bases` is then the first row."""
+    layer_bases: tuple[tuple[float, ...] | None, ...] | None = None
+    """One row of bases for every layer, where layers differ, None for a layer that keeps its positions; `bases` is then the first row."""
     stock: dict[str, Any] | None = None
     """Parameters of a rope type of transformers (`rope_type`, `rope_theta`, `factor` …), where that is more than one larger base."""
     attention: SelfExtend | DualChunk | None = None
@@ -78,21 +85,29 @@ class Encoding:
             values = "".join(f", {name} {value:g}" for name, value in shown.items() if isinstance(value, int | float))
             return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
         rows = self.layer_bases or (self.bases,)
-        values_of = [base for row in rows for base in row]
+        values_of = [base for row in rows if row is not None for base in row]
         if len(set(values_of)) == 1:
             return f"one base, {values_of[0]:,.0f}"
         layers = ", by layer" if self.layer_bases else ""
         return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}"
 
 
-def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float]], geometry: ModelGeometry) -> Encoding:
-    """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every layer."""
+def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float] | None], geometry: ModelGeometry) -> Encoding:
+    """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every layer.
+
+    Layers that keep their positions (`geometry.changed_layers` lacks them) may have None for a row; theirs is not used.
+    """
     if not any(isinstance(row, Sequence) for row in bases):
         return Encoding(check_bases(cast(Sequence[float], bases), geometry.key_value_heads), geometry.rotary_dim, per_head=True)
-    rows = tuple(check_bases(row, geometry.key_value_heads) for row in cast(Sequence[Sequence[float]], bases))
-    if len(rows) != geometry.layers:
-        raise HarpeError(f"--bases has rows for {len(rows)} layers, but the model has {geometry.layers}; give one row for each of them.")
-    return Encoding(rows[0], geometry.rotary_dim, per_head=True, layer_bases=rows)
+    if len(bases) != geometry.layers:
+        raise HarpeError(f"--bases has rows for {len(bases)} layers, but the model has {geometry.layers}; give one row for each of them.")
+    changed = range(geometry.layers) if geometry.changed_layers is None else geometry.changed_layers
+    rows: list[tuple[float, ...] | None] = []
+    for layer, row in enumerate(cast(Sequence[Sequence[float] | None], bases)):
+        if row is None and layer in changed:
+            raise HarpeError(f"--bases has no row for layer {layer}, whose positions change; only layers that keep theirs may have none.")
+        rows.append(check_bases(row, geometry.key_value_heads) if row is not None and layer in changed else None)
+    return Encoding(next(row for row in rows if row is not None), geometry.rotary_dim, per_head=True, layer_bases=tuple(rows))
 
 
 def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
@@ -131,7 +146,7 @@ class Stage:
         encoding = dict(value["encoding"])
         encoding["bases"] = tuple(encoding["bases"])
         rows = encoding["layer_bases"]
-        encoding["layer_bases"] = None if rows is None else tuple(map(tuple, rows))
+        encoding["layer_bases"] = None if rows is None else tuple(None if row is None else tuple(row) for row in rows)
         if encoding["attention"] is not None:
             fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in (SelfExtend, DualChunk)}
             encoding["attention"] = cast(Any, kinds[fields.pop("kind")])(**fields)

@@ -13,12 +13,12 @@ from harpe.models.geometry import changed_layers, remove_window, rope_key, text_
 from harpe.models.per_head import ROPE_TYPE
 
 
-def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry) -> dict[str, Any]:
+def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> dict[str, Any]:
     """The entry of `rope_parameters` in config.json for the layers that change.
 
-    One base for all heads, and every rope type of transformers, stay stock.
-    Bases per head are one list, or a list by layer where they differ by layer, or where
-    layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
+    One base for all heads, and every rope type of transformers, stay stock; where the checkpoint had an attention factor, which the type
+    `default` cannot hold, one base is LongRoPE without any scaling. Bases per head are one list, or a list by layer where they differ, or
+    where layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
     """
     key = rope_key(config)
     old = dict(config.rope_parameters if key is None else config.rope_parameters[key])
@@ -27,14 +27,22 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
     kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
     if encoding.stock is not None:
         return {**encoding.stock, **kept}
+    factor = geometry.attention_factor
     if not encoding.per_head:
-        return {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
+        shared = {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
+        if factor == 1.0:
+            return shared
+        none = [1.0] * (encoding.rotary_dim // 2)
+        scaling = {"short_factor": none, "long_factor": list(none), "factor": 1.0, "original_max_position_embeddings": length}
+        return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor}
+    if factor != 1.0:
+        kept["attention_factor"] = factor
     entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
     keeps_windows = key is None and any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
     if encoding.layer_bases is None and not keeps_windows:
         return {**entry, "bases": list(encoding.bases)}
     rows, changed = encoding.layer_bases or (encoding.bases,) * config.num_hidden_layers, set(changed_layers(config))
-    entry["bases"] = [list(row) if layer in changed else None for layer, row in enumerate(rows)]
+    entry["bases"] = [list(row) if row is not None and layer in changed else None for layer, row in enumerate(rows)]
     return {**entry, "local": {name: value for name, value in old.items() if name != "bases"}} if keeps_windows else entry
 
 
@@ -59,7 +67,7 @@ def apply_encoding(
     family = find_family(config)
     if sliding_window == "off":
         _remove_window(model, config)
-    key, entry = rope_key(config), rope_parameters(config, encoding, geometry)
+    key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
     config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
     config.harpe_original_length = geometry.original_length
     dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"

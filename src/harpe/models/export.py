@@ -27,8 +27,9 @@ def export_checkpoint(
     keeps the name of transformers' own class, which `transformers serve` and others look up. One base for all heads is a stock
     checkpoint without code. The folder appears whole or not at all.
 
-    The rope parameters stand under `rope_scaling` as well, where programs from before transformers 5 look: they pass over
-    `rope_parameters` and would read a stock model, and stop at a rope type that they do not know.
+    Programs from before transformers 5 pass over `rope_parameters` and would read a stock model. For them the rope parameters stand under
+    `rope_scaling` as well, where they stop at a rope type that they do not know, and `rope_theta` is null, where one that asks for no type
+    (Nemotron in transformers 4) stops.
 
     Raises
     ------
@@ -53,11 +54,12 @@ def export_checkpoint(
             settings["auto_map"] = auto_map(model)
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
             decoder = settings if config is model.config else settings["text_config"]
-            decoder["rope_scaling"] = rope_entry(config)
-            _write(folder, settings)
             again: Any = stock_class(type(model.config))
-            if text_config(again.from_pretrained(folder)).rope_parameters != config.rope_parameters:
-                del decoder["rope_scaling"]  # a family that would read it into other layers' positions as well
+            for key, value in (("rope_scaling", rope_entry(config)), ("rope_theta", None)):
+                decoder[key] = value
+                _write(folder, settings)
+                if text_config(again.from_pretrained(folder)).rope_parameters != config.rope_parameters:
+                    del decoder[key]  # a family that would read it into other layers' positions as well
         _write(folder, settings)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)

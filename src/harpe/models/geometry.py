@@ -10,6 +10,7 @@ from harpe.errors import HarpeError
 from harpe.methods.types import ModelGeometry
 from harpe.models.families import find_family
 from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types, stock_frequencies
+from harpe.models.scaling import trained_with
 
 GLOBAL = ("full_attention", "attention")
 """Names in `layer_types` of layers that attend to everything; layers of any other type keep what they have."""
@@ -62,7 +63,8 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     name
         What messages call the model.
     original_length
-        The trained context, where it is not `max_position_embeddings`.
+        The trained context, where it is not `max_position_embeddings`. For a checkpoint with a scaling of its own, the context before
+        the scaling says that it was not trained with it (`harpe.models.scaling`).
 
     Raises
     ------
@@ -72,17 +74,16 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     config = text_config(config)
     rope = check_rope(config, name)
     family = find_family(config, name)
-    declared = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    trained = original_length if original_length is not None else declared
-    if trained < 2:
-        raise HarpeError(f"The trained context of {name} is {trained} tokens; give the real one with --original-length.")
     base = rope.get("rope_theta")
     if base is None:
         raise HarpeError(f"The configuration of {name} names no RoPE base (rope_theta); add it to its config.json.")
     plain = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
     frequencies, _ = stock_frequencies(config, family.rotary, plain, rope_key(config))
-    heads = config.num_attention_heads
-    if not changed_layers(config):
+    trained = trained_with(config, family.rotary, rope, frequencies, rope_key(config), original_length)
+    if trained.length < 2:
+        raise HarpeError(f"The trained context of {name} is {trained.length} tokens; give the real one with --original-length.")
+    heads, changed = config.num_attention_heads, changed_layers(config)
+    if not changed:
         raise HarpeError(
             f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. Where the layers have "
             "a sliding window, --sliding-window off removes it."
@@ -94,9 +95,12 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
         key_value_heads=key_value_heads(config),
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         rotary_dim=2 * len(frequencies),
-        original_length=int(trained),
+        original_length=trained.length,
         base=float(base),
         vocabulary=config.vocab_size,
+        attention_factor=trained.attention_factor,
+        reach=trained.reach,
+        changed_layers=tuple(changed) if len(changed) < config.num_hidden_layers else None,
     )
 
 
@@ -151,8 +155,8 @@ def remove_window(config: PreTrainedConfig) -> None:
         config.use_sliding_window = False
 
 
-def layer_notes(config: PreTrainedConfig) -> list[str]:
-    """Sentences for the plan: which layers change, and which scaling of the checkpoint is replaced."""
+def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
+    """Sentences for the plan: which layers change, and what becomes of a scaling that the checkpoint has."""
     config = text_config(config)
     changed, rope, notes = changed_layers(config), config.rope_parameters, []
     if len(changed) < config.num_hidden_layers:
@@ -160,7 +164,25 @@ def layer_notes(config: PreTrainedConfig) -> list[str]:
     key = rope_key(config)
     entry = rope if key is None else rope[key]
     kind = entry.get("rope_type", "default")
-    if kind != "default":
-        values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
-        notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
+    if kind == "default":
+        return notes
+    values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
+    notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
+    if geometry.reach is None:
+        notes.append(
+            f"It is taken not to have been trained with: {geometry.original_length} tokens are counted as the trained context. If it was, "
+            "give the context that it was trained to with --original-length."
+        )
+        return notes
+    factor = f" Its attention factor, {geometry.attention_factor:.4g}, is kept." if geometry.attention_factor != 1 else ""
+    notes.append(
+        f"It is taken to have been trained with, to {geometry.original_length} tokens: the range is that of the angles which the pairs "
+        f"came to. If it was not, give the context before it with --original-length.{factor}"
+    )
+    slowed = geometry.original_length / geometry.reach[0]  # the fastest pair turns by one radian a token in every base
+    if slowed > 1.05:
+        notes.append(
+            f"The scaling had slowed the fastest pairs as well, {slowed:.3g} times, which no base can: near distances look {slowed:.3g} "
+            "times as far as in training. No range helps, it must be learned anew; a checkpoint from before the scaling is a better start."
+        )
     return notes

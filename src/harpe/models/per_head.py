@@ -49,6 +49,9 @@ from harpe.positions.rotation import (
 ROPE_TYPE = "harpe"
 KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
 """Optional keys beside rope_type and bases."""
+PROTOCOL = 1
+"""Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows from it. Exported
+checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds. Raised with any change of the pair."""
 _MARK = "_harpe_hook"
 
 
@@ -88,14 +91,20 @@ def nested_types(config: PreTrainedConfig) -> list[str]:
     return [key for key, value in config.rope_parameters.items() if isinstance(value, dict) and key != "local"]
 
 
-def stock_frequencies(config: PreTrainedConfig, rotary: type, rope: dict[str, Any], layer_type: str | None) -> tuple[list[float], float]:
-    """Inverse frequencies and attention factor that the family itself forms from rope parameters `rope` (any type but ours)."""
+def stock_frequencies(
+    config: PreTrainedConfig, rotary: type, rope: dict[str, Any], layer_type: str | None, length: int | None = None
+) -> tuple[list[float], float]:
+    """Inverse frequencies and attention factor that the family itself forms from rope parameters `rope` (any type but ours).
+
+    `length` is that of the text, in tokens, for types whose frequencies depend on it (longrope).
+    """
     view = copy.copy(config)
     view.rope_parameters = dict(rope) if layer_type is None else {**config.rope_parameters, layer_type: dict(rope)}
     kind = rope.get("rope_type", "default")
     form: Any = getattr(rotary, "compute_default_rope_parameters") if kind == "default" else ROPE_INIT_FUNCTIONS[kind]  # noqa: B009
     with torch.device("cpu"):
-        frequencies, factor = form(view) if layer_type is None else form(view, layer_type=layer_type)
+        told = {"layer_type": layer_type, "seq_len": length}
+        frequencies, factor = form(view, **{key: value for key, value in told.items() if value is not None})
     return frequencies.double().tolist(), float(factor)
 
 
@@ -203,18 +212,35 @@ def _wrap_attention(stock: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _marked(function: Any) -> bool:
+    """Whether `function` is ours, or another copy's of these sources; RuntimeError where that copy speaks another version of them."""
+    found = getattr(function, _MARK, None)
+    if found is not None and found != PROTOCOL:
+        raise RuntimeError(
+            f"Per-head RoPE of another version is at work in this process (hooks of version {found}, here {PROTOCOL}): the checkpoints "
+            "that are loaded were exported by different versions of harpe. Load them in processes of their own, or export them again."
+        )
+    return found is not None
+
+
 def hook(family: Family) -> None:
-    """Put the hooks into a family's classes and module, where they are not there (any more). Safe to call again."""
-    if not hasattr(family.module.apply_rotary_pos_emb, _MARK):
+    """Put the hooks into a family's classes and module, where they are not there (any more). Safe to call again.
+
+    Raises
+    ------
+    RuntimeError
+        Where hooks of another version are there.
+    """
+    if not _marked(family.module.apply_rotary_pos_emb):
         wrapped = _wrap_apply(family.module.apply_rotary_pos_emb, family.layout)
-        setattr(wrapped, _MARK, True)
+        setattr(wrapped, _MARK, PROTOCOL)
         family.module.apply_rotary_pos_emb = wrapped  # type: ignore[attr-defined]
     for classes, wrap in (((family.rotary,), _wrap_rotary), (family.attentions, _wrap_attention)):
         for cls in classes:
             forward: Any = vars(cls).get("forward")
-            if not hasattr(forward, _MARK):
+            if not _marked(forward):
                 wrapped = wrap(forward if forward is not None else getattr(cls, "forward"))  # noqa: B009
-                setattr(wrapped, _MARK, True)
+                setattr(wrapped, _MARK, PROTOCOL)
                 setattr(cls, "forward", wrapped)  # noqa: B010
 
 
@@ -222,7 +248,7 @@ def allow_rope_type(config_class: type) -> None:
     """Let configurations whose own validators know a few rope types only (Phi-3, PhiMoE) accept ours as well."""
     validators = vars(config_class).get("__class_validators__", [])
     for position, stock in enumerate(validators):
-        if stock.__name__ != "validate_rope" or hasattr(stock, _MARK):
+        if stock.__name__ != "validate_rope" or _marked(stock):
             continue
 
         @functools.wraps(stock)
@@ -230,13 +256,15 @@ def allow_rope_type(config_class: type) -> None:
             ours = (self.rope_parameters or {}).get("rope_type") == ROPE_TYPE
             return RotaryEmbeddingConfigMixin.validate_rope(self) if ours else stock(self)
 
-        setattr(validate_rope, _MARK, True)
+        setattr(validate_rope, _MARK, PROTOCOL)
         validators[position] = validate_rope
         if "validate_rope" in vars(config_class):
             setattr(config_class, "validate_rope", validate_rope)  # noqa: B010
 
 
 def register_rope_type(initialiser: Callable[..., Any] = initialise) -> None:
-    """Teach transformers the rope type "harpe"."""
+    """Teach transformers the rope type "harpe"; RuntimeError where another version of this file has done so in this process."""
+    _marked(ROPE_INIT_FUNCTIONS.get(ROPE_TYPE))
+    setattr(initialiser, _MARK, PROTOCOL)
     ROPE_INIT_FUNCTIONS[ROPE_TYPE] = initialiser
     RotaryEmbeddingConfigMixin._validate_harpe_rope_parameters = validate  # type: ignore[attr-defined]
