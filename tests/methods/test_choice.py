@@ -11,8 +11,8 @@ from transformers import AutoConfig
 import harpe
 from harpe.errors import HarpeError
 from harpe.experiment.bases import base_table, choose
-from harpe.experiment.choice import SearchOptions, choose_rows
 from harpe.experiment.options import BasesOptions
+from harpe.methods.choice import SearchOptions, choose_rows
 from harpe.methods.types import per_head_encoding
 from harpe.models.geometry import read_geometry
 
