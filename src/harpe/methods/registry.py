@@ -17,9 +17,11 @@ from typing import Any
 
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf, abf_staged, base_kept, one_base
+from harpe.methods.dual_chunk import dca
 from harpe.methods.harpe import Measure, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.ranges import RangeRule, base_range
+from harpe.methods.self_extend import self_extend
 from harpe.methods.types import ModelGeometry, Stage, shared_encoding, untrained
 
 GROUP = "harpe.methods"
@@ -58,6 +60,8 @@ BUILT_IN = (
     Method("abf-staged", abf_staged, "ABF in stages", f"{_XIONG}; stages of {_HARPE}"),
     Method("yarn", yarn, "YaRN", "Peng et al. 2023, arXiv 2309.00071"),
     Method("longrope", longrope, "LongRoPE", "Ding et al. 2024, arXiv 2402.13753"),
+    Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325"),
+    Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
     Method("harpe", harpe, "HARPE", _HARPE),
     Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
 )

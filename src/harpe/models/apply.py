@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.methods.types import Encoding, ModelGeometry
+from harpe.models.attention import apply_attention
 from harpe.models.families import find_family, install
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.per_head import ROPE_TYPE
@@ -80,7 +81,7 @@ def apply_encoding(
             if type(module) is family.rotary:
                 with torch.device(device):
                     setattr(parent, name, type(module)(config))
-    return model
+    return apply_attention(model, encoding.attention)
 
 
 def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:

@@ -41,6 +41,11 @@ def export_checkpoint(
     config = text_config(model.config)
     if getattr(config, "harpe_original_length", None) is None:
         raise HarpeError(f"{config.name_or_path or 'The model'} was not extended by harpe: there is nothing to export. Extend it first.")
+    if getattr(config, "harpe_attention", None) is not None:
+        raise HarpeError(
+            f"The attention of this model is changed ({config.harpe_attention['type']}): only harpe runs it, so it cannot be exported. "
+            "Load it with harpe.models.load.load_model."
+        )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
     per_head = rope_entry(config).get("rope_type") == ROPE_TYPE

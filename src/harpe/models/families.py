@@ -33,6 +33,7 @@ PAIR = "cos, sin = position_embeddings"
 def install() -> None:
     """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is made."""
     register_rope_type(_initialise)
+    importlib.import_module("harpe.models.remapped_attention").register()  # which imports this file
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
         rotation.KERNEL = importlib.import_module("harpe.positions.rotation_triton").rotate
     for name in ("phi3", "phimoe", "phi4_multimodal"):  # their configurations refuse rope types that they do not know

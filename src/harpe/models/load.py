@@ -18,6 +18,7 @@ from transformers import (
 
 from harpe.errors import HarpeError
 from harpe.files import new_folder
+from harpe.models.attention import restore_attention
 from harpe.models.families import install
 from harpe.models.geometry import text_config
 
@@ -88,7 +89,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, revision: s
         if Path(target).is_dir():
             raise HarpeError(f"The weights in {name} could not be loaded: {str(error).strip().splitlines()[0]}") from error
         raise _hub_failure(str(name), error) from error
-    return model
+    return restore_attention(model)
 
 
 def to_accelerator(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,261 @@
+"""An attention function for transformers whose positions are mapped band by band (`harpe.models.bands`), on stock models of any family.
+
+q and k arrive rotated at their true positions. Rotations compose, so they are turned further here, by the mapped minus the true position;
+the cache keeps keys at true positions. Positions come from the padding mask: a sequence's count of tokens that are no padding. A constant
+between these and the positions that the model rotated by cancels between q and k.
+
+The scores of some queries against all their keys are in memory at a time (`SCORES`). Where those queries have keys in one band only,
+torch's scaled_dot_product_attention runs; else the bands' scores share one softmax in float32.
+
+Layers that attend to a sliding window, and layers without RoPE, keep their positions: they run through the same function with one band.
+
+Shapes: B sequences, Q queries, K keys, H_q query heads, H_k key/value heads, D head dimension, N pairs that turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import causal_mask_function
+
+from harpe.errors import HarpeError
+from harpe.methods.types import DualChunk, SelfExtend
+from harpe.models.bands import Band, bands, plain_bands
+from harpe.models.families import find_family
+from harpe.models.geometry import changed_layers, rope_key
+from harpe.models.per_head import ROPE_TYPE, build_table, stock_frequencies
+from harpe.positions.rotation import Layout, cos_and_sin, phase_steps, rotate_per_head
+
+NAME = "harpe_remapped"
+"""What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead of loading a
+stock model."""
+SCORES = {"cpu": 2**24, "cuda": 2**27}
+"""Scores (float32) that are in memory at a time, by type of device: 64 MiB and 512 MiB."""
+PIECE = 4096
+"""Tokens that are turned at a time."""
+_TYPES: dict[str, type[SelfExtend] | type[DualChunk]] = {"self_extend": SelfExtend, "dual_chunk": DualChunk}
+_STEPS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Span:
+    """What stands in the place of an attention mask: true positions of the queries and keys, and which keys are padding."""
+
+    query: torch.Tensor
+    """int64 [B or 1, Q]."""
+    key: torch.Tensor
+    """int64 [B or 1, K]."""
+    valid: torch.Tensor | None
+    """bool [B, K]; None where nothing is padding."""
+    padding: tuple[int, ...]
+    """Padding before each sequence in tokens."""
+    window: int | None
+    """Sliding window in tokens, for the layers that have one."""
+    query_start: int
+    key_start: int
+
+
+def attention_entry(attention: SelfExtend | DualChunk) -> dict[str, Any]:
+    """What config.json says of it, under `harpe_attention`."""
+    name = next(name for name, cls in _TYPES.items() if isinstance(attention, cls))
+    return {"type": name, **vars(attention)}
+
+
+def attention_of(config: PreTrainedConfig) -> SelfExtend | DualChunk | None:
+    """The changed attention that a decoder's configuration asks for.
+
+    Raises
+    ------
+    HarpeError
+        For an entry that this version of harpe does not know.
+    """
+    entry = getattr(config, "harpe_attention", None)
+    if entry is None:
+        return None
+    values = {key: value for key, value in entry.items() if key != "type"}
+    try:
+        return _TYPES[entry["type"]](**values)
+    except (KeyError, TypeError) as error:
+        raise HarpeError(f"config.json has harpe_attention {entry}, which this version of harpe does not know; update harpe.") from error
+
+
+def clear_steps() -> None:
+    """Forget what was read from configurations that have changed since."""
+    _STEPS.clear()
+
+
+def span_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    device: Any = "cpu",
+    **_: Any,
+) -> Span:
+    """transformers' protocol for a mask function; the mask is a `Span`."""
+    if local_size is None and mask_function is not causal_mask_function:
+        raise HarpeError(
+            "Self-Extend and dual chunk attention take one causal sequence a row: neither packed documents (positions that restart) nor "
+            "blocks that see each other. Give each text a row of its own, padded, with its attention_mask."
+        )
+    start = int(q_offset)
+    end = max(start + q_length, kv_offset + kv_length)
+    if attention_mask is not None and bool(attention_mask.all()) and attention_mask.shape[1] >= start + q_length:
+        attention_mask = None
+    if attention_mask is None:
+        key = torch.arange(kv_offset, kv_offset + kv_length, device=device)[None]
+        query = torch.arange(start, start + q_length, device=device)[None]
+        return Span(query, key, None, (0,) * batch_size, local_size, start, kv_offset)
+    if attention_mask.shape[1] < start + q_length:
+        raise HarpeError(f"The attention_mask has {attention_mask.shape[1]} tokens; with those in the cache it needs {start + q_length}.")
+    seen = torch.nn.functional.pad(attention_mask.to(torch.int64), (0, max(0, end - attention_mask.shape[1])))
+    if bool((seen.diff(dim=1) == 1).sum(dim=1).add(seen[:, 0]).gt(1).any()):
+        raise HarpeError("The attention_mask hides tokens in the middle of a text. Pad on the left.")
+    position = seen.cumsum(dim=1) - 1
+    keys = slice(kv_offset, kv_offset + kv_length)
+    padding = tuple((seen.cumsum(dim=1) == 0).sum(dim=1).tolist())
+    return Span(position[:, start : start + q_length], position[:, keys], seen[:, keys] == 1, padding, local_size, start, kv_offset)
+
+
+def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
+    """Steps of a layer's rotation, int64 [1 or H_k, N], from its configuration (attention factors are in q and k already)."""
+    key = rope_key(config)
+    rope = config.rope_parameters if key is None else config.rope_parameters[key]
+    if rope.get("rope_type") == ROPE_TYPE:
+        table = build_table(config, key)
+        return table[layer, ..., 0] if table.dim() == 4 else table[..., 0] if table.dim() == 3 else table
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        raise HarpeError(
+            f"Self-Extend and dual chunk attention need frequencies that do not change with the length; these are {rope['rope_type']}."
+        )
+    frequencies, _ = stock_frequencies(config, find_family(config).rotary, rope, key)
+    return torch.tensor(phase_steps([frequencies]), dtype=torch.int64, device="cpu")
+
+
+def turn(x: torch.Tensor, by: torch.Tensor, steps: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Rotate x [B, H, S, D] further by `by` positions, int64 [B or 1, S], of steps [1 or H_k, N]."""
+    pieces = []
+    for start in range(0, x.shape[2], PIECE):
+        part = x[:, :, start : start + PIECE]
+        cos, sin = cos_and_sin(by[:, start : start + PIECE], steps)
+        pieces.append(rotate_per_head(part, part[:, :0], cos.view(torch.int32), sin.view(torch.int32), layout)[0])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _band_slice(band: Callable[[torch.Tensor], Band], span: Span, start: int, end: int, size: int) -> slice:
+    """Indices of the keys that queries `start` .. `end` - 1 see in a band, for the whole batch. Works on the CPU: no wait for a GPU."""
+    padding = torch.tensor(sorted(set(span.padding)), device="cpu")[:, None]
+    edges = band(torch.tensor([[span.query_start + start, span.query_start + end - 1]], device="cpu") - padding)
+    first = int((edges.first[:, :1] + padding).min()) - span.key_start
+    last = int((edges.end[:, 1:] + padding).max()) - span.key_start
+    return slice(min(max(first, 0), size), min(max(last, 0), size))
+
+
+def _attend(
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Output [B, H_q, T, D] of T queries over the bands' (q, k, v, seen [B or 1, T, n]), in one softmax."""
+    batch, heads, length, _ = parts[0][0].shape
+    if len(parts) == 1 and softcap is None and sinks is None:
+        q, k, v, seen = parts[0]
+        seen = seen | ~seen.any(dim=-1, keepdim=True)  # padding sees anything rather than nothing, which would be NaN
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None], scale=scaling, enable_gqa=heads != k.shape[1])
+    scores = []
+    for q, k, _, seen in parts:
+        # the query heads of a group lie along the queries: no copy of k for each of them
+        grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+        score = (grouped @ k.transpose(2, 3)).float().mul(scaling).unflatten(2, (-1, length))
+        if softcap is not None:
+            score = torch.tanh(score / softcap) * softcap
+        scores.append(score.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min))
+    if sinks is not None:
+        scores.append(sinks.float().view(1, scores[0].shape[1], -1, 1, 1).expand(batch, -1, -1, length, 1))
+    weights = torch.cat(scores, dim=-1).softmax(dim=-1)
+    output, at = torch.zeros((), device=weights.device), 0
+    for _, _, v, _ in parts:
+        share = weights[..., at : at + v.shape[2]].flatten(2, 3).to(v.dtype)
+        output, at = output + (share @ v).float(), at + v.shape[2]
+    return output.to(parts[0][2].dtype).unflatten(2, (-1, length)).flatten(1, 2)
+
+
+def remapped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' protocol for an attention function: query [B, H_q, Q, D], key and value [B, H_k, K, D] -> [B, Q, H_q, D]."""
+    config: Any = module.config
+    span, attention, layer = attention_mask, attention_of(config), int(module.layer_idx)  # type: ignore[arg-type]
+    if not isinstance(span, Span):
+        raise HarpeError("Self-Extend and dual chunk attention take a mask of padding (attention_mask [batch, tokens]), not one of pairs.")
+    if attention is None:
+        raise HarpeError(f"The attention {NAME} was asked for, but the configuration has no harpe_attention; load the model with harpe.")
+    if dropout:
+        raise HarpeError("Self-Extend and dual chunk attention have no attention dropout: set attention_dropout to 0.")
+    if span.key.shape[1] != key.shape[2]:
+        raise HarpeError(f"There are {key.shape[2]} keys for a mask of {span.key.shape[1]}: this kind of cache is not supported.")
+    scaling = key.shape[3] ** -0.5 if scaling is None else scaling
+    turned = layer in changed_layers(config)
+
+    def of(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
+        return bands(positions, keys, attention) if turned else plain_bands(positions, keys, span.window)
+
+    found = of(span.query, span.key)
+    sides: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+    if turned:
+        if module not in _STEPS:
+            _STEPS[module] = layer_steps(config, layer).to(key.device)
+        steps, layout = _STEPS[module].to(key.device), find_family(config).layout
+    length, size = query.shape[2], key.shape[2]
+    for number, band in enumerate(found):
+        part = _band_slice(lambda q, number=number: of(q, q)[number], span, 0, length, size)  # type: ignore[misc]
+        if part.start >= part.stop:
+            sides.append(None)
+            continue
+        q = query if band.query is span.query else turn(query, band.query - span.query, steps, layout)
+        k = key if band.key is span.key else turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
+        sides.append((q, k))
+    rows = max(1, SCORES.get(key.device.type, 2**24) // (query.shape[0] * query.shape[1] * size))
+    outputs = []
+    for start in range(0, length, rows):
+        end, parts = min(start + rows, length), []
+        for number, (band, side) in enumerate(zip(found, sides, strict=True)):
+            keys = _band_slice(lambda q, number=number: of(q, q)[number], span, start, end, size)  # type: ignore[misc]
+            if side is None or keys.start >= keys.stop:
+                continue
+            there = span.key[:, None, keys]
+            seen = (there >= band.first[:, start:end, None]) & (there < band.end[:, start:end, None])
+            if span.valid is not None:
+                seen = seen & span.valid[:, None, keys]
+            parts.append((side[0][:, :, start:end], side[1][:, :, keys], value[:, :, keys], seen))
+        if torch.is_grad_enabled() and rows < length:
+            outputs.append(checkpoint(_attend, parts, scaling, softcap, s_aux, use_reentrant=False))
+        else:
+            outputs.append(_attend(parts, scaling, softcap, s_aux))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Teach transformers this attention. Safe to call again."""
+    AttentionInterface.register(NAME, remapped_attention)
+    AttentionMaskInterface.register(NAME, span_mask)
