@@ -35,8 +35,9 @@ from harpe.positions.rotation import Layout, cos_and_sin, phase_steps, rotate_pe
 NAME = "harpe_remapped"
 """What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead of loading a
 stock model."""
-SCORES = {"cpu": 2**24, "cuda": 2**27}
-"""Scores (float32) that are in memory at a time, by type of device: 64 MiB and 512 MiB."""
+SCORES = {"cpu": 2**20, "cuda": 2**27}
+"""Scores (float32) that are in memory at a time, by type of device: 4 MiB, which a cache holds, and 512 MiB. Few queries
+at a time also means few keys outside their bands."""
 PIECE = 4096
 """Tokens that are turned at a time."""
 _TYPES: dict[str, type[SelfExtend] | type[DualChunk]] = {"self_extend": SelfExtend, "dual_chunk": DualChunk}
