@@ -104,11 +104,11 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
             improves = (found["value"] < 0) == (measure["better"] == "lower")
             (open_ if not found["real"] else better if improves else worse).append(titles[name])
         parts = [
-            f"{words} {', '.join(names)}"
-            for words, names in (("better:", better), ("worse:", worse), ("no difference shown:", open_))
+            f"{words} {'; '.join(names)}."
+            for words, names in (("Better:", better), ("Worse:", worse), ("No difference shown:", open_))
             if names
         ]
-        sentences.append(f"Against {baseline}, {measure['title']}: {'; '.join(parts)}.")
+        sentences.append(f"{_first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
     seeds = plan["seeds"]
     if len(seeds) < FEWEST_SEEDS:
         sentences.append(
@@ -116,3 +116,7 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
             "what another seed would give."
         )
     return sentences
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
