@@ -10,18 +10,19 @@ from statistics import median
 
 from markupsafe import Markup, escape
 
+from harpe.errors import HarpeError
 from harpe.report.comparison_curves import mean_bins, mean_curve, mean_grid
 from harpe.report.comparison_read import Comparison, Entry, Measure
-from harpe.report.comparison_tables import in_words, perplexity, unit_words
+from harpe.report.comparison_tables import in_words, perplexity, signed_in, unit_words
 from harpe.report.figures import Plot, Scale, even_ticks, heat_cells, linear, log_ticks, logarithmic, smoothed
 from harpe.report.read import Bin
-from harpe.report.tables import plain, signed
+from harpe.report.tables import plain
 
 KINDS = {"harpe": "a base for every head", "control": "control: one base of that range", "a": "other training", "base": "no training"}
 """Colour slot and what it stands for."""
 FOREST = 230
 """Width of the pictures of differences, in pixels."""
-ROW = 46
+ROW = 24
 """Their height."""
 GAP = 15.0
 """Between the labels of two lines."""
@@ -57,6 +58,14 @@ class Chart:
     """By which the script finds a method's line."""
     outside: tuple[str, ...]
     """Titles of the methods whose lines leave the frame."""
+
+
+def limits(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """A frame around zero for the finite ranges of differences, unless few of them lie far from the others."""
+    finite = [(low, high) for low, high in ranges if math.isfinite(low) and math.isfinite(high)] or [(-1.0, 1.0)]
+    sizes = [max(abs(low), abs(high)) for low, high in finite]
+    most = min(max(sizes), 3 * median(sizes)) or 1.0
+    return max(min(0.0, *(low for low, _ in finite)), -most), min(max(0.0, *(high for _, high in finite)), most)
 
 
 def frame_top(tops: Sequence[float], bottom: float) -> float:
@@ -176,21 +185,35 @@ def _powers(first: float, last: float, most: int) -> dict[float, str]:
 
 
 def position_chart(c: Comparison) -> Chart | None:
-    """Perplexity by position of all methods, the mean over seeds, both axes logarithmic."""
+    """Loss by position minus the baseline's at the same positions, the mean over seeds; None unless the baseline was measured."""
     found = _position_lines(c)
-    if not found:
+    base = next((bins for line, bins in found if line.entry is c.baseline), None)
+    if base is None:
         return None
-    lines = [line for line, _ in found]
-    ends = ", ".join(f"{line.entry.title} {plain(line.points[-1][1])}" for line in lines)
-    label = f"Perplexity by position in the document, mean over seeds; in the last positions: {ends}."
+    lines = []
+    for line, bins in found:
+        if [(b.start, b.end) for b in bins] != [(b.start, b.end) for b in base]:
+            raise HarpeError(f"The losses of {line.entry.name} and of {c.baseline.name} are of other positions. Evaluate both in one way.")
+        points = tuple((b.middle, b.nll - other.nll) for b, other in zip(bins, base, strict=True))
+        tips = [f"{tip}; {d:+.3f} nats".replace("-", "−") for tip, (_, d) in zip(line.tips, points, strict=True)]
+        lines.append(Line(line.entry, points, tuple(tips)))
+    spans = [[d for _, d in line.points] for line in lines if line.entry is not c.baseline]
+    low, high = limits([(min(span), max(span)) for span in spans])
+    room = 0.06 * (high - low)
+    ends = ", ".join(f"{line.entry.title} {line.points[-1][1]:+.3f}" for line in lines)
+    label = f"Loss by position minus that of {c.baseline.title}, in nats a token, mean over seeds; in the last positions: {ends}."
     plot, labels = _overview(label, _height(lines))
-    x, y, across, up = _position_scales(c, lines, plot)
-    plot.axes(x, _powers(*across, 9), y, log_ticks(*up), "position", "perplexity")
+    first, last = lines[0].points[0][0] / 1.2, lines[0].points[-1][0] * 1.2
+    x, y = logarithmic(first, last, plot.left, plot.right), linear(low - room, high + room, plot.bottom, plot.top)
+    words = f"nats a token, minus {c.baseline.title} (below zero: better)"
+    marks = {value: tick.replace("-", "−") for value, tick in even_ticks(low - room, high + room, 6).items()}
+    plot.axes(x, _powers(first, last, 9), y, marks, "position", words)
     here = x(c.original_length)
     plot.line(here, plot.top, here, plot.bottom, "limit")
-    plot.text(here - 6, plot.top + 8, f"trained length {c.original_length:,}", "t small halo", "end")
+    plot.text(here - 6, plot.bottom - 8, f"trained length {c.original_length:,}", "t small halo", "end")
     _draw(plot, lines, _numbers(c), x, y, labels)
-    return _chart(c, plot, lines, _outside(lines, up[1], c.original_length / 2))
+    outside = tuple(line.entry.title for line in lines if any(not low - room <= d <= high + room for _, d in line.points))
+    return _chart(c, plot, lines, outside)
 
 
 def position_panels(c: Comparison) -> list[tuple[Entry, Markup | None]]:
@@ -244,10 +267,7 @@ class Forest:
 def forest(c: Comparison, measure: Measure) -> Forest:
     """Differences to the baseline as points with their intervals: filled where real, hollow where not shown."""
     found = {entry.name: (entry, d) for entry in c.methods if (d := measure.differences.get(entry.name)) is not None}
-    finite = [(d.low, d.high) for _, d in found.values() if math.isfinite(d.low) and math.isfinite(d.high)] or [(-1.0, 1.0)]
-    sizes = [max(abs(low), abs(high)) for low, high in finite]
-    limit = min(max(sizes), 3 * median(sizes)) or 1.0
-    low, high = max(min(min(a for a, _ in finite), 0.0), -limit), min(max(max(b for _, b in finite), 0.0), limit)
+    low, high = limits([(d.low, d.high) for _, d in found.values()])
     room = 0.07 * (high - low)
     x = linear(low - room, high + room, 8, FOREST - 8)
     better = "lower" if measure.better == "lower" else "higher"
@@ -259,19 +279,18 @@ def forest(c: Comparison, measure: Measure) -> Forest:
         axis.line(x(tick), 35, x(tick), 40, "axis")
     rows = {}
     for name, (entry, d) in found.items():
-        value, interval = signed(d.value, d.low, d.high)
+        value, interval = signed_in(measure, d)
         tip = f"{entry.title} minus {c.baseline.title}: {value} ({interval}) {unit_words(measure)}, {in_words(measure, name)}"
         plot = Plot(tip, FOREST, ROW, (0, 0, FOREST, ROW), "forest")
         plot.add(f'<g class="tip m-{kind(entry)}"><title>{escape(tip)}</title>')
         middle = ROW / 2
         start, end = (min(max(v, low - room), high + room) if math.isfinite(v) else 0.0 for v in (d.low, d.high))
         plot.line(x(start), middle, x(end), middle, "reach")
-        for at, inside in ((start, d.low >= low - room), (end, d.high <= high + room)):
-            if inside:
-                plot.line(x(at), middle - 5, x(at), middle + 5, "reach")
-            else:
-                side = -1 if at == start else 1
-                plot.path([(x(at) - 6 * side, middle - 6), (x(at), middle), (x(at) - 6 * side, middle + 6)], "reach chevron")
+        for at, inside, side in ((start, d.low >= low - room, -1), (end, d.high <= high + room, 1)):
+            if inside and low - room <= at <= high + room:
+                plot.line(x(at), middle - 4, x(at), middle + 4, "reach")
+            elif not inside:
+                plot.arrow(x(low - room if side < 0 else high + room) + 7 * side, middle, side, "fill")
         if math.isfinite(d.value) and low - room <= d.value <= high + room:
             plot.mark(x(d.value), middle, "circle", "fill" if d.real else "open", size=4.6)
         plot.add("</g>")

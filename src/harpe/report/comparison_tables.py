@@ -24,7 +24,7 @@ def row_of(c: Comparison, entry: Entry, cells: list[Cell | None]) -> Row:
         )
         if holds
     ]
-    return Row(entry.name, entry.title, ", ".join(notes), tuple(cells))
+    return Row(entry.name, entry.title, ", ".join(notes), tuple(cells), entry is c.baseline)
 
 
 def absent(entry: Entry) -> Cell | None:
@@ -139,13 +139,18 @@ def _chance(p: float | None) -> Cell:
     return Cell("–") if p is None else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", order=p)
 
 
+def signed_in(measure: Measure, found: Contrast) -> tuple[str, str]:
+    """A difference and its interval: nats to three decimals, points to one."""
+    return signed(found.value, found.low, found.high, 3 if measure.unit == "nats" else 1)
+
+
 def unit_words(measure: Measure) -> str:
     return "nats a token" if measure.unit == "nats" else "percentage points"
 
 
 DIFFERENCE = (
     Column("95% interval"),
-    Column("p", "one by one"),
+    Column("p", "uncorrected"),
     Column("p", "Holm-corrected"),
     Column("verdict", words=True),
 )
@@ -153,8 +158,8 @@ DIFFERENCE = (
 
 def _contrast_cells(measure: Measure, entry: Entry, found: Contrast | None) -> list[Cell | None]:
     if found is None:
-        return [absent(entry), None, None, None, None] if entry.failures else [None] * 5
-    value, interval = signed(found.value, found.low, found.high)
+        return [absent(entry), *(Cell("–") for _ in DIFFERENCE)] if entry.failures else [None] * (1 + len(DIFFERENCE))
+    value, interval = signed_in(measure, found)
     words = in_words(measure, entry.name)
     order = 0.0 if words == "not shown" else found.value
     return [
@@ -171,7 +176,8 @@ def difference_table(c: Comparison, measure: Measure) -> Table:
     others = [entry for entry in c.methods if entry is not c.baseline]
     rows = [row_of(c, entry, _contrast_cells(measure, entry, measure.differences.get(entry.name))) for entry in others]
     column = column_of(measure)
-    words = measure.title if measure.unit == "nats" else " ".join([column.head, column.note]).strip()
+    joined = f"{column.head}{' ' if column.note.startswith('at ') else ', '}{column.note}" if column.note else column.head
+    words = measure.title if measure.unit == "nats" else joined
     title = words[:1].upper() + words[1:]
     caption = f"{unit_words(measure)}, minus {c.baseline.title}; {measure.better} is better; n = {measure.documents:,} documents or samples"
     return Table((Column("difference", unit_words(measure)), *DIFFERENCE), tuple(rows), title, caption)

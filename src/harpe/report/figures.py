@@ -119,6 +119,11 @@ class Plot:
         end = f"><title>{escape(tip)}</title></{tag}>" if tip else "/>"
         self.add(f'<{tag} {place} class="{css}"{extra}{end}')
 
+    def arrow(self, x: float, y: float, side: int, css: str) -> None:
+        """An arrow head with its point at (x, y), to the left (side -1) or to the right (1)."""
+        back = x - 9 * side
+        self.add(f'<polygon points="{x:.1f},{y:.1f} {back:.1f},{y - 5:.1f} {back:.1f},{y + 5:.1f}" class="{css}"/>')
+
     def axes(self, x: Scale, xs: dict[float, str], y: Scale, ys: dict[float, str], x_name: str, y_name: str) -> None:
         """Grid lines and tick labels at the values `xs` and `ys`, and the names of both axes."""
         for value, words in ys.items():

@@ -55,6 +55,8 @@ class Row:
     title: str
     note: str
     cells: tuple[Cell | None, ...]
+    baseline: bool = False
+    """Others are compared with this one."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def plain(value: float) -> str:
     return f"{value:,.{2 if abs(value) < 1000 else 0}f}"
 
 
-def signed(value: float, low: float, high: float) -> tuple[str, str]:
-    """A difference and its interval with as many decimals as their size asks for."""
-    largest = max((abs(v) for v in (value, low, high) if math.isfinite(v)), default=0.0)
-    decimals = next((digits for size, digits in ((10, 1), (1, 2), (0.1, 3)) if largest >= size), 4)
+def signed(value: float, low: float, high: float, decimals: int | None = None) -> tuple[str, str]:
+    """A difference and its interval, with as many decimals as their size asks for where no number of them is given."""
+    if decimals is None:
+        largest = max((abs(v) for v in (value, low, high) if math.isfinite(v)), default=0.0)
+        decimals = 1 if largest >= 10 else 2 if largest >= 1 else 3
 
     def one(number: float) -> str:
         return f"{number:+,.{decimals}f}".replace("-", "−") if math.isfinite(number) else "not finite"

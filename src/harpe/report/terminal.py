@@ -58,7 +58,8 @@ def _text(cell: Cell | None) -> Text:
         return Text(NOT_RUN, style="dim")
     interval = cell.interval.replace("–", " – ")  # a narrow terminal breaks lines at spaces
     lines = [part for part in (interval, cell.n) if part]
-    return Text.assemble((f"{cell.verdict} " if cell.verdict else "", "dim"), (cell.value, "bold"), *(("\n" + line, "dim") for line in lines))
+    verdict = f"{cell.verdict} " if cell.verdict else ""
+    return Text.assemble((verdict, "dim"), (cell.value, "bold"), *(("\n" + line, "dim") for line in lines))
 
 
 def score_table(folder: Path) -> Table:

@@ -14,7 +14,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "sort";
+    const arrow = document.createElement("span");
+    arrow.className = "arrow";
     button.append(...head.childNodes);
+    button.insertBefore(arrow, button.querySelector("small"));
     head.append(button);
     button.addEventListener("click", () => {
       const before = head.getAttribute("aria-sort");
