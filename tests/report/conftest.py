@@ -39,6 +39,7 @@ BASELINE = "abf"
 TASKS = ("single", "multi_key", "multi_query", "multi_value")
 NIAH = tuple(f"niah_{t}" for t in "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery".split())
 OTHER_RULER = ("vt", "cwe", "fwe", "qa_1", "qa_2")
+SHORT = ("mmlu", "hellaswag", "arc_challenge", "piqa", "triviaqa")
 DOCUMENTS, SAMPLES = 32, 100
 
 
@@ -107,7 +108,7 @@ def write_seed(folder: Path, name: str, seed: int, staged: bool, rng: np.random.
     write_json(folder / "scores" / "grid.json", {"task": "single", "lengths": grid_lengths, "depths": depths, "cells": cells})
 
 
-def make_summary(names: list[str], seeds: list[int], ruler: bool, rng: np.random.Generator) -> dict[str, Any]:
+def make_summary(names: list[str], seeds: list[int], ruler: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
     counts = {name: len(seeds) if FULL[name][1] else 1 for name in names}
     loss, needles = {n: FULL[n][5] for n in names}, {n: FULL[n][6] for n in names}
     measures = [
@@ -123,18 +124,19 @@ def make_summary(names: list[str], seeds: list[int], ruler: bool, rng: np.random
         m = measure(f"needles-mean-{length}", f"needle mean at {length:,} tokens", "%", "higher", "needles", None, length, 3 * SAMPLES)
         measures.append(fill(m, {n: max(v - 3, 0.0) for n, v in found.items()}, counts, 3.5, rng))
     measures.append(fill(measure("grid-mean", "needle grid", "%", "higher", "needles", None, None, 200), needles, counts, 3.0, rng))
+    for length in ruler:
+        for i, task in enumerate((*NIAH, *OTHER_RULER)):
+            m = measure(f"ruler-{task}-{length}", f"{task} at {length:,}", "%", "higher", "ruler", task, length, 50)
+            measures.append(fill(m, {n: max(v - 4 * i, 0.0) for n, v in needles.items()}, counts, 6.0, rng))
+        for kind, n in (("niah", 400), ("all", 650)):
+            m = measure(f"ruler-{kind}-{length}", f"RULER {kind} at {length:,}", "%", "higher", f"ruler-{kind}", None, length, n)
+            measures.append(fill(m, {k: max(v - 14, 0.0) for k, v in needles.items()}, counts, 2.5, rng))
     if ruler:
-        for length in (512, 2048):
-            for i, task in enumerate((*NIAH, *OTHER_RULER)):
-                m = measure(f"ruler-{task}-{length}", f"{task} at {length:,}", "%", "higher", "ruler", task, length, 50)
-                measures.append(fill(m, {n: max(v - 4 * i, 0.0) for n, v in needles.items()}, counts, 6.0, rng))
-            for kind, n in (("niah", 400), ("all", 650)):
-                m = measure(f"ruler-{kind}-{length}", f"RULER {kind} at {length:,}", "%", "higher", f"ruler-{kind}", None, length, n)
-                measures.append(fill(m, {k: max(v - 14, 0.0) for k, v in needles.items()}, counts, 2.5, rng))
-        for length in (512, 1024, 2048):
-            m = measure(f"curve-proof-pile-{length}", f"loss at {length}", "nats", "lower", "perplexity", "proof-pile", length, 10)
-            measures.append(fill(m, loss, counts, 0.05, rng))
-        for task in ("mmlu", "piqa"):
+        for corpus, lengths in (("proof-pile", range(2048, max(ruler) + 1, 2048)), ("govreport", (32_768,))):
+            for length in lengths:
+                m = measure(f"curve-{corpus}-{length}", f"loss of {corpus} at {length:,}", "nats", "lower", "perplexity", corpus, length, 10)
+                measures.append(fill(m, loss, counts, 0.05, rng))
+        for task in SHORT:
             m = measure(f"short-{task}", task, "%", "higher", "short", task, None, 1000)
             measures.append(fill(m, {n: 40.0 for n in names}, counts, 2.0, rng))
     whole = len(seeds) >= 3
@@ -148,7 +150,11 @@ def make_summary(names: list[str], seeds: list[int], ruler: bool, rng: np.random
 
 
 def make_comparison(
-    run: Path, names: tuple[str, ...] = SMALL, seeds: tuple[int, ...] = (0, 1, 2), ruler: bool = False, published: str | None = None
+    run: Path,
+    names: tuple[str, ...] = SMALL,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    ruler: tuple[int, ...] = (),
+    published: str | None = None,
 ) -> Path:
     """A complete comparison; `longrope` has failed in every seed."""
     rng = np.random.default_rng(0)
@@ -189,7 +195,7 @@ def make_comparison(
 
 @pytest.fixture(scope="session")
 def comparison() -> Any:
-    """The function that makes run directories of comparisons, and FULL, all its methods."""
+    """The function that makes run directories of comparisons."""
     return make_comparison
 
 

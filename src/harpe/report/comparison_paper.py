@@ -14,6 +14,7 @@ from harpe.report.tables import NOT_RUN, TASKS, Cell, Column, Row, Table, percen
 
 NEEDLES = tuple(f"niah_{name}" for name in "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery".split())
 """The eight RULER needle tasks, in the paper's order."""
+CORPORA = {"proof-pile": "Proof-pile", "govreport": "GovReport"}
 SHORT = {"mmlu": "MMLU", "hellaswag": "HellaSwag", "arc_challenge": "ARC-c", "piqa": "PIQA", "triviaqa": "TriviaQA"}
 TITLES = {
     3: "perplexity by corpus",
@@ -46,6 +47,11 @@ class _Spec:
     mean: str = ""
     """Id of a measure that is this mean already, with an interval."""
 
+    @property
+    def over(self) -> tuple[str, ...]:
+        """The lengths or tasks of its measures."""
+        return tuple(str(m.length) if m.length is not None else m.id.removeprefix("short-") for m in self.measures)
+
 
 def paper_tables(c: Comparison) -> tuple[list[PaperTable], Published | None]:
     """All six tables, and the published figures where the plan says that the setting is theirs.
@@ -64,8 +70,13 @@ def paper_tables(c: Comparison) -> tuple[list[PaperTable], Published | None]:
         entries = [entry for entry in c.methods if entry.per_head] if number == 6 else list(c.methods)
         measured = any(entry.name in m.values for spec in specs for m in spec.measures for entry in entries)
         table = _table(c, entries, specs, figures, theirs) if measured else None
-        found.append(PaperTable(number, title, table, figures.note if figures and table else ""))
+        found.append(PaperTable(number, title, table, _note(specs, figures) if figures and table else ""))
     return found, theirs
+
+
+def _note(specs: Sequence[_Spec], figures: PublishedTable) -> str:
+    left_out = any(spec.key in figures.columns and not figures.has(spec.key, spec.over) for spec in specs)
+    return figures.note + (" A published mean over other lengths or tasks than ours is left out." if left_out else "")
 
 
 def _family(c: Comparison, stem: str) -> list[Measure]:
@@ -90,13 +101,13 @@ def _corpora(c: Comparison, _: str) -> list[_Spec]:
     specs = []
     for stem in stems:
         measures, name = _family(c, stem), stem.removeprefix("curve-")
-        last = measures[-1]
+        last, title = measures[-1], CORPORA.get(name, name)
         if len(measures) > 1:
             spread = f"average over {len(measures)} lengths, {measures[0].length:,} to {last.length:,}"
-            specs.append(_Spec(Column(name, spread), name, tuple(measures), f"{stem}-mean"))
-            specs.append(_Spec(Column(name, f"at {last.length:,} tokens"), "", (last,)))
+            specs.append(_Spec(Column(title, spread), name, tuple(measures), f"{stem}-mean"))
+            specs.append(_Spec(Column(title, f"at {last.length:,} tokens"), "", (last,)))
         else:
-            specs.append(_Spec(Column(name, f"{last.length:,} tokens"), name, (last,)))
+            specs.append(_Spec(Column(title, f"{last.length:,} tokens"), name, (last,)))
     return specs
 
 
@@ -147,7 +158,7 @@ def _cell(c: Comparison, entry: Entry, spec: _Spec, figure: float | None) -> Cel
 
 def _table(c: Comparison, entries: list[Entry], specs: list[_Spec], figures: PublishedTable | None, theirs: Published | None) -> Table:
     def figure(name: str, spec: _Spec) -> float | None:
-        return figures.figure(name, spec.key) if figures and spec.key else None
+        return figures.figure(name, spec.key) if figures and figures.has(spec.key, spec.over) else None
 
     rows = [row_of(c, entry, [_cell(c, entry, spec, figure(entry.name, spec)) for spec in specs]) for entry in entries]
     here = {entry.name for entry in entries}
@@ -155,5 +166,6 @@ def _table(c: Comparison, entries: list[Entry], specs: list[_Spec], figures: Pub
         if name not in here and theirs and not (name == "harpe-peak-valley-30k" and "harpe" in here):
             shown = [figure(name, spec) for spec in specs]
             cells = [None if f is None else Cell(NOT_RUN, published=f"{f:,.2f}") for f in shown]
-            rows.append(Row("", theirs.titles[name], "in the paper only", tuple(cells)))
+            if any(cells):
+                rows.append(Row("", theirs.titles[name], "in the paper only", tuple(cells)))
     return Table(tuple(spec.column for spec in specs), tuple(rows))

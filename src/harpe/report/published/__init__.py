@@ -20,11 +20,17 @@ class PublishedTable:
     rows: dict[str, tuple[float | None, ...]]
     """By the name of the method in a comparison."""
     note: str
+    over: dict[str, tuple[str, ...]]
+    """The lengths or tasks that a column is the mean over, where it is a mean."""
+
+    def has(self, column: str, over: tuple[str, ...]) -> bool:
+        """Whether there is such a column, and it is the mean over the same lengths or tasks as ours."""
+        return column in self.columns and self.over.get(column, over) == over
 
     def figure(self, method: str, column: str) -> float | None:
         """The figure of a method in a column, where there is one."""
         row = self.rows.get(method)
-        return row[self.columns.index(column)] if row is not None and column in self.columns else None
+        return row[self.columns.index(column)] if row is not None else None
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,9 @@ def published(name: str) -> Published:
     if name not in known:
         raise HarpeError(f"published: there are no published figures named {name}, only {', '.join(known)}. Leave it out of the recipe.")
     value = read_json(FOLDER / f"{name}.json")
-    tables = {
-        int(number): PublishedTable(tuple(table["columns"]), {m: tuple(row) for m, row in table["rows"].items()}, table["note"])
-        for number, table in value["tables"].items()
-    }
+    tables = {}
+    for number, table in value["tables"].items():
+        rows = {method: tuple(row) for method, row in table["rows"].items()}
+        over = {column: tuple(keys) for column, keys in table["over"].items()}
+        tables[int(number)] = PublishedTable(tuple(table["columns"]), rows, table["note"], over)
     return Published(value["citation"], value["setting"], value["titles"], tables)
