@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ FULL: dict[str, tuple[str, bool, bool, bool, list[float], float, float, str]] = 
     "self-extend": ("Self-Extend", False, False, False, [1e4] * HEADS, 2.228, 96.0, "Jin et al. 2024, arXiv 2401.01325"),
     "dca": ("dual chunk attention", False, False, False, [1e4] * HEADS, 2.241, 94.5, "An et al. 2024, arXiv 2402.17463"),
     "harpe-uniform-ascending": ("HARPE, uniform ascending", True, False, True, RANGE, 2.214, 92.0, "Lian et al. 2024, arXiv 2412.07171"),
-    "harpe-uniform-descending": ("HARPE, uniform descending", True, False, True, RANGE[::-1], 2.21, 91.2, "Lian et al. 2024, arXiv 2412.07171"),
+    "harpe-uniform-descending": (
+        "HARPE, uniform descending",
+        True,
+        False,
+        True,
+        RANGE[::-1],
+        2.21,
+        91.2,
+        "Lian et al. 2024, arXiv 2412.07171",
+    ),
     "harpe": ("HARPE, peak-valley", True, False, True, RANGE, 2.209, 91.5, "Lian et al. 2024, arXiv 2412.07171"),
     "longrope": ("LongRoPE", True, False, False, [1e4] * HEADS, math.nan, math.nan, "Ding et al. 2024, arXiv 2402.13753"),
 }
@@ -85,7 +95,9 @@ def write_seed(folder: Path, name: str, seed: int, staged: bool, rng: np.random.
         rows = []
         for i in range(steps):
             value = loss + 0.55 + 0.9 * math.exp(-(start + i) / 4) + float(rng.normal(0, 0.03))
-            rows.append({"step": i + 1, "loss": value, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 8192 * (i + 1), "seconds": 3.1 * (i + 1)})
+            rows.append(
+                {"step": i + 1, "loss": value, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 8192 * (i + 1), "seconds": 3.1 * (i + 1)}
+            )
         write_jsonl(folder / f"stage-{number}" / "log.jsonl", rows)
         stage = {"length": length, "tokens": 8192 * steps, "steps": steps, "bases": FULL[name][4]}
         stages.append(stage | {"data_hash": f"{seed}{length:04d}" + "5f0c9a7be1" * 6, "seconds": 3.1 * steps})
@@ -111,11 +123,9 @@ def write_seed(folder: Path, name: str, seed: int, staged: bool, rng: np.random.
 def make_summary(names: list[str], seeds: list[int], ruler: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
     counts = {name: len(seeds) if FULL[name][1] else 1 for name in names}
     loss, needles = {n: FULL[n][5] for n in names}, {n: FULL[n][6] for n in names}
-    measures = [
-        fill(measure("loss-short", "loss in windows of 256 tokens", "nats", "lower", "perplexity", None, 256, DOCUMENTS),
-             {n: 2.405 + 0.004 * i for i, n in enumerate(names)}, counts, 0.045, rng),
-        fill(measure("loss-long", "loss at positions 1,024 to 2,048", "nats", "lower", "perplexity", None, 2048, DOCUMENTS), loss, counts, 0.05, rng),
-    ]  # fmt: skip
+    windows = measure("loss-short", "loss in windows of 256 tokens", "nats", "lower", "perplexity", None, 256, DOCUMENTS)
+    far = measure("loss-long", "loss at positions 1,024 to 2,048", "nats", "lower", "perplexity", None, 2048, DOCUMENTS)
+    measures = [fill(windows, {n: 2.405 + 0.004 * i for i, n in enumerate(names)}, counts, 0.045, rng), fill(far, loss, counts, 0.05, rng)]
     for length, drop in ((256, 0.05), (2048, 1.0)):
         found = {n: 100 - (100 - v) * drop for n, v in needles.items()}
         for i, task in enumerate(TASKS):
@@ -134,11 +144,13 @@ def make_summary(names: list[str], seeds: list[int], ruler: tuple[int, ...], rng
     if ruler:
         for corpus, lengths in (("proof-pile", range(2048, max(ruler) + 1, 2048)), ("govreport", (32_768,))):
             for length in lengths:
-                m = measure(f"curve-{corpus}-{length}", f"loss of {corpus} at {length:,}", "nats", "lower", "perplexity", corpus, length, 10)
+                m = measure(
+                    f"curve-{corpus}-{length}", f"loss of {corpus} at {length:,}", "nats", "lower", "perplexity", corpus, length, 10
+                )
                 measures.append(fill(m, loss, counts, 0.05, rng))
         for task in SHORT:
             m = measure(f"short-{task}", task, "%", "higher", "short", task, None, 1000)
-            measures.append(fill(m, {n: 40.0 for n in names}, counts, 2.0, rng))
+            measures.append(fill(m, dict.fromkeys(names, 40.0), counts, 2.0, rng))
     whole = len(seeds) >= 3
     reading = [
         "Every trained method with a larger base reads 2,048 tokens; the base kept and PI do not learn to in 131,072 tokens.",
@@ -181,7 +193,13 @@ def make_comparison(
         "published": published,
         "methods": methods,
         "training": {"tokens": 131_072, "batch_tokens": 8192, "learning_rate": 1e-3, "schedule": "linear", "dtype": "bfloat16"},
-        "corpus": {"hashes": {"0": "ab" * 32}, "tokens": 8_200_000, "documents": 778, "description": "Python files", "held_out_documents": 60},
+        "corpus": {
+            "hashes": {"0": "ab" * 32},
+            "tokens": 8_200_000,
+            "documents": 778,
+            "description": "Python files",
+            "held_out_documents": 60,
+        },
         "evaluation": {"documents": DOCUMENTS, "samples": SAMPLES, "grid_samples": 10},
     }
     write_json(run / "plan.json", plan)
@@ -197,6 +215,17 @@ def make_comparison(
 def comparison() -> Any:
     """The function that makes run directories of comparisons."""
     return make_comparison
+
+
+@pytest.fixture(scope="session")
+def _small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_comparison(tmp_path_factory.mktemp("comparison") / "run")
+
+
+@pytest.fixture
+def small_comparison(_small_comparison: Path, tmp_path: Path) -> Path:
+    """Five methods with three seeds, made once and copied; longrope failed."""
+    return Path(shutil.copytree(_small_comparison, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,9 +33,8 @@ PAPER_LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
 @pytest.fixture
-def run(comparison: Any, tmp_path: Path) -> Path:
-    """Five methods with three seeds; longrope failed."""
-    return comparison(tmp_path / "run")
+def run(small_comparison: Path) -> Path:
+    return small_comparison
 
 
 def read(path: Path) -> Any:
@@ -288,17 +288,11 @@ def test_a_page_is_written_from_the_plan_alone(run: Path) -> None:
 
 
 def test_a_failure_is_shown_with_its_reason_and_seed(run: Path) -> None:
-    edit(run / "harpe" / "seed-1" / "failed.json" if (run / "harpe/seed-1/failed.json").exists() else _failed(run), reason="Out of memory.")
+    write_json(run / "harpe" / "seed-1" / "failed.json", {"reason": "Out of memory."})
     failed = tables(write_report(run).read_text())["Failed methods"]
     assert [row for row in failed if row[0].startswith("HARPE")] == [["HARPE, peak-valley", "1", "Out of memory."]]
     assert sum("training diverged" in row[2] for row in failed) == 3
     assert "Out of memory" in (run / "report" / "tables.md").read_text()
-
-
-def _failed(run: Path) -> Path:
-    path = run / "harpe" / "seed-1" / "failed.json"
-    write_json(path, {"reason": ""})
-    return path
 
 
 def test_with_fewer_than_three_seeds_the_page_says_documents_only(comparison: Any, tmp_path: Path) -> None:
@@ -437,11 +431,13 @@ def test_a_damaged_record_is_refused_by_name(run: Path, text: str) -> None:
         write_report(run)
 
 
-def test_figures_are_well_formed_named_and_their_points_say_their_values(comparison: Any, all_methods: tuple[str, ...], tmp_path: Path) -> None:
+def test_figures_are_well_formed_named_and_their_points_say_their_values(
+    comparison: Any, all_methods: tuple[str, ...], tmp_path: Path
+) -> None:
     page = write_report(comparison(tmp_path / "run", all_methods)).read_text()
     labels = re.findall(r'<svg viewBox[^>]*class="figure[^"]*" role="img" aria-label="([^"]*)"', page)
     measured = len(all_methods) - 1
-    assert len(labels) == 2 + 2 * measured + 3 * (measured - 1 + 1)  # two charts, maps, panels; differences and an axis for 3 measures
+    assert len(labels) == 2 + 2 * measured + 3 * measured  # two charts; maps and panels; for 3 measures an axis and all but the baseline
     assert all(len(label) > 40 for label in labels)
     for figure in re.findall(r'<svg viewBox="0 0 (?:860|270) .*?(?=<p class|</div>)', page, re.DOTALL):
         root = ElementTree.fromstring(figure.strip())
@@ -489,7 +485,7 @@ def test_labels_keep_their_order_stay_in_the_frame_and_apart(places: list[float]
     order = sorted(range(len(places)), key=lambda i: places[i])
     room = min(gap, 300 / max(len(places) - 1, 1))
     assert all(-1e-6 <= at <= 300 + 1e-6 for at in found)
-    assert all(found[b] - found[a] >= room - 1e-6 for a, b in zip(order, order[1:], strict=False))
+    assert all(found[b] - found[a] >= room - 1e-6 for a, b in pairwise(order))
 
 
 def test_a_frame_of_differences_holds_zero_and_leaves_out_a_few_far_ones() -> None:

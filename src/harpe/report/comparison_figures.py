@@ -16,7 +16,7 @@ from harpe.report.comparison_read import Comparison, Entry, Measure
 from harpe.report.comparison_tables import in_words, perplexity, signed_in, unit_words
 from harpe.report.figures import Plot, Scale, even_ticks, heat_cells, linear, log_ticks, logarithmic, smoothed
 from harpe.report.read import Bin
-from harpe.report.tables import plain
+from harpe.report.tables import plain, signed
 
 KINDS = {"harpe": "a base for every head", "control": "control: one base of that range", "a": "other training", "base": "no training"}
 """Colour slot and what it stands for."""
@@ -184,6 +184,10 @@ def _powers(first: float, last: float, most: int) -> dict[float, str]:
     return {float(p): f"{p:,}" for p in powers[:: -max(-(-len(powers) // most), 1)]}
 
 
+def _signed(nats: float) -> str:
+    return signed(nats, nats, nats, 3)[0]
+
+
 def position_chart(c: Comparison) -> Chart | None:
     """Loss by position minus the baseline's at the same positions, the mean over seeds; None unless the baseline was measured."""
     found = _position_lines(c)
@@ -195,12 +199,12 @@ def position_chart(c: Comparison) -> Chart | None:
         if [(b.start, b.end) for b in bins] != [(b.start, b.end) for b in base]:
             raise HarpeError(f"The losses of {line.entry.name} and of {c.baseline.name} are of other positions. Evaluate both in one way.")
         points = tuple((b.middle, b.nll - other.nll) for b, other in zip(bins, base, strict=True))
-        tips = [f"{tip}; {d:+.3f} nats".replace("-", "−") for tip, (_, d) in zip(line.tips, points, strict=True)]
+        tips = [f"{tip}; {_signed(d)} nats" for tip, (_, d) in zip(line.tips, points, strict=True)]
         lines.append(Line(line.entry, points, tuple(tips)))
-    spans = [[d for _, d in line.points] for line in lines if line.entry is not c.baseline]
-    low, high = limits([(min(span), max(span)) for span in spans])
+    spans = [[d for _, d in line.points if math.isfinite(d)] for line in lines if line.entry is not c.baseline]
+    low, high = limits([(min(span), max(span)) for span in spans if span])
     room = 0.06 * (high - low)
-    ends = ", ".join(f"{line.entry.title} {line.points[-1][1]:+.3f}" for line in lines)
+    ends = ", ".join(f"{line.entry.title} {_signed(line.points[-1][1])}" for line in lines)
     label = f"Loss by position minus that of {c.baseline.title}, in nats a token, mean over seeds; in the last positions: {ends}."
     plot, labels = _overview(label, _height(lines))
     first, last = lines[0].points[0][0] / 1.2, lines[0].points[-1][0] * 1.2
