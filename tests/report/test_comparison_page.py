@@ -102,7 +102,8 @@ def test_differences_are_the_summarys_with_corrected_p_and_a_verdict_in_words(ru
             d = m["differences"][method]
             value, interval, p, holm, verdict = next(row for head, row in rows.items() if head.startswith(label))[1:6]
             a, b, c = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
-            assert (value, interval) == (a, f"{b} to {c}")
+            seeds = "1 and 3" if method == "none" else "3"
+            assert (value, interval) == (f"{a} n = {seeds} × {m['documents']}", f"{b} to {c}")
             for text, number in ((p, d["p"]), (holm, d["holm"])):
                 assert text == ("< 0.001" if number < 0.001 else f"{number:.3f}")
             side = "better" if (d["value"] > 0) == (m["better"] == "higher") else "worse"
@@ -268,6 +269,16 @@ def test_our_average_over_lengths_is_the_mean_of_perplexities_and_of_scores(comp
     mean = (measures["ruler-niah-2048"] + measures["ruler-niah-4096"]) / 2
     row = next(row for row in next(rows for n, rows in found.items() if n.startswith("Table 4")) if row[0].startswith("HARPE"))
     assert row[3].startswith(f"{mean:.1f}% no interval")
+
+
+def test_a_measured_mean_brings_its_interval(comparison: Any, tmp_path: Path) -> None:
+    run = comparison(tmp_path / "run", ruler=(2048, 4096))
+    summary = read(run / "summary.json")
+    mean = {**next(m for m in summary["measures"] if m["id"] == "ruler-niah-4096"), "id": "ruler-niah-mean", "length": None}
+    mean["values"] = {"harpe": {"value": 71.25, "low": 70.04, "high": 72.51, "seeds": 3, "documents": 800, "by_seed": []}}
+    write_json(run / "summary.json", summary | {"measures": [*summary["measures"], mean]})
+    rows = next(rows for n, rows in tables(write_report(run).read_text()).items() if n.startswith("Table 4"))
+    assert next(row for row in rows if row[0].startswith("HARPE"))[3].endswith("71.2% 70.0–72.5% n = 3 × 800")
 
 
 def test_what_was_not_measured_is_said_in_one_line(run: Path) -> None:

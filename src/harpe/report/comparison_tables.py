@@ -156,14 +156,17 @@ DIFFERENCE = (
 )
 
 
-def _contrast_cells(measure: Measure, entry: Entry, found: Contrast | None) -> list[Cell | None]:
+def _contrast_cells(c: Comparison, measure: Measure, entry: Entry, found: Contrast | None) -> list[Cell | None]:
     if found is None:
         return [absent(entry), *(Cell("–") for _ in DIFFERENCE)] if entry.failures else [None] * (1 + len(DIFFERENCE))
     value, interval = signed_in(measure, found)
+    ours, theirs = measure.values.get(entry.name), measure.values.get(c.baseline.name)
+    seeds = [str(v.seeds) for v in (ours, theirs) if v is not None]
+    n = f"n = {' and '.join(dict.fromkeys(seeds))} × {measure.documents:,}" if seeds else f"n = {measure.documents:,}"
     words = in_words(measure, entry.name)
     order = 0.0 if words == "not shown" else found.value
     return [
-        Cell(value, order=found.value),
+        Cell(value, n=n, order=found.value),
         Cell(interval, order=found.low),
         _chance(found.p),
         _chance(found.holm),
@@ -174,25 +177,25 @@ def _contrast_cells(measure: Measure, entry: Entry, found: Contrast | None) -> l
 def difference_table(c: Comparison, measure: Measure) -> Table:
     """Every method minus the baseline in one measure."""
     others = [entry for entry in c.methods if entry is not c.baseline]
-    rows = [row_of(c, entry, _contrast_cells(measure, entry, measure.differences.get(entry.name))) for entry in others]
+    rows = [row_of(c, entry, _contrast_cells(c, measure, entry, measure.differences.get(entry.name))) for entry in others]
     column = column_of(measure)
     joined = f"{column.head}{' ' if column.note.startswith('at ') else ', '}{column.note}" if column.note else column.head
     words = measure.title if measure.unit == "nats" else joined
     title = words[:1].upper() + words[1:]
-    caption = f"{unit_words(measure)}, minus {c.baseline.title}; {measure.better} is better; n = {measure.documents:,} documents or samples"
+    caption = f"{unit_words(measure)}, minus {c.baseline.title}; {measure.better} is better"
     return Table((Column("difference", unit_words(measure)), *DIFFERENCE), tuple(rows), title, caption)
 
 
 def all_differences(c: Comparison) -> Table:
-    """The differences in all measures that have no table of their own."""
-    chief = {measure.id for measure in chief_measures(c)}
+    """The differences in all measures that have no table of their own, but for those of a corpus at dozens of lengths."""
+    left_out = {measure.id for measure in chief_measures(c)} | {m.id for m in c.measures if m.id.startswith("curve-") and m.length}
     rows: list[Row] = []
     for measure in c.measures:
         for entry in c.methods:
             found = measure.differences.get(entry.name)
-            if measure.id not in chief and found is not None:
+            if measure.id not in left_out and found is not None:
                 named = Cell(measure.title, "", unit_words(measure), order=float(len(rows)))
-                rows.append(row_of(c, entry, [named, *_contrast_cells(measure, entry, found)]))
+                rows.append(row_of(c, entry, [named, *_contrast_cells(c, measure, entry, found)]))
     return Table((Column("measure", words=True), Column("difference"), *DIFFERENCE), tuple(rows))
 
 
