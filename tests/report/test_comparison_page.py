@@ -116,15 +116,19 @@ def test_a_forest_point_lies_where_its_difference_is_and_is_filled_only_where_re
     page = write_report(run).read_text()
     summary = read(run / "summary.json")
     d = next(m for m in summary["measures"] if m["id"] == "needles-mean-2048")["differences"]
-    places = {}
+    places: dict[str, float] = {}
+    marks = []
     for label, body in re.findall(r'<svg viewBox="0 0 230 24"[^>]*aria-label="([^"]*)">(.*?)</svg>', page, re.DOTALL):
         mark = re.search(r'<circle cx="([\d.]+)"[^>]*class="(fill|open)"', body)
+        if mark:
+            marks.append(("real" in label, mark[2]))
         if mark and "percentage points" in label:
-            places[label.split(" minus ")[0]] = (float(mark[1]), mark[2])
-    control, harpe = places["one base, arithmetic middle"], places["HARPE, peak-valley"]
-    assert (control[0] < harpe[0]) == (d["control-middle"]["value"] < d["harpe"]["value"])
-    for place, name in ((control, "control-middle"), (harpe, "harpe")):
-        assert place[1] == ("fill" if d[name]["real"] else "open")
+            places[label.split(" minus ")[0]] = float(mark[1])
+    assert set(marks) == {(True, "fill"), (False, "open")}
+    control, harpe = d["control-middle"]["value"], d["harpe"]["value"]
+    zero = float(re.findall(r"--zero:([\d.]+)", page)[-1]) * 2.30  # per cent of 230 pixels
+    scale = (places["HARPE, peak-valley"] - zero) / harpe
+    assert scale > 0 and places["one base, arithmetic middle"] == pytest.approx(zero + scale * control, abs=0.2)
 
 
 def test_the_csv_holds_every_value_in_full_precision_and_says_what_failed(run: Path) -> None:
@@ -344,6 +348,15 @@ def test_curves_are_means_over_seeds(run: Path) -> None:
     grids = [read(f / "scores" / "grid.json")["cells"] for f in folders]
     grid = mean_grid(entry)
     assert grid is not None and grid.values[3][2] == pytest.approx(sum(g[3][2]["score"] for g in grids) / 3)
+
+
+def test_a_seed_that_failed_does_not_cut_the_loss_of_the_others_short(run: Path) -> None:
+    write_json(run / "harpe" / "seed-1" / "failed.json", {"reason": "Out of memory."})
+    log = run / "harpe" / "seed-1" / "stage-1" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    rows = [[json.loads(line) for line in (run / f"harpe/seed-{s}/stage-1/log.jsonl").read_text().splitlines()] for s in (0, 2)]
+    curve = mean_curve(next(e for e in read_comparison(run).methods if e.name == "harpe"))
+    assert curve is not None and curve.loss == pytest.approx([(a["loss"] + b["loss"]) / 2 for a, b in zip(*rows, strict=True)])
 
 
 def test_seeds_of_different_protocols_have_no_mean(run: Path) -> None:

@@ -39,8 +39,9 @@ def mean_bins(entry: Entry) -> tuple[Bin, ...]:
 
 
 def mean_curve(entry: Entry) -> Curve | None:
-    """Training loss, the mean over seeds at the steps that all of them have logged."""
-    logs = [dict(zip(run.curve.tokens, run.curve.loss, strict=True)) for run in entry.runs if run.curve is not None]
+    """Training loss, the mean over seeds at the steps that all of them have logged; of seeds that failed only where all did."""
+    runs = [run for run in entry.runs if run.failed is None] or entry.runs
+    logs = [dict(zip(run.curve.tokens, run.curve.loss, strict=True)) for run in runs if run.curve is not None]
     shared = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
     return Curve(tuple(shared), tuple(_mean([log[at] for log in logs]) for at in shared)) if shared else None
 

@@ -93,7 +93,7 @@ for (const figure of document.querySelectorAll("svg.figure")) {
   figure.addEventListener("pointermove", follow);
   figure.addEventListener("pointerdown", follow);
   figure.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hide());
-  figure.setAttribute("tabindex", "0");
+  if (!figure.classList.contains("forest")) figure.setAttribute("tabindex", "0"); // beside a forest's points stand their values
   figure.addEventListener("blur", hide);
   figure.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return hide();
