@@ -164,7 +164,7 @@ def _position_lines(c: Comparison) -> list[tuple[Line, tuple[Bin, ...]]]:
 
 def _bin_words(b: Bin) -> str:
     middle, low, high = (plain(perplexity(v)) for v in (b.nll, b.low, b.high))
-    return f"positions {b.start:,} to {b.end:,}: {middle} ({low}–{high})"
+    return f"positions {b.start:,} to {b.end:,}: perplexity {middle} ({low}–{high})"
 
 
 def _position_scales(c: Comparison, lines: Sequence[Line], plot: Plot) -> tuple[Scale, Scale, tuple[float, float], tuple[float, float]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from harpe.report.comparison_read import Comparison, Entry, Measure
 from harpe.report.comparison_tables import absent, measure_cell, perplexity, row_of
 from harpe.report.published import Published, PublishedTable, published
-from harpe.report.tables import NOT_RUN, TASKS, Cell, Column, Row, Table, percent, plain
+from harpe.report.tables import NOT_RUN, Cell, Column, Row, Table, percent, plain
 
 NEEDLES = tuple(f"niah_{name}" for name in "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery".split())
 """The eight RULER needle tasks, in the paper's order."""
@@ -124,7 +124,7 @@ def _choices(c: Comparison, _: str) -> list[_Spec]:
     own = c.measure(f"needles-mean-{c.target_length}")
     loss = c.measure("loss-long")
     if own:
-        specs.append(_Spec(Column("needle mean", f"at {own.length:,}", falling=True), "", (own,)))
+        specs.append(_Spec(Column("needle mean", f"at {c.target_length:,}", falling=True), "", (own,)))
     if loss:
         specs.append(_Spec(Column("perplexity", loss.title.removeprefix("loss ")), "", (loss,)))
     return specs
@@ -135,9 +135,9 @@ def _by_task(c: Comparison, _: str) -> list[_Spec]:
     for task in NEEDLES:
         measures = _family(c, f"ruler-{task}")
         if measures:
-            name = TASKS.get(task, task.removeprefix("niah_").replace("_", " "))
-            specs.append(_average(measures, f"ruler-{task}", name, f"mean of {len(measures)} lengths"))
-            specs[-1] = _Spec(specs[-1].column, task, specs[-1].measures, specs[-1].mean)
+            name = task.removeprefix("niah_").replace("_", " ")
+            column = Column(name, f"mean of {len(measures)} lengths", falling=True)
+            specs.append(_Spec(column, task, tuple(measures), f"ruler-{task}-mean"))
     return specs
 
 
@@ -152,8 +152,10 @@ def _cell(c: Comparison, entry: Entry, spec: _Spec, figure: float | None) -> Cel
         return Cell(missing.value if missing else NOT_RUN, published=paper) if paper or missing else None
     nats = spec.measures[0].unit == "nats"
     mean = math.fsum(perplexity(v.value) if nats else v.value for v in values) / len(values)
-    seeds, documents = min(v.seeds for v in values), sum(v.documents for v in values)
-    return Cell(plain(mean) if nats else f"{percent(mean)}%", "no interval", f"n = {seeds} × {documents:,}", mean, paper)
+    documents = [v.documents for v in values]
+    n = max(documents) if nats else sum(documents)  # a curve reads the same documents at every length, samples are others
+    seeds = min(v.seeds for v in values)
+    return Cell(plain(mean) if nats else f"{percent(mean)}%", "no interval", f"n = {seeds} × {n:,}", mean, paper)
 
 
 def _table(c: Comparison, entries: list[Entry], specs: list[_Spec], figures: PublishedTable | None, theirs: Published | None) -> Table:
