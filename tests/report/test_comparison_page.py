@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harpe.cli.main import main
 from harpe.errors import HarpeError
 from harpe.files import write_json
 from harpe.report.page import write_report
@@ -361,3 +362,10 @@ def test_the_terminal_table_holds_the_chief_columns_and_cuts_no_number_at_80_col
         if m["id"] in ("loss-short", "loss-long", "needles-mean-2048"):
             for value in m["values"].values():
                 assert (f"{math.exp(value['value']):.2f}" if m["unit"] == "nats" else f"{value['value']:.1f}%") in text
+
+
+def test_the_verb_report_writes_it_and_prints_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "HARPE" in out and "failed" in out and str(run / "report" / "index.html") in out.replace("\n", "")
+    assert (run / "report" / "tables.csv").is_file()
