@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +103,117 @@ def test_page_does_not_scroll_sideways(browser: str, page: Path, tmp_path: Path,
     client, scroll, narrowest = map(int, found.groups())
     assert client == width and scroll == client
     assert narrowest > 200
+
+
+DRIVER = """<!doctype html><body style="margin:0">
+<iframe id="frame" src="{url}" style="width:{width}px;height:900px;border:0" {sandbox}></iframe>
+<script type="application/json" id="measured"></script>
+<script>
+document.getElementById("frame").onload = (event) => {{
+  const page = event.target.contentDocument;
+  const found = {{}};
+  {steps}
+  document.getElementById("measured").textContent = JSON.stringify(found);
+}};
+</script>"""
+STEPS = """
+  const table = page.querySelector("table.sortable");
+  const column = (index) => [...table.tBodies[0].rows].map((row) => row.cells[index].querySelector("b, .none")?.textContent);
+  const press = (index) => table.tHead.rows[0].cells[index].querySelector("button").click();
+  const state = (index) => table.tHead.rows[0].cells[index].getAttribute("aria-sort");
+  found.plan = column(2);
+  press(2);
+  found.up = [state(2), column(2)];
+  press(2);
+  found.down = [state(2), column(2)];
+  press(7);
+  found.best = [state(2), state(7), column(7)];
+  press(0);
+  found.again = column(2);
+  const figure = page.querySelector("#needles svg.figure");
+  const tip = page.querySelector(".tooltip");
+  const key = (name) => figure.dispatchEvent(new page.defaultView.KeyboardEvent("keydown", {{ key: name }}));
+  found.focusable = figure.getAttribute("tabindex");
+  key("ArrowRight");
+  key("ArrowRight");
+  found.second = [tip.hidden, tip.textContent];
+  key("Escape");
+  found.closed = tip.hidden;
+  const chips = page.querySelectorAll("#training .chips button");
+  chips[1].click();
+  const lines = [...page.querySelectorAll("#training .series")];
+  found.picked = [chips[1].getAttribute("aria-pressed"), lines.map((line) => line.classList.contains("dim"))];
+  chips[1].click();
+  found.released = lines.some((line) => line.classList.contains("dim"));
+"""
+
+
+def driven(browser: str, tmp_path: Path, page: Path, steps: str, width: int = 1280, sandbox: str = "") -> dict[str, Any]:
+    """What `steps` find in the page, run from a page around it."""
+    path = tmp_path / f"driver-{width}.html"
+    path.write_text(DRIVER.format(url=page.as_uri(), width=width, steps=steps.replace("{{", "{").replace("}}", "}"), sandbox=sandbox))
+    arguments = ("--dump-dom", "--window-size=1400,900", "--virtual-time-budget=8000", path.as_uri())
+    dom = run_browser(browser, tmp_path / "profile", *arguments).stdout
+    found = re.search(r'id="measured">(.+?)</script>', dom, re.DOTALL)
+    assert found, dom[-2000:]
+    return dict(json.loads(found[1]))
+
+
+@pytest.fixture
+def compared(small_comparison: Path) -> Path:
+    return write_report(small_comparison)
+
+
+def numbers(cells: list[str]) -> list[float]:
+    return [float(cell.rstrip("%")) for cell in cells if cell != "failed"]
+
+
+def test_tables_sort_figures_tell_values_by_keyboard_and_methods_are_picked_out(browser: str, compared: Path, tmp_path: Path) -> None:
+    found = driven(browser, tmp_path, compared, STEPS)
+    assert found["plan"][-1] == "failed" and numbers(found["plan"]) != sorted(numbers(found["plan"]))
+    assert found["up"][0] == "ascending" and numbers(found["up"][1]) == sorted(numbers(found["plan"]))
+    assert found["down"][0] == "descending" and numbers(found["down"][1]) == sorted(numbers(found["plan"]), reverse=True)
+    assert found["up"][1][-1] == found["down"][1][-1] == "failed"  # what has no value stays last
+    assert found["best"][:2] == [None, "descending"] and numbers(found["best"][2]) == sorted(numbers(found["best"][2]), reverse=True)
+    assert found["again"] == found["plan"]
+    assert found["focusable"] == "0" and found["closed"] is True
+    assert found["second"][0] is False and found["second"][1].startswith("256 tokens, depth 25 %")
+    assert found["picked"] == ["true", [True, False, *[True] * (len(found["picked"][1]) - 2)]] and found["released"] is False
+
+
+def test_a_comparison_logs_no_error(browser: str, compared: Path, tmp_path: Path) -> None:
+    done = run_browser(browser, tmp_path / "profile", "--dump-dom", "--enable-logging=stderr", "--v=0", compared.as_uri())
+    assert 'class="sort"' in done.stdout  # the script has run: the page's policy holds its hash
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_comparison_without_scripts_has_values_and_tooltips(browser: str, compared: Path, tmp_path: Path) -> None:
+    steps = """
+      found.rows = page.querySelectorAll("table.sortable tbody tr").length;
+      found.buttons = page.querySelectorAll(".sort").length;
+      found.titles = page.querySelectorAll("svg .tip title").length;
+      found.chips = page.querySelector(".chips").offsetHeight;
+    """
+    found = driven(browser, tmp_path, compared, steps, sandbox='sandbox="allow-same-origin"')
+    assert found["rows"] > 20 and found["titles"] > 100 and found["buttons"] == found["chips"] == 0
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_comparison_does_not_scroll_sideways(
+    browser: str, comparison: Any, all_methods: tuple[str, ...], tmp_path: Path, width: int
+) -> None:
+    page = write_report(comparison(tmp_path / "run", all_methods, ruler=(512, 2048)))
+    steps = """
+      const root = page.documentElement;
+      for (const part of page.querySelectorAll("details")) part.open = true;
+      found.client = root.clientWidth;
+      found.scroll = root.scrollWidth;
+      found.figures = Math.min(...[...page.querySelectorAll(".maps svg.figure")].map((f) => f.getBoundingClientRect().width));
+    """
+    found = driven(browser, tmp_path, page, steps, width)
+    assert found["client"] == found["scroll"] == width
+    assert found["figures"] > 120
+
+
+def test_a_comparison_follows_light_and_dark(browser: str, compared: Path, tmp_path: Path) -> None:
+    test_dark_differs_from_light(browser, compared, tmp_path)

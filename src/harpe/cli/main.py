@@ -91,17 +91,27 @@ def compare(options: CompareOptions, terminal: Any) -> None:
     """Compare several methods."""
     _prepare()
     from harpe.experiment.comparison.run import compare as run
+    from harpe.report.terminal import comparison_table
 
-    run(options, terminal)
+    folder = run(options, terminal)
+    if not options.plan:
+        terminal.table(comparison_table(folder))
+        terminal.say(f"The report: {folder / 'report' / 'index.html'}")
 
 
 def report(options: ReportOptions, terminal: Any) -> None:
-    """Write the report page again."""
+    """Write the report page again; of a comparison also the statistics behind it."""
+    from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
-    from harpe.report.terminal import main_table
+    from harpe.report.terminal import run_table
 
-    page = write_report(Path(options.run))
-    terminal.table(main_table(Path(options.run)))
+    run = Path(options.run)
+    if is_comparison(run):
+        from harpe.experiment.comparison.summary import summarise
+
+        summarise(run)
+    page = write_report(run)
+    terminal.table(run_table(run))
     terminal.say(f"The report: {page}")
 
 

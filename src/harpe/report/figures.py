@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from harpe.report.read import Grid, Method, Run
+from harpe.report.read import Curve, Grid, Run
 
 VIRIDIS = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")
 BASE_COLOURS = ("7d4fc4", "b5479f", "d5475f", "d06a2a", "b08512")
@@ -101,8 +101,8 @@ class Plot:
             frame = f'x="{self.left}" y="{self.top}" width="{self.right - self.left}" height="{self.bottom - self.top}"'
             self.add(f'<svg {frame} overflow="hidden"><path d="{way}" class="{css}"{extra}/></svg>')
 
-    def mark(self, x: float, y: float, shape: str, css: str = "", style: str = "", size: float = 4.0) -> None:
-        """A circle, square, diamond, or triangle (up, down) around a point."""
+    def mark(self, x: float, y: float, shape: str, css: str = "", style: str = "", size: float = 4.0, tip: str = "") -> None:
+        """A circle, square, diamond, or triangle (up, down) around a point; `tip` is shown to a reader who points at it."""
         s = size
         outlines = {
             "square": [(-s, -s), (s, -s), (s, s), (-s, s)],
@@ -110,12 +110,19 @@ class Plot:
             "up": [(0, -1.2 * s), (1.2 * s, s), (-1.2 * s, s)],
             "down": [(0, 1.2 * s), (1.2 * s, -s), (-1.2 * s, -s)],
         }
-        extra = f' style="{style}"' if style else ""
         if shape == "circle":
-            self.add(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}" class="{css}"{extra}/>')
+            tag, place = "circle", f'cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}"'
         else:
             corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outlines[shape])
-            self.add(f'<polygon points="{corners}" class="{css}"{extra}/>')
+            tag, place = "polygon", f'points="{corners}"'
+        extra = f' style="{style}"' if style else ""
+        end = f"><title>{escape(tip)}</title></{tag}>" if tip else "/>"
+        self.add(f'<{tag} {place} class="{css}"{extra}{end}')
+
+    def arrow(self, x: float, y: float, side: int, css: str) -> None:
+        """An arrow head with its point at (x, y), to the left (side -1) or to the right (1)."""
+        back = x - 9 * side
+        self.add(f'<polygon points="{x:.1f},{y:.1f} {back:.1f},{y - 5:.1f} {back:.1f},{y + 5:.1f}" class="{css}"/>')
 
     def axes(self, x: Scale, xs: dict[float, str], y: Scale, ys: dict[float, str], x_name: str, y_name: str) -> None:
         """Grid lines and tick labels at the values `xs` and `ys`, and the names of both axes."""
@@ -241,22 +248,23 @@ def number_line(run: Run) -> Markup | None:
 SHAPES = {"harpe": "circle", "control": "diamond", "base": "square", "a": "up", "b": "down"}
 
 
+def smoothed(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Tokens, loss and running mean of the loss, each [n] with n <= 400; None where no loss is finite."""
+    tokens, loss = np.array(curve.tokens), np.array(curve.loss)
+    tokens, loss = tokens[np.isfinite(loss)], loss[np.isfinite(loss)]
+    size = -(-len(loss) // 400)
+    if not size:
+        return None
+    cuts = np.arange(0, len(loss), size)
+    counts = np.diff(np.append(cuts, len(loss)))
+    tokens, loss = np.add.reduceat(tokens, cuts) / counts, np.add.reduceat(loss, cuts) / counts
+    half = max(len(loss) // 40, 0)
+    return tokens, loss, np.array([loss[max(i - half, 0) : i + half + 1].mean() for i in range(len(loss))])
+
+
 def training_curves(run: Run) -> Markup | None:
     """Training loss by tokens: every logged step faint, a running mean on top."""
-    drawn: list[tuple[Method, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
-    for method in run.methods:
-        if method.curve is None:
-            continue
-        tokens, loss = np.array(method.curve.tokens), np.array(method.curve.loss)
-        tokens, loss = tokens[np.isfinite(loss)], loss[np.isfinite(loss)]
-        size = -(-len(loss) // 400)
-        if size:
-            cuts = np.arange(0, len(loss), size)
-            counts = np.diff(np.append(cuts, len(loss)))
-            tokens, loss = np.add.reduceat(tokens, cuts) / counts, np.add.reduceat(loss, cuts) / counts
-            half = max(len(loss) // 40, 0)
-            mean = np.array([loss[max(i - half, 0) : i + half + 1].mean() for i in range(len(loss))])
-            drawn.append((method, tokens, loss, mean))
+    drawn = [(m, *curve) for m in run.methods if m.curve is not None and (curve := smoothed(m.curve)) is not None]
     if not drawn:
         return None
     names = ", ".join(f"{m.title} ends at {mean[-1]:.3f}" for m, _, _, mean in drawn)
@@ -316,27 +324,35 @@ def _exp(nll: float) -> float:
 
 def heat_map(grid: Grid, title: str) -> Markup:
     """Single-needle score in percent: columns are lengths, rows are depths from the start of the document to its end."""
-    places = [(n, d) for n in grid.lengths for d in grid.depths]
-    worst = min((c.value, *place) for place, c in zip(places, (c for row in grid.cells for c in row), strict=True))
+    values = [[cell.value for cell in row] for row in grid.cells]
+    notes = [[cell.interval_words() for cell in row] for row in grid.cells]
+    return heat_cells(grid.lengths, grid.depths, values, notes, title)
+
+
+def heat_cells(
+    lengths: Sequence[int], depths: Sequence[float], values: Sequence[Sequence[float]], notes: Sequence[Sequence[str]], title: str
+) -> Markup:
+    """A heat map of scores 0..1, `values[length][depth]`, with a note on every cell."""
+    places = [(n, d) for n in lengths for d in depths]
+    worst = min((v, *place) for place, v in zip(places, (v for row in values for v in row), strict=True))
     label = f"{title}: single-needle score by length and depth; "
     label += f"lowest {100 * worst[0]:.0f} % at {worst[1]:,} tokens, depth {100 * worst[2]:.0f} %."
     wide, tall, left, top = 58, 38, 52, 26
-    plot = Plot(label, left + wide * len(grid.lengths) + 4, top + tall * len(grid.depths) + 46, (left, top, 0, 0), "heat")
+    plot = Plot(label, left + wide * len(lengths) + 4, top + tall * len(depths) + 46, (left, top, 0, 0), "heat")
     plot.text(left, 14, "depth", "t name", "end")
-    for row, depth in enumerate(grid.depths):
+    for row, depth in enumerate(depths):
         plot.text(left - 8, top + tall * (row + 0.5) + 4, f"{100 * depth:.0f}%", anchor="end")
-    for column, (length, cells) in enumerate(zip(grid.lengths, grid.cells, strict=True)):
-        for row, cell in enumerate(cells):
-            colour = blend(VIRIDIS, cell.value if math.isfinite(cell.value) else 0.0)
+    for column, (length, cells) in enumerate(zip(lengths, values, strict=True)):
+        for row, value in enumerate(cells):
+            colour = blend(VIRIDIS, value if math.isfinite(value) else 0.0)
             px, py = left + wide * column, top + tall * row
-            interval = f"95 % interval {100 * cell.low:.0f} to {100 * cell.high:.0f} %, n = {cell.n}"
-            place = f"{length:,} tokens, depth {100 * grid.depths[row]:.0f} %"
-            plot.add(f"<g><title>{place}: {100 * cell.value:.1f} %, {interval}</title>")
+            place = f"{length:,} tokens, depth {100 * depths[row]:.0f} %"
+            plot.add(f'<g class="tip"><title>{place}: {100 * value:.1f} %, {escape(notes[column][row])}</title>')
             plot.add(f'<rect x="{px + 1}" y="{py + 1}" width="{wide - 2}" height="{tall - 2}" rx="3" fill="{colour}"/>')
-            plot.text(px + wide / 2, py + tall / 2 + 5, f"{100 * cell.value:.0f}", "cell", style=f"fill:{ink_on(colour)}")
+            plot.text(px + wide / 2, py + tall / 2 + 5, f"{100 * value:.0f}", "cell", style=f"fill:{ink_on(colour)}")
             plot.add("</g>")
-        plot.text(left + wide * (column + 0.5), top + tall * len(grid.depths) + 18, f"{length:,}")
-    plot.text(left + wide * len(grid.lengths) / 2, plot.height - 6, "length in tokens", "t name")
+        plot.text(left + wide * (column + 0.5), top + tall * len(depths) + 18, f"{length:,}")
+    plot.text(left + wide * len(lengths) / 2, plot.height - 6, "length in tokens", "t name")
     return plot.svg()
 
 

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from harpe.files import write_text
 from harpe.report import figures
-from harpe.report.read import Difference, Estimate, Method, Run, read_run
+from harpe.report.comparison_page import write_comparison
+from harpe.report.comparison_read import is_comparison
+from harpe.report.read import Estimate, Method, Run, read_run
+from harpe.report.rendering import render
+from harpe.report.tables import NOT_RUN, TASKS, Cell, Column, Row, Table, markdown, percent, plain
 
-TASKS = {"single": "single", "multi_key": "multi-key", "multi_query": "multi-query", "multi_value": "multi-value"}
 MEAN_OF = ("single", "multi_key", "multi_query")
-NOT_RUN = "not run"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table of scores."""
-
-    head: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value with its 95 % interval and number of samples, as text."""
-
-    value: str
-    interval: str
-    n: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method and its cells; None: not run."""
-
-    method: Method
-    cells: tuple[Cell | None, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of scores, methods by measures."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
 
 
 def mean_estimate(parts: list[Estimate]) -> Estimate:
@@ -71,23 +37,12 @@ def needle_mean(method: Method, length: int) -> Estimate | None:
     return mean_estimate(found) if len(found) == len(MEAN_OF) else None
 
 
-def plain(value: float) -> str:
-    """A perplexity: two decimals, fewer where it is large."""
-    if not math.isfinite(value):
-        return "not finite"
-    return f"{value:,.{2 if abs(value) < 1000 else 0}f}"
-
-
 def perplexity_cell(e: Estimate | None) -> Cell | None:
     return None if e is None else Cell(plain(e.value), f"{plain(e.low)}–{plain(e.high)}", f"n = {e.n:,}")
 
 
-def percent(share: float) -> str:
-    return f"{max(0.0, 100 * share):.1f}"  # an interval can end a rounding error below nothing
-
-
 def score_cell(e: Estimate | None) -> Cell | None:
-    return None if e is None else Cell(f"{percent(e.value)}%", f"{percent(e.low)}–{percent(e.high)}%", f"n = {e.n:,}")
+    return None if e is None else Cell(f"{percent(100 * e.value)}%", f"{percent(100 * e.low)}–{percent(100 * e.high)}%", f"n = {e.n:,}")
 
 
 def needle_columns(run: Run, length: int) -> tuple[list[Column], list[str]]:
@@ -103,6 +58,10 @@ def needle_cells(method: Method, tasks: list[str], length: int) -> list[Cell | N
     return [*cells, score_cell(needle_mean(method, length))]
 
 
+def _row(method: Method, cells: list[Cell | None]) -> Row:
+    return Row(method.name, method.title, "trained" if method.trained else "not trained", tuple(cells))
+
+
 def main_cells(run: Run) -> Table:
     """Short and long perplexity and the needle tasks at the target length."""
     measured = next((m.perplexity for m in run.methods if m.perplexity), None)
@@ -112,30 +71,19 @@ def main_cells(run: Run) -> Table:
     rows = []
     for m in run.methods:
         perplexity = [perplexity_cell(e) for e in ((m.perplexity.short, m.perplexity.long) if m.perplexity else (None, None))]
-        rows.append(Row(m, (*perplexity, *needle_cells(m, tasks, run.target_length))))
+        rows.append(_row(m, [*perplexity, *needle_cells(m, tasks, run.target_length)]))
     return Table((Column("perplexity", short), Column("perplexity", long), *columns), tuple(rows))
 
 
 def short_cells(run: Run) -> Table:
     """The needle tasks at the original length."""
     columns, tasks = needle_columns(run, run.original_length)
-    return Table(tuple(columns), tuple(Row(m, tuple(needle_cells(m, tasks, run.original_length))) for m in run.methods))
+    return Table(tuple(columns), tuple(_row(m, needle_cells(m, tasks, run.original_length)) for m in run.methods))
 
 
 def markdown_table(run: Path) -> str:
     """The main table of a run directory in GitHub's Markdown; every cell: value (95 % interval; n)."""
-    table = main_cells(read_run(run))
-
-    def safe(words: str) -> str:
-        words = " ".join(words.replace("&", "&amp;").replace("<", "&lt;").split())
-        return words.replace("\\", "\\\\").replace("|", "\\|")
-
-    lines = ["| method | " + " | ".join(f"{safe(c.head)}, {safe(c.note)}" for c in table.columns) + " |"]
-    lines.append("|---|" + "---:|" * len(table.columns))
-    for row in table.rows:
-        cells = [f"{c.value} ({c.interval}; {c.n})" if c else NOT_RUN for c in row.cells]
-        lines.append(f"| {safe(row.method.title)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown(main_cells(read_run(run)))
 
 
 @dataclass(frozen=True)
@@ -151,7 +99,7 @@ class Tile:
 def tiles(run: Run) -> list[Tile]:
     """Long perplexity, needles at the target length, short perplexity: before, after, and the control."""
     table = main_cells(run)
-    by_name = {row.method.name: row.cells for row in table.rows}
+    by_name = {row.name: row.cells for row in table.rows}
 
     def tile(title: str, column: int) -> Tile:
         def value(method: Method | None) -> str:
@@ -165,32 +113,6 @@ def tiles(run: Run) -> list[Tile]:
     return [tile(words, at) for at, words in titles] + [tile("Perplexity, " + table.columns[0].note, 0)]
 
 
-def signed(difference: Difference) -> tuple[str, str]:
-    """Value and interval with as many decimals as their size asks for."""
-    largest = max((abs(v) for v in (difference.value, difference.low, difference.high) if math.isfinite(v)), default=0.0)
-    decimals = 1 if largest >= 10 else 2 if largest >= 1 else 3
-
-    def one(value: float) -> str:
-        return f"{value:+,.{decimals}f}".replace("-", "−") if math.isfinite(value) else "not finite"
-
-    return one(difference.value), f"{one(difference.low)} to {one(difference.high)}"
-
-
-def facts(entries: dict[str, Any]) -> list[tuple[str, str]]:
-    """Keys and values of a JSON object as readable text."""
-
-    def words(value: Any) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, int):
-            return f"{value:,}"
-        if isinstance(value, float):
-            return f"{value:,.10g}" if value == 0 or abs(value) >= 1e-3 else f"{value:g}"
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-    return [(key.replace("_", " "), words(value)) for key, value in entries.items() if key != "schema_version"]
-
-
 def model_facts(run: Run) -> dict[str, Any]:
     m = run.model
     heads = f"{m.layers} layers, {m.query_heads} query heads, {m.key_value_heads} key/value heads of {m.head_dim}"
@@ -200,23 +122,21 @@ def model_facts(run: Run) -> dict[str, Any]:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report/index.html` in the run directory: one page that needs no other file and no network.
+    """Write `report/index.html` in the run directory: one page that needs no other file and no network. Beside the page of a comparison
+    its tables as `tables.md` and `tables.csv`.
 
     Raises
     ------
     HarpeError
         When the directory holds no plan, a file in it is damaged, or the disk is full.
     """
+    if is_comparison(run):
+        return write_comparison(run)
     value = read_run(run)
-    environment = Environment(
-        loader=PackageLoader("harpe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"facts": facts, "signed": signed, "plain": plain}
-    environment.globals |= {"exp": lambda nll: math.exp(min(nll, 700.0))}
     control = value.control
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         run=value,
-        not_run=NOT_RUN,
         slots=figures.slots(value),
         shapes=figures.SHAPES,
         tiles=tiles(value),

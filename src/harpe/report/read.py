@@ -25,6 +25,10 @@ class Estimate:
     n: int
     """Number of samples (needles) or documents (perplexity)."""
 
+    def interval_words(self) -> str:
+        """The interval of a share in words."""
+        return f"95 % interval {100 * self.low:.0f} to {100 * self.high:.0f} %, n = {self.n}"
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -193,22 +197,22 @@ def read_run(run: Path) -> Run:
     def parse(plan: dict[str, Any]) -> Run:
         return Run(
             title=str(plan["title"]),
-            model=_model(plan["model"]),
+            model=parse_model(plan["model"]),
             original_length=int(plan["original_length"]),
             target_length=int(plan["target_length"]),
-            range=_range(plan["range"]),
+            range=parse_range(plan["range"]),
             reasons=tuple(str(reason) for reason in plan["reasons"]),
             methods=tuple(_method(run, entry) for entry in plan["methods"]),
             training=dict(plan["training"]),
             corpus=dict(plan["corpus"]),
-            environment=_optional(run / "environment.json", _environment) or {},
-            summary=_optional(run / "summary.json", _summary),
+            environment=parse_if_there(run / "environment.json", parse_environment) or {},
+            summary=parse_if_there(run / "summary.json", _summary),
         )
 
-    return _read(plan_path, parse)
+    return parse_file(plan_path, parse)
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
+def parse_file(path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
     """`parse` of a JSON file, with everything that can be wrong with the file told as a HarpeError naming it."""
     try:
         return parse(read_json(path))
@@ -220,42 +224,52 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
         raise HarpeError(f"{path} is damaged ({error}). Delete it and run that step again.") from error
 
 
-def _optional(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
-    return _read(path, parse) if path.is_file() else None
+def parse_if_there(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    return parse_file(path, parse) if path.is_file() else None
 
 
-def _model(value: dict[str, Any]) -> Model:
+def parse_model(value: dict[str, Any]) -> Model:
     counts = ("layers", "query_heads", "key_value_heads", "head_dim", "rotary_dim", "parameters", "original_length")
     whole = {key: int(value[key]) for key in counts}
     return Model(name=str(value["name"]), model_type=str(value["model_type"]), base=float(value["base"]), **whole)
 
 
-def _range(value: dict[str, Any]) -> BaseRange:
+def parse_range(value: dict[str, Any]) -> BaseRange:
     return BaseRange(float(value["low"]), float(value["high"]), float(value["reference"]), str(value["why"]))
 
 
-def _method(run: Path, value: dict[str, Any]) -> Method:
-    name = str(value["name"])
+def parse_name(name: str) -> str:
+    """A method's name, which is the name of its folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"a method is named {name!r}, which is no plain directory name")
-    bases = tuple(float(base) for base in value["bases"])
+    return name
+
+
+def parse_bases(name: str, values: Any) -> tuple[float, ...]:
+    """One base per key/value head."""
+    bases = tuple(float(base) for base in values)
     if not bases or not all(math.isfinite(base) and base > 1 for base in bases):
         raise ValueError(f"the bases of {name} are not finite numbers above 1")
+    return bases
+
+
+def _method(run: Path, value: dict[str, Any]) -> Method:
+    name = parse_name(str(value["name"]))
     scores = run / name / "scores"
     return Method(
         name=name,
         title=str(value["title"]),
         explanation=str(value["explanation"]),
         trained=bool(value["trained"]),
-        bases=bases,
-        curve=_curve(run / name),
-        perplexity=_optional(scores / "perplexity.json", _perplexity),
-        needles=_optional(scores / "needles.json", _needles),
-        grid=_optional(scores / "grid.json", _grid),
+        bases=parse_bases(name, value["bases"]),
+        curve=parse_curve(run / name),
+        perplexity=parse_if_there(scores / "perplexity.json", parse_perplexity),
+        needles=parse_if_there(scores / "needles.json", _needles),
+        grid=parse_if_there(scores / "grid.json", parse_grid),
     )
 
 
-def _curve(folder: Path) -> Curve | None:
+def parse_curve(folder: Path) -> Curve | None:
     """The logs of all stages in a row; of a step that was logged twice (a resumed run), the later row counts."""
     tokens: list[float] = []
     losses: list[float] = []
@@ -278,7 +292,7 @@ def _estimate(value: dict[str, Any], key: str, n: int) -> Estimate:
     return Estimate(float(value[key]), float(value["low"]), float(value["high"]), n)
 
 
-def _perplexity(value: dict[str, Any]) -> Perplexity:
+def parse_perplexity(value: dict[str, Any]) -> Perplexity:
     documents = int(value["documents"])
     bins = tuple(
         Bin(int(b["start"]), int(b["end"]), float(b["nll"]), float(b["low"]), float(b["high"]), int(b["tokens"])) for b in value["bins"]
@@ -298,7 +312,7 @@ def _needles(value: dict[str, Any]) -> dict[tuple[str, int], Estimate]:
     return {(str(t["task"]), int(t["length"])): _estimate(t, "score", int(t["samples"])) for t in value["tasks"]}
 
 
-def _grid(value: dict[str, Any]) -> Grid:
+def parse_grid(value: dict[str, Any]) -> Grid:
     lengths, depths = tuple(int(n) for n in value["lengths"]), tuple(float(d) for d in value["depths"])
     cells = tuple(tuple(_estimate(cell, "score", int(cell["samples"])) for cell in row) for row in value["cells"])
     if len(cells) != len(lengths) or any(len(row) != len(depths) for row in cells):
@@ -306,7 +320,7 @@ def _grid(value: dict[str, Any]) -> Grid:
     return Grid(lengths, depths, cells)
 
 
-def _environment(value: dict[str, Any]) -> dict[str, str]:
+def parse_environment(value: dict[str, Any]) -> dict[str, str]:
     return {str(k): str(v) for k, v in value.items() if k != "schema_version"}
 
 

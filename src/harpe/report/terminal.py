@@ -10,26 +10,51 @@ from rich.table import Table
 from rich.text import Text
 
 from harpe.files import read_json
-from harpe.report.page import NOT_RUN, Cell, main_cells
+from harpe.report.comparison_read import is_comparison, read_comparison
+from harpe.report.comparison_tables import chief_table
+from harpe.report.page import main_cells
 from harpe.report.read import read_run
+from harpe.report.tables import NOT_RUN, Cell
+from harpe.report.tables import Table as Cells
 
 CAPTION = "ppl: perplexity; under each value its 95% interval and n"
 
 
 def main_table(run: Path) -> Table:
-    """The main table: a row a method; in every cell the value, its 95 % interval and n. It fits 80 columns uncut."""
+    """The main table: a row a method; in every cell the value, its 95 % interval and n. It fits 80 columns uncut.
+
+    That of a comparison is `comparison_table`.
+    """
+    if is_comparison(run):
+        return comparison_table(run)
     value = read_run(run)
-    cells = main_cells(value)
-    table = Table(title=Text(value.title), caption=CAPTION, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    return _table(value.title, CAPTION, main_cells(value))
+
+
+def run_table(run: Path) -> Table:
+    """The main table of any run directory."""
+    return comparison_table(run) if is_comparison(run) else main_table(run)
+
+
+def comparison_table(run: Path) -> Table:
+    """The chief columns of a comparison: perplexities, and the mean of each kind of scores, with 95 % intervals and n."""
+    c = read_comparison(run)
+    intervals = f"; intervals over {c.summary.interval}" if c.summary else ""
+    caption = f"ppl: perplexity; under each value its 95% interval and n, seeds × documents or samples{intervals}; better, worse: than "
+    return _table(c.title, f"{caption}{c.baseline.title}, after Holm's correction", chief_table(c))
+
+
+def _table(title: str, caption: str, cells: Cells) -> Table:
+    table = Table(title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.padding = (0, 1, 1, 0)
-    titles = [Text(row.method.title, style="bold") for row in cells.rows]
+    titles = [Text(row.title, style="bold") for row in cells.rows]
     longest = max((len(word) for title in titles for word in title.plain.split()), default=0)
     table.add_column("method", overflow="fold", width=min(max(longest, 8), 12))
     for column in cells.columns:
         head, note = (words.replace("-", " ").replace("perplexity", "ppl") for words in (column.head, column.note))
         table.add_column(Text.assemble(head, "\n", (note, "dim")), justify="right", overflow="fold")
-    for title, row in zip(titles, cells.rows, strict=True):
-        table.add_row(title, *(_text(cell) for cell in row.cells))
+    for title_, row in zip(titles, cells.rows, strict=True):
+        table.add_row(title_, *(_text(cell) for cell in row.cells))
     return table
 
 
@@ -37,7 +62,9 @@ def _text(cell: Cell | None) -> Text:
     if cell is None:
         return Text(NOT_RUN, style="dim")
     interval = cell.interval.replace("–", " – ")  # a narrow terminal breaks lines at spaces
-    return Text.assemble((cell.value, "bold"), "\n", (f"{interval}\n{cell.n}", "dim"))
+    lines = [part for part in (interval, cell.n) if part]
+    verdict = f"{cell.verdict} " if cell.verdict else ""
+    return Text.assemble((verdict, "dim"), (cell.value, "bold"), *(("\n" + line, "dim") for line in lines))
 
 
 def score_table(folder: Path) -> Table:

@@ -94,10 +94,9 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     summary = summarise(run)
     if not summary["measures"]:
         raise HarpeError(f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}.")
-    page = write_report(run)
+    write_report(run)
     for sentence in summary["reading"]:
         reporter.say(sentence)
-    reporter.say(f"The report: {page}")
     return run
 
 
