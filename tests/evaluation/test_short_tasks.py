@@ -13,7 +13,8 @@ import torch
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.evaluation.short_tasks import accuracy, offline_tasks, run_short_tasks
+from harpe.evaluation.short_offline import offline_tasks
+from harpe.evaluation.short_tasks import accuracy, run_short_tasks
 from harpe.experiment.evaluation_options import ShortOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.short import measure_short
