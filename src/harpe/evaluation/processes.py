@@ -1,4 +1,4 @@
-"""Several processes that share one evaluation, started by `accelerate launch` or `torchrun`."""
+"""Several processes that share one evaluation, started by `torchrun` or `accelerate launch`."""
 
 from __future__ import annotations
 

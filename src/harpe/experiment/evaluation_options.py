@@ -14,7 +14,7 @@ class RulerOptions:
     and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into answers.jsonl, one record a sample, and
     the scores with their intervals into ruler.json; started again, an interrupted evaluation goes on where it was.
 
-    Several processes share the samples: accelerate launch --num_processes 4 -m harpe ruler … (torchrun does it too). The files are those
+    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs). The files are those
     of one process.
     """
 
