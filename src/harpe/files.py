@@ -103,16 +103,27 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file; a last line that a crash cut short is dropped, a broken line elsewhere is an error."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
+    return whole_lines(path)[0]
+
+
+def whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a JSONL file, and whether a crash has cut the last line short: that one is dropped.
+
+    Raises
+    ------
+    HarpeError
+        For a broken line elsewhere.
+    """
+    lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines() also splits at U+2028 inside a text
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):
-                break
+                return rows, True
             raise HarpeError(f"Line {number} of {path} is not valid JSON ({error}).") from error
-    return rows
+    return rows, False
 
 
 def sha256_file(path: Path) -> str:

@@ -56,7 +56,7 @@ def _from_rows(definition: dict[str, Any], splits: Splits) -> dict[str, Any]:
 
 
 def _jsonl(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _mmlu_rows(path: Path) -> Rows:
@@ -82,7 +82,9 @@ def _piqa(folder: Path) -> list[dict[str, Any]]:
 
 
 def _local(name: str, source: str, examples: Rows, scored: Rows, **changes: Any) -> list[dict[str, Any]]:
-    """A definition under another name, with examples and scored rows apart."""
+    """A definition under another name, with examples and scored rows apart: an example whose question is scored too is left out."""
+    asked = {row.get("query") or row["question"] for row in scored}
+    examples = [row for row in examples if (row.get("query") or row["question"]) not in asked]
     splits = {"training_split": None, "validation_split": None, "test_split": "scored", "fewshot_split": "examples"}
     definition = {**_definition(_tasks_folder() / source), **splits, **changes, "task": name}
     return [_from_rows({k: v for k, v in definition.items() if v is not None}, {"examples": examples, "scored": scored})]
@@ -95,7 +97,7 @@ def _hellaswag(folder: Path) -> list[dict[str, Any]]:
     def rows(split: Rows) -> Rows:
         return [
             {
-                "query": preprocess(row["question"]),
+                "query": preprocess(row["question"]).strip(),  # behind the activity, there would be no space in front
                 "choices": [preprocess(row["choices"][letter]) for letter in "ABCD"],
                 "label": "ABCD".index(row["answer"]),
             }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harpe.files import append_jsonl, read_jsonl, sha256_json, write_jsonl
+from harpe.files import append_jsonl, sha256_json, whole_lines, write_jsonl
 
 
 def _key(kind: str, arguments: Sequence[Any]) -> str:
@@ -29,8 +29,8 @@ class Record:
 
     def __init__(self, path: Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.path = path
-        rows = read_jsonl(path) if path.is_file() else []
-        if path.is_file() and len(rows) < len(path.read_text(encoding="utf-8").splitlines()):
+        rows, cut = whole_lines(path) if path.is_file() else ([], False)
+        if cut:
             say(f"The last line of {path} was cut short; its question is asked again.")
             write_jsonl(path, rows)
         self.known: dict[str, Any] = {row["request"]: row["answer"] for row in rows}

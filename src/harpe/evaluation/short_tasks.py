@@ -46,19 +46,22 @@ def run_short_tasks(
     Raises
     ------
     HarpeError
-        For unknown tasks and data that cannot be loaded.
+        For unknown tasks, data that cannot be loaded, and a context that is too short for a task's answers.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise HarpeError("The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'.") from error
     model.eval()
     facts = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, "backend": "causal"}
     wrapped = recorded_model(record, **facts) if record is not None else HFLM(**facts)
+    named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
+    options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
     try:
-        return dict(simple_evaluate(wrapped, tasks=list(tasks), num_fewshot=shots, limit=limit, bootstrap_iters=0, log_samples=True) or {})
-    except (KeyError, ValueError, OSError) as error:
+        return dict(simple_evaluate(wrapped, tasks=list(tasks), task_manager=TaskManager(include_defaults=named), **options) or {})
+    except (KeyError, ValueError, OSError, AssertionError) as error:
         names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
         raise HarpeError(f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]}).") from error
 

@@ -17,7 +17,7 @@ from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.server import CompletionServer
 from harpe.experiment.evaluation_options import RulerOptions
 from harpe.experiment.reporter import Reporter
-from harpe.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines, write_json, write_jsonl
 from harpe.models.dtype import choose_dtype
 from harpe.models.load import load_model, to_accelerator
 
@@ -77,8 +77,8 @@ def _gather(folder: Path, reporter: Reporter) -> Rows:
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for file in [path, *parts]:
         if file.is_file():
-            rows = read_jsonl(file)
-            if len(rows) < len(file.read_text(encoding="utf-8").splitlines()):
+            rows, cut = whole_lines(file)
+            if cut:
                 reporter.say(f"The last line of {file} was cut short; its sample is answered again.")
             for row in rows:
                 found.setdefault((row["task"], row["sample"]), row)
