@@ -3,7 +3,7 @@
     python scripts/evaluation_results.py --extended runs/quickstart/harpe/model --other CHECKPOINT --other-texts TEXTS \
         --work runs/results --out results/DATE
 
-HARPE_DATA names the benchmark data. What --work holds already is not measured again. Sample counts are chosen for about ten minutes of one
+HARPE_DATA names the benchmark data. What --work holds already is not measured again. Sample counts are chosen for a few minutes of one
 core, which is why the intervals are wide.
 """
 
@@ -35,8 +35,8 @@ from harpe.models.load import load_tokenizer
 LONG = 2048
 """The extended model's context; the others are measured up to there too, beyond theirs."""
 CURVE = (128, 256, 512, 1024, 2048)
-RULER_SAMPLES, NEEDLE_SAMPLES, DOCUMENTS = 10, 25, 16
-SHORT = {"mmlu": 2, "piqa": 200}
+RULER_SAMPLES, NEEDLE_SAMPLES, DOCUMENTS = 5, 25, 16
+SHORT = {"mmlu": 1, "piqa": 100}
 """Questions of every task; MMLU has 57."""
 search.TRIES = 20  # draws before a task is refused: here it is refused everywhere because its contexts are far too long
 
