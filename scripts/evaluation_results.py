@@ -195,7 +195,13 @@ def page(value: dict[str, Any], date: str) -> str:
     ]
     rows = [[name, t, str(r["shots"]), interval(r), str(r["samples"])] for name in names for t, r in models[name]["short"].items()]
     lines += table(["model", "task", "shots", "score", "questions"], rows)
-    lines += ["## Extended minus embedded, points", "", "Paired by question or sample; the mean counts every task the same.", ""]
+    lines += [
+        "## Extended minus embedded, points",
+        "",
+        "Paired by question or sample; the mean counts every task the same. Where no score changed, an interval has no "
+        "width and tells nothing about other samples: neither model solves a sample of RULER, whose wording it has never seen.",
+        "",
+    ]
     rows = []
     for part, comparison in models["extended"]["against"].items():
         for task, row in [*comparison["tasks"].items(), *([("mean of the tasks", comparison["mean"])] if "mean" in comparison else [])]:

@@ -103,7 +103,7 @@ def _compare(
 def _markdown(value: dict[str, Any], unit: str) -> str:
     lines = [
         f"Before: {value['before']}. After: {value['after']}. Scores in per cent, differences in points with 95% intervals "
-        f"({value['interval']}; the mean's: within the tasks).",
+        f"({value['interval']}; the mean's: within the tasks). Where no score changed, an interval has no width and tells nothing.",
         "",
         f"| task | before | after | difference | better | worse | {unit}s |",
         "|---|---|---|---|---|---|---|",
