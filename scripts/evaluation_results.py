@@ -199,7 +199,7 @@ def page(value: dict[str, Any], date: str) -> str:
         "## Extended minus embedded, points",
         "",
         "Paired by question or sample; the mean counts every task the same. Where no score changed, an interval has no "
-        "width and tells nothing about other samples: neither model solves a sample of RULER, whose wording it has never seen.",
+        "width and tells nothing about other samples.",
         "",
     ]
     rows = []
