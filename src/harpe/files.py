@@ -103,22 +103,25 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file; a last line that a crash cut short is dropped, a broken line elsewhere is an error."""
-    return _whole_lines(path)[0]
+    return whole_lines(path)[0]
 
 
 def recover_jsonl(path: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """The rows of a file that is appended to, none where it does not exist yet; a last line that was cut short is removed, and told."""
     if not Path(path).exists():
         return []
-    rows, cut = _whole_lines(path)
+    rows, cut = whole_lines(path)
     if cut:
         tell(f"The last line of {path} was cut short and is dropped; what it held is measured again.")
     write_jsonl(path, rows)
     return rows
 
 
-def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Rows, and whether the last line was no row. Only a newline ends a line: texts may hold other separators, and half a character."""
+def whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a JSONL file, and whether the last line was none and is dropped; HarpeError for a broken line elsewhere.
+
+    Only a newline ends a line: texts may hold other separators, and half a character.
+    """
     lines = [line for line in Path(path).read_bytes().split(b"\n") if line]
     rows = []
     for number, line in enumerate(lines, 1):

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import Processes
 from harpe.evaluation.ruler.answer import answer_task, greedy, summary
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS
 from harpe.experiment.evaluation_options import RulerOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
-from harpe.files import read_json, read_jsonl
+from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines
 from harpe.models.load import load_model, load_tokenizer
 
 
@@ -60,6 +61,8 @@ def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
     done = {row["sample"] for row in batches[0]} | {batches[1][0]["sample"]}
     rest = list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, done=done))
     assert rest == batches[1:]
+    shares = [list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, team=Processes(rank, 2))) for rank in (0, 1)]
+    assert shares == [batches[0::2], batches[1::2]]
 
 
 def test_the_summary_has_the_interval_that_fits_the_scores() -> None:
@@ -71,6 +74,16 @@ def test_the_summary_has_the_interval_that_fits_the_scores() -> None:
     assert value["vt"]["interval"] == "bootstrap over samples" and value["vt"]["score"] == pytest.approx(160 / 3)
     assert value["vt"]["empty"] == 3
     assert "mean" not in summary(rows)
+
+
+def test_a_line_separator_inside_an_answer_ends_no_line(tmp_path: Path) -> None:
+    row = {"prediction": "a\u2028b\x85c\u2029"}
+    append_jsonl(tmp_path / "a.jsonl", row)
+    append_jsonl(tmp_path / "a.jsonl", row)
+    assert whole_lines(tmp_path / "a.jsonl") == ([row, row], False)
+    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"prediction": "a\u2028')
+    assert whole_lines(tmp_path / "a.jsonl") == ([row, row], True)
 
 
 def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import harpe
+from harpe.errors import HarpeError
+from harpe.evaluation.ruler.answer import greedy
+from harpe.experiment.evaluation_options import RulerOptions
+from harpe.experiment.ruler import run_ruler
+from harpe.files import read_jsonl
 from harpe.models.load import embedded_model_path, load_model
 
 from .exported import environment, extended
@@ -112,6 +117,21 @@ def test_chat_completions_are_the_tokens_of_generate(checkpoint: Any, server: st
     reply = post(f"{server}/v1/chat/completions", body)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
     assert reply["choices"][0]["message"]["content"].strip() == generated(model, tokenizer, ids).strip()
+
+
+@pytest.mark.skipif(find_spec("wonderwords") is None, reason="RULER's word lists come with the package wonderwords")
+def test_rulers_answers_by_the_server_are_those_of_generation_in_process(checkpoint: Any, server: str, tmp_path: Path) -> None:
+    path, model, tokenizer = checkpoint
+    given = {"length": 512, "samples": 3, "tasks": "fwe,niah_multikey_2", "out": str(tmp_path), "tokenizer": str(path)}
+    run_ruler(RulerOptions(**given, server=server, model=str(path), requests=2))
+    rows = read_jsonl(tmp_path / "answers.jsonl")
+    assert len(rows) == 6
+    for row in rows:
+        sample = read_jsonl(tmp_path / f"{row['task']}.jsonl")[row["sample"]]
+        ids = tokenizer(sample["input"] + sample["answer_prefix"]).input_ids
+        assert [row["prediction"]] == greedy(model, tokenizer, [ids], {"fwe": 50, "niah_multikey_2": 128}[row["task"]])
+    with pytest.raises(HarpeError, match=r"HTTP 400: Server is pinned to .*has to be the one that the server gives"):
+        run_ruler(RulerOptions(**{**given, "out": str(tmp_path / "other")}, server=server, model="other"))
 
 
 def test_other_positions_would_have_given_other_tokens(checkpoint: Any) -> None:

@@ -142,21 +142,27 @@ def perplexity(options: PerplexityOptions, terminal: Any) -> None:
 def ruler(options: RulerOptions, terminal: Any) -> None:
     """Write RULER samples, and answer them where a model is named."""
     _prepare()
+    from harpe.evaluation.processes import is_first
     from harpe.experiment.ruler import run_ruler
-    from harpe.report.score_tables import ruler_table
+    from harpe.report.score_tables import against_table, ruler_table
 
     folder = run_ruler(options, terminal)
-    if options.model is not None:
+    if options.model is not None and is_first():
         terminal.table(ruler_table(folder))
+    if options.against is not None and is_first():
+        terminal.table(against_table(folder))
 
 
 def short(options: ShortOptions, terminal: Any) -> None:
     """Run short benchmarks."""
     _prepare()
     from harpe.experiment.short import measure_short
-    from harpe.report.score_tables import short_table
+    from harpe.report.score_tables import against_table, short_table
 
-    terminal.table(short_table(measure_short(options, terminal)))
+    folder = measure_short(options, terminal)
+    terminal.table(short_table(folder))
+    if options.against is not None:
+        terminal.table(against_table(folder))
 
 
 def fetch_data(options: FetchDataOptions, terminal: Any) -> None:

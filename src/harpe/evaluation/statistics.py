@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +33,18 @@ def wilson(hits: float, samples: int) -> Interval:
     return Interval(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
-def _resampled(count: int, seed: int) -> np.ndarray:
-    """int64 [RESAMPLES, count]: which units each resample holds."""
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+def _resampled(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Which units each resample holds: int64 [some, count] until there are RESAMPLES, a few million numbers at a time."""
+    rng, left = np.random.default_rng(seed), RESAMPLES
+    while left:
+        rows = min(left, max(1, 4_000_000 // count))
+        yield rng.integers(0, count, (rows, count))
+        left -= rows
+
+
+def _resampled_means(totals: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """float64 [RESAMPLES]: the weighted mean of every resample."""
+    return np.concatenate([totals[picks].sum(1) / weights[picks].sum(1) for picks in _resampled(len(totals), seed)])
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -46,8 +55,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 def weighted_mean(totals: Sequence[float], weights: Sequence[float], seed: int = 0) -> Interval:
     """sum(totals) / sum(weights) with a bootstrap over the units (documents): token-weighted, not a mean of means."""
     t, w = np.asarray(totals, float), np.asarray(weights, float)
-    picks = _resampled(len(t), seed)
-    return Interval(float(t.sum() / w.sum()), *_ends(t[picks].sum(1) / w[picks].sum(1)))
+    return Interval(float(t.sum() / w.sum()), *_ends(_resampled_means(t, w, seed)))
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> Interval:
@@ -57,3 +65,13 @@ def paired_difference(first: Sequence[float], second: Sequence[float], weights: 
     """
     difference = np.asarray(first, float) - np.asarray(second, float)
     return weighted_mean(difference.tolist(), weights if weights is not None else np.ones(len(difference)).tolist(), seed)
+
+
+def mean_of_differences(differences: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """The mean over tasks of each task's mean difference, by a bootstrap over the units within every task.
+
+    The tasks are what they are: the interval speaks about other questions of the same tasks.
+    """
+    values = [np.asarray(task, float) for task in differences]
+    means = [_resampled_means(task, np.ones(len(task)), seed + number) for number, task in enumerate(values)]
+    return Interval(float(np.mean([task.mean() for task in values])), *_ends(np.mean(means, axis=0)))

@@ -13,6 +13,9 @@ class RulerOptions:
     The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
     and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into answers.jsonl, one record a sample, and
     the scores with their intervals into ruler.json; started again, an interrupted evaluation goes on where it was.
+
+    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs). The files are those
+    of one process.
     """
 
     length: int
@@ -22,7 +25,17 @@ class RulerOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
     model: str | None = None
-    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer."""
+    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer. With --server: the name
+    that it has there."""
+    server: str | None = None
+    """Address of a server that speaks OpenAI's protocol and answers in place of a model in this process, such as http://localhost:8000. A
+    key that it wants is read from OPENAI_API_KEY."""
+    endpoint: Literal["completions", "chat"] = "completions"
+    """completions: the server continues the prompt as it stands. chat: it puts the prompt into the model's own chat format."""
+    requests: int = 8
+    """Requests to the server at a time."""
+    against: str | None = None
+    """Folder with answers of another model to the same samples: write the difference of every task, with its interval, into against.md."""
     beyond_context: bool = False
     """Let a model be asked beyond the context that its configuration states."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -76,6 +89,8 @@ class PerplexityOptions:
     """Folder or hub name of the tokenizer; default: the model's own."""
     text_field: str = "text"
     """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    server: str | None = None
+    """Refused: servers give text, and this needs the probability of every token that the model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +98,7 @@ class ShortOptions:
     """Short benchmarks of a checkpoint through lm-eval: its tasks, its prompts, its numbers.
 
     The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
-    lm-eval can be named. What is already measured in --out is not measured again.
+    lm-eval can be named. What is already measured in --out is not measured again, question by question.
     """
 
     model: str
@@ -97,9 +112,14 @@ class ShortOptions:
     limit: int | None = None
     """Questions of each task, for a trial; default: all."""
     offline: bool = False
-    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts; other tasks are refused."""
+    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as hellaswag_local,
+    arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All other tasks are refused."""
     data: str | None = None
     """Folder with short_bench; default: the one that HARPE_DATA names."""
+    against: str | None = None
+    """Folder with another model's scores on the same questions: write the difference of every task, with its interval, into against.md."""
+    server: str | None = None
+    """Refused: servers give text, and this needs the log-likelihood of given answers."""
     batch_size: int = 8
     """Questions in one forward pass."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -48,6 +48,11 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
         For bad options or input, before any model is loaded.
     """
     reporter = reporter or Reporter()
+    if options.server is not None:
+        raise HarpeError(
+            "--server: perplexity needs the probability of every token that the model reads, and servers give text. Leave --server out: "
+            "the model then runs in this process. `harpe ruler` can ask a server."
+        )
     if (options.lengths is None) == (options.window is None):
         raise HarpeError("Give either --lengths (documents cut to each length) or --window (a window that slides over whole documents).")
     lengths = parse_lengths(options.lengths) if options.lengths else []

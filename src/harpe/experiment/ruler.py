@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
-from harpe.evaluation.ruler.answer import answer_task, summary
+from harpe.evaluation.processes import join, world_size
 from harpe.evaluation.ruler.fetch import fetch
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import SOURCES, DataFolder, cache_folder
 from harpe.evaluation.ruler.tasks import RulerTask, chosen
 from harpe.evaluation.ruler.templates import template_of
-from harpe.experiment.directory import settled_dtype
+from harpe.evaluation.server import CompletionServer
+from harpe.experiment.against import compare_ruler
 from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
 from harpe.experiment.reporter import Reporter
-from harpe.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl
+from harpe.experiment.ruler_answers import write_answers
+from harpe.files import read_json, sha256_json, write_json
 from harpe.models.geometry import text_config
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.load import check_vocabulary, load_config, load_tokenizer
 
 
 def any_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -46,13 +47,31 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     tasks = chosen(options.tasks.replace(",", " ").split())
     for task in tasks:
         template_of(task.kind, options.template)
+    server = _server(options) if options.server is not None else None
     named = options.tokenizer or options.model
     if named is None:
         raise HarpeError("Neither --tokenizer nor --model is given: name the tokenizer in whose tokens lengths are counted.")
     tokenizer = any_tokenizer(named, options.revision if options.tokenizer is None or options.model is None else None)
-    if options.model is not None:
+    team = join()
+    reporter = reporter if team.first else Reporter()
+    if server is not None:
+        _check_server(options, server, reporter)
+    elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
+    if team.first:
+        _write_samples(options, tokenizer, tasks, folder, reporter)
+    team.wait()
+    if options.model is not None:
+        write_answers(options, tokenizer, tasks, folder, server, team, reporter)
+    if options.against is not None and team.first:
+        compare_ruler(Path(options.against), folder, [task.name for task in tasks])
+    return folder
+
+
+def _write_samples(
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, tasks: list[RulerTask], folder: Path, reporter: Reporter
+) -> None:
     _check_folder(folder, options, tokenizer)
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
     for done, task in enumerate(tasks):
@@ -61,9 +80,35 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
             generator.write(task, options.length, options.samples, folder, options.seed, options.template)
     reporter.progress("RULER", len(tasks), len(tasks))
     reporter.say(f"{options.samples} samples of {len(tasks)} tasks at {options.length} tokens are in {folder}.")
-    if options.model is not None:
-        _answer(options, tokenizer, tasks, folder, reporter)
-    return folder
+
+
+def _server(options: RulerOptions) -> CompletionServer:
+    """The server that answers, after a look at the options that go with it."""
+    if options.model is None or options.tokenizer is None:
+        raise HarpeError(
+            "--server needs --model, the name that the server gives the model, and --tokenizer, in whose tokens lengths are counted."
+        )
+    if options.endpoint == "chat" and options.template != "base":
+        raise HarpeError(
+            f"--endpoint chat puts the server's own chat format around the prompt; --template {options.template} would be a second one."
+        )
+    if options.requests < 1:
+        raise HarpeError(f"--requests {options.requests}: at least one request at a time has to be made.")
+    if world_size() > 1:
+        raise HarpeError("--server is asked by one process, --requests at a time; start harpe without a launcher of several processes.")
+    return CompletionServer(str(options.server), options.model, options.endpoint)
+
+
+def _check_server(options: RulerOptions, server: CompletionServer, reporter: Reporter) -> None:
+    models = server.models()
+    context = models.get(str(options.model))
+    if context is not None and options.length > context:
+        raise HarpeError(
+            f"--length {options.length} is beyond the {context} tokens that the server takes for {options.model}. Start it with more "
+            "(vLLM: --max-model-len)."
+        )
+    if models and options.model not in models:
+        reporter.say(f"The server lists {', '.join(models)}, and not {options.model}, which it is asked for all the same.")
 
 
 def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
@@ -84,36 +129,13 @@ def _check_folder(folder: Path, options: RulerOptions, tokenizer: PreTrainedToke
     vocabulary = sha256_json(sorted(tokenizer.get_vocab().items()))
     value = {"length": options.length, "samples": options.samples, "seed": options.seed, "template": options.template}
     value |= {"vocabulary": vocabulary, "model": options.model and Path(options.model).name, "revision": options.revision}
+    if options.server is not None:
+        value["endpoint"] = options.endpoint
     path = folder / "protocol.json"
-    if path.is_file() and {k: v for k, v in read_json(path).items() if k != "schema_version"} != value:
+    if not path.is_file():
+        write_json(path, value)
+    elif {k: v for k, v in read_json(path).items() if k not in ("schema_version", "dtype")} != value:
         raise HarpeError(f"--out {folder} holds samples that were made in another way (see protocol.json there). Name another folder.")
-    write_json(path, value)
-
-
-def _answer(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, tasks: list[RulerTask], folder: Path, reporter: Reporter) -> None:
-    """Write answers.jsonl and ruler.json."""
-    path = folder / "answers.jsonl"
-    rows = read_jsonl(path) if path.is_file() else []
-    if path.is_file():
-        if len(rows) < len(path.read_text(encoding="utf-8").splitlines()):
-            reporter.say(f"The last line of {path} was cut short; its sample is answered again.")
-        write_jsonl(path, rows)
-    dtype, reason = settled_dtype(options.dtype, folder / "ruler.json", "dtype")
-    reporter.say(f"Arithmetic in {reason}.")
-    model = to_accelerator(load_model(str(options.model), torch.float32, options.revision))
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        for task in tasks:
-            samples = read_jsonl(folder / f"{task.name}.jsonl")
-            done = {row["sample"] for row in rows if row["task"] == task.name}
-            reporter.progress(task.name, len(done), len(samples))
-            for batch in answer_task(model, tokenizer, task, samples, options.batch_tokens, done):
-                for record in batch:
-                    if record["sample"] not in done:
-                        append_jsonl(path, record)
-                        rows.append(record)
-                        done.add(record["sample"])
-                reporter.progress(task.name, len(done), len(samples))
-    write_json(folder / "ruler.json", {"length": options.length, "dtype": dtype, **summary(rows)})
 
 
 def fetch_data(options: FetchDataOptions, reporter: Reporter | None = None) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from harpe.errors import HarpeError
-from harpe.evaluation.short_tasks import SHOTS, accuracy, offline_tasks, run_short_tasks
+from harpe.evaluation.short_offline import LOCAL, NOT_COMPARABLE, offline_tasks
+from harpe.evaluation.short_record import Record
+from harpe.evaluation.short_tasks import SHOTS, accuracy, run_short_tasks
+from harpe.experiment.against import compare_short
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.evaluation_options import ShortOptions
 from harpe.experiment.reporter import Reporter
@@ -29,6 +32,11 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
         For bad options, missing data, and a folder that holds scores of another measurement.
     """
     reporter = reporter or Reporter()
+    if options.server is not None:
+        raise HarpeError(
+            "--server: the short benchmarks compare log-likelihoods of given answers, and servers give text. Leave --server out: the model "
+            "then runs in this process. `harpe ruler` can ask a server."
+        )
     names = options.tasks.replace(",", " ").split()
     path = Path(options.out) / "short.json"
     protocol = {"model": Path(options.model).name, "revision": options.revision, "shots": options.shots, "limit": options.limit}
@@ -41,30 +49,48 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
                 f"--out {options.out} holds scores that were measured in another way (see short.json there). Name another folder."
             )
     missing = [name for name in names if name not in value["tasks"]]
-    if not missing:
+    if missing:
+        _measure(options, missing, value, path, reporter)
+    else:
         reporter.say(f"Everything is measured already; the scores are in {path}.")
-        return path.parent
-    definitions = {name: offline_tasks(name, _folder(options)) if options.offline else [name] for name in missing}
+    if options.against is not None:
+        compare_short(Path(options.against), path.parent, names)
+    return path.parent
+
+
+def _measure(options: ShortOptions, names: list[str], value: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    """Measure tasks; each goes into short.json when it is done. While it runs, NAME.requests.jsonl keeps what was answered."""
+    definitions = {name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names}
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     dtype, reason = settled_dtype(options.dtype, path, "dtype")
-    value["dtype"] = dtype
+    if value.setdefault("dtype", dtype) != dtype:
+        raise HarpeError(f"--dtype {dtype}: the scores in {path} began in {value['dtype']}. Leave --dtype out, or name another folder.")
+    write_json(path, value)
     reporter.say(f"Arithmetic in {reason}.")
     model = to_accelerator(load_model(options.model, torch.float32, options.revision))
-    for done, name in enumerate(missing):
-        reporter.progress("short benchmarks", done, len(missing), name)
+    for done, name in enumerate(names):
+        reporter.progress("short benchmarks", done, len(names), name)
         shots = options.shots if options.shots is not None else SHOTS.get(name)
+        record = Record(path.parent / f"{name}.requests.jsonl", reporter.say)
+        if record.known:
+            reporter.say(f"{name}: {len(record.known)} requests were answered before.")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            found = run_short_tasks(model, tokenizer, definitions[name], shots, limit=options.limit, batch_size=options.batch_size)
+            found = run_short_tasks(
+                model, tokenizer, definitions[name], shots, limit=options.limit, batch_size=options.batch_size, record=record
+            )
         samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
         metric = next((m for m in METRICS if samples and m in samples[0]), None)
-        value["tasks"][name] = {**(accuracy(samples, metric) if metric else {}), "shots": shots, "lm_eval": found["results"]}
+        value["tasks"][name] = {**(accuracy(samples, metric) if metric else {}), "shots": shots}
+        if name in LOCAL:
+            value["tasks"][name]["note"] = NOT_COMPARABLE
+        value["tasks"][name]["lm_eval"] = found["results"]
         kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
         write_jsonl(path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples])
         write_json(path, _plain(value))
-    reporter.progress("short benchmarks", len(missing), len(missing))
+        record.path.unlink(missing_ok=True)
+    reporter.progress("short benchmarks", len(names), len(names))
     reporter.say(f"The scores are in {path}.")
-    return path.parent
 
 
 def _folder(options: ShortOptions) -> Path:

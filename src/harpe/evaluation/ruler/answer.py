@@ -1,18 +1,20 @@
-"""Answers RULER's samples with a model: greedy, in batches of similar length, one record a sample, resumable."""
+"""Answers RULER's samples with a model or a server: greedy, one record a sample, resumable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.errors import HarpeError
+from harpe.evaluation.processes import Processes
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.statistics import weighted_mean, wilson
-
-Say = Callable[[str], None]
 
 
 @torch.inference_mode()
@@ -30,6 +32,17 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: 
     return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:].tolist()]
 
 
+def _record(task: RulerTask, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "sample": number,
+        "prediction": answer,
+        "outputs": sample["outputs"],
+        "score": score(task, answer, sample["outputs"]),
+        "token_position_answer": sample.get("token_position_answer"),
+    }
+
+
 def answer_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,6 +50,7 @@ def answer_task(
     samples: Sequence[dict[str, Any]],
     batch_tokens: int = 16384,
     done: Container[int] = (),
+    team: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer a task's samples; yields the records of one batch at a time.
 
@@ -48,30 +62,70 @@ def answer_task(
     done
         Numbers of samples that need no answer. Batches are always formed from all samples, so that a resumed evaluation computes what
         an uninterrupted one does.
+    team
+        Processes that share the batches in turn: batches differ in length, and neighbours differ least.
     """
     model.eval()
     prompts = [tokenizer(sample["input"] + sample["answer_prefix"], verbose=False).input_ids for sample in samples]
     order = sorted(range(len(samples)), key=lambda i: (len(prompts[i]), i))
-    start = 0
+    start = number = 0
     while start < len(order):
         end = start + 1
         while end < len(order) and (end + 1 - start) * (len(prompts[order[end]]) + task.tokens) <= batch_tokens:
             end += 1
-        batch, start = order[start:end], end
-        if all(i in done for i in batch):
+        batch, start, number = order[start:end], end, number + 1
+        if (number - 1) % team.count != team.rank or all(i in done for i in batch):
             continue
         answers = greedy(model, tokenizer, [prompts[i] for i in batch], task.tokens)
-        yield [
-            {
-                "task": task.name,
-                "sample": i,
-                "prediction": answer,
-                "outputs": samples[i]["outputs"],
-                "score": score(task, answer, samples[i]["outputs"]),
-                "token_position_answer": samples[i].get("token_position_answer"),
-            }
-            for i, answer in zip(batch, answers, strict=True)
-        ]
+        yield [_record(task, i, samples[i], answer) for i, answer in zip(batch, answers, strict=True)]
+
+
+def answer_from(
+    complete: Callable[[str, int], str],
+    task: RulerTask,
+    samples: Sequence[dict[str, Any]],
+    at_once: int,
+    done: Container[int] = (),
+) -> Iterator[list[dict[str, Any]]]:
+    """Answer a task's samples by a function; yields the records of `answer_task` as they come.
+
+    Parameters
+    ----------
+    complete
+        Gives the greedy continuation of a prompt by a number of tokens; called from `at_once` threads.
+
+    Raises
+    ------
+    HarpeError
+        The first one of `complete`, after the answers that were already under way have been yielded. No further samples are asked.
+    """
+    failure: HarpeError | None = None
+    stop = Event()
+
+    def ask(sample: dict[str, Any]) -> str | None:
+        if stop.is_set():
+            return None
+        try:
+            return complete(sample["input"] + sample["answer_prefix"], task.tokens)
+        except HarpeError:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            asked = {pool.submit(ask, sample): number for number, sample in enumerate(samples) if number not in done}
+            for future in as_completed(asked):
+                try:
+                    answer = future.result()
+                except HarpeError as error:
+                    failure = failure or error
+                    continue
+                if answer is not None:
+                    yield [_record(task, asked[future], samples[asked[future]], answer)]
+        finally:
+            stop.set()
+    if failure is not None:
+        raise failure
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""Answering RULER's samples: by a model in this process, by several processes, or by a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from harpe.errors import HarpeError
+from harpe.evaluation.processes import Processes
+from harpe.evaluation.ruler.answer import answer_from, answer_task, summary
+from harpe.evaluation.ruler.tasks import TASKS, RulerTask
+from harpe.evaluation.server import CompletionServer
+from harpe.experiment.evaluation_options import RulerOptions
+from harpe.experiment.reporter import Reporter
+from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines, write_json, write_jsonl
+from harpe.models.dtype import choose_dtype
+from harpe.models.load import load_model, to_accelerator
+
+Rows = list[dict[str, Any]]
+Engine = Callable[[RulerTask, Rows, Container[int]], Iterator[Rows]]
+"""Answers those of a task's samples that are not done yet."""
+
+
+def write_answers(
+    options: RulerOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[RulerTask],
+    folder: Path,
+    server: CompletionServer | None,
+    team: Processes,
+    reporter: Reporter,
+) -> None:
+    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json.
+
+    While the work goes on, every process appends to a file of its own. Whatever such files hold counts as done, so that an evaluation may
+    be resumed with another number of processes. All of them need to see the same folder.
+    """
+    path = folder / "answers.jsonl"
+    if team.first:
+        _gather(folder, reporter)
+    team.wait()
+    rows = read_jsonl(path)
+    note = f"process 1 of {team.count}" if team.count > 1 else ""
+    mine = folder / f"answers.{team.rank}.jsonl"
+    todo = [(task, read_jsonl(folder / f"{task.name}.jsonl")) for task in tasks]
+    todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in rows)]
+    dtype, reason = ("", "") if server else team.from_first(_settled_dtype(options, folder) if team.first else ("", ""))
+    if todo and not server:
+        reporter.say(f"Arithmetic in {reason}.")
+    if todo:
+        engine, arithmetic = _by_server(options, server) if server else _by_model(options, tokenizer, dtype, team)
+    with arithmetic if todo else nullcontext():
+        for task, samples in todo:
+            done = {row["sample"] for row in rows if row["task"] == task.name}
+            reporter.progress(task.name, len(done), len(samples), note)
+            for batch in engine(task, samples, done):
+                for record in batch:
+                    if record["sample"] not in done:
+                        append_jsonl(mine, record)
+                        done.add(record["sample"])
+                reporter.progress(task.name, len(done), len(samples), note)
+    team.wait()
+    if team.first:
+        facts = {"server": options.endpoint} if server else {"dtype": dtype}
+        write_json(folder / "ruler.json", {"length": options.length, **facts, **summary(_gather(folder, reporter))})
+    team.wait()
+
+
+def _gather(folder: Path, reporter: Reporter) -> Rows:
+    """Put what all processes have written into answers.jsonl, in the order of the samples; a line that a kill cut short is dropped."""
+    path, parts = folder / "answers.jsonl", sorted(folder.glob("answers.*.jsonl"))
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in [path, *parts]:
+        if file.is_file():
+            rows, cut = whole_lines(file)
+            if cut:
+                reporter.say(f"The last line of {file} was cut short; its sample is answered again.")
+            for row in rows:
+                found.setdefault((row["task"], row["sample"]), row)
+    order = list(TASKS)
+    rows = sorted(found.values(), key=lambda row: (order.index(row["task"]), row["sample"]))
+    write_jsonl(path, rows)
+    for part in parts:
+        part.unlink()
+    return rows
+
+
+def _by_model(
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, dtype: str, team: Processes
+) -> tuple[Engine, AbstractContextManager[Any]]:
+    model = to_accelerator(load_model(str(options.model), torch.float32, options.revision))
+
+    def engine(task: RulerTask, samples: Rows, done: Container[int]) -> Iterator[Rows]:
+        return answer_task(model, tokenizer, task, samples, options.batch_tokens, done, team)
+
+    return engine, torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _by_server(options: RulerOptions, server: CompletionServer) -> tuple[Engine, AbstractContextManager[Any]]:
+    def engine(task: RulerTask, samples: Rows, done: Container[int]) -> Iterator[Rows]:
+        return answer_from(server.complete, task, samples, options.requests, done)
+
+    return engine, nullcontext()
+
+
+def _settled_dtype(options: RulerOptions, folder: Path) -> tuple[str, str]:
+    """The dtype of the arithmetic and why: answers that were begun go on in theirs, which protocol.json keeps from the first one on."""
+    path = folder / "protocol.json"
+    protocol = {key: value for key, value in read_json(path).items() if key != "schema_version"}
+    began = protocol.get("dtype")
+    if began is not None and options.dtype in ("auto", began):
+        return str(began), f"{began}, in which these answers began"
+    if began is not None:
+        raise HarpeError(f"--dtype {options.dtype}: the answers in {folder} began in {began}. Leave --dtype out, or name another folder.")
+    dtype, reason = choose_dtype(options.dtype)
+    write_json(path, {**protocol, "dtype": dtype})
+    return dtype, reason

@@ -1,0 +1,103 @@
+"""Before and after: differences are paired by question, their intervals are right, and other questions are refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harpe.cli.main import main
+from harpe.errors import HarpeError
+from harpe.evaluation.statistics import mean_of_differences
+from harpe.experiment.against import compare_ruler, compare_short
+from harpe.experiment.evaluation_options import RulerOptions
+from harpe.experiment.ruler import run_ruler
+from harpe.files import read_json, read_jsonl, write_json, write_jsonl
+
+from .stub_server import StubServer, completion
+
+
+def short_folder(folder: Path, scores: dict[str, list[float]], **changes: Any) -> Path:
+    tasks = {name: {"metric": "acc", "score": 0.0} for name in scores}
+    write_json(folder / "short.json", {"protocol": {"model": folder.name}, "tasks": tasks})
+    for name, values in scores.items():
+        common = {"task": name, "target": 1}
+        rows = [{**common, "doc_id": i, "prompt_hash": f"{name}-{i}", "acc": value, **changes} for i, value in enumerate(values)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def test_differences_are_paired_and_have_the_interval_of_the_normal_approximation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    before = {name: (rng.random(n) < 0.5).astype(float) for name, n in (("a", 900), ("b", 400))}
+    after = {name: np.where(rng.random(len(x)) < 0.15, 1.0, x) for name, x in before.items()}  # a paired gain: far narrower than unpaired
+    short_folder(tmp_path / "before", {name: x.tolist() for name, x in before.items()})
+    short_folder(tmp_path / "after", {name: x.tolist() for name, x in after.items()})
+    compare_short(tmp_path / "before", tmp_path / "after", ["a", "b"])
+    value = read_json(tmp_path / "after" / "against.json")
+    errors = []
+    for name in ("a", "b"):
+        difference = 100 * (after[name] - before[name])
+        errors.append(difference.std() / math.sqrt(len(difference)))
+        row = value["tasks"][name]
+        assert row["difference"] == pytest.approx(difference.mean()) == pytest.approx(row["after"] - row["before"])
+        assert row["low"] == pytest.approx(difference.mean() - 1.96 * errors[-1], abs=0.25)
+        assert row["high"] == pytest.approx(difference.mean() + 1.96 * errors[-1], abs=0.25)
+        assert (row["better"], row["worse"]) == ((difference > 0).sum(), 0)
+    mean = value["mean"]
+    assert mean["difference"] == pytest.approx((value["tasks"]["a"]["difference"] + value["tasks"]["b"]["difference"]) / 2)
+    assert (mean["high"] - mean["low"]) / 2 == pytest.approx(1.96 * math.hypot(*errors) / 2, rel=0.06)
+    text = (tmp_path / "after" / "against.md").read_text()
+    assert f"| b | {100 * before['b'].mean():.1f} | {100 * after['b'].mean():.1f} |" in text and "| mean of the tasks |" in text
+
+
+def test_the_mean_over_tasks_counts_every_task_the_same() -> None:
+    assert mean_of_differences([[1.0] * 1000, [0.0]]).value == 0.5
+
+
+def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path) -> None:
+    after = short_folder(tmp_path / "after", {"a": [1.0, 0.0]})
+    with pytest.raises(HarpeError, match=r"holds no short.json"):
+        compare_short(tmp_path / "nowhere", after, ["a"])
+    for name, folder in {
+        "2 questions of a differ": short_folder(tmp_path / "1", {"a": [1.0, 0.0, 0.0, 1.0]}),
+        "4 questions of a differ": short_folder(tmp_path / "2", {"a": [1.0, 0.0]}, prompt_hash="with other examples"),
+        "holds no scores of a": short_folder(tmp_path / "3", {"b": [1.0]}),
+    }.items():
+        with pytest.raises(HarpeError, match=name):
+            compare_short(folder, after, ["a"])
+    assert not (after / "against.json").exists()
+
+
+def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+    pytest.importorskip("openai", reason="--server needs the package openai (pip install 'harpe[eval]')")
+
+    def right(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        return completion(body["prompt"])  # holds all references
+
+    given = {"model": "m", "tokenizer": "embedded", "length": 1024, "samples": 4, "tasks": "vt,fwe"}
+    before, after = str(tmp_path / "before"), str(tmp_path / "after")
+    with StubServer(lambda body, number: completion("no idea")) as nothing, StubServer(right) as all_of_it:
+        run_ruler(RulerOptions(**given, server=nothing.address, out=before))
+        words = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+        assert main(["ruler", *words, "--server", all_of_it.address, "--out", after, "--against", before]) == 0
+        printed = capsys.readouterr().out
+        assert "Before and after" in printed and "+100.0" in printed
+        rows = read_json(Path(after) / "against.json")["tasks"]
+        assert {(row["before"], row["after"], row["difference"]) for row in rows.values()} == {(0.0, 100.0, 100.0)}
+        count = len(all_of_it.bodies)
+        assert main(["ruler", *words, "--server", all_of_it.address, "--out", after, "--against", before]) == 0
+        assert len(all_of_it.bodies) == count  # nothing is asked again
+    with pytest.raises(HarpeError, match=r"holds no cwe.jsonl"):
+        compare_ruler(Path(before), Path(after), ["cwe"])
+    rows = read_jsonl(Path(before) / "vt.jsonl")
+    write_jsonl(Path(before) / "vt.jsonl", rows[:-1])
+    with pytest.raises(HarpeError, match="the samples of vt there are others"):
+        compare_ruler(Path(before), Path(after), ["vt"])
+    (Path(after) / "answers.jsonl").unlink()
+    with pytest.raises(HarpeError, match=r"after holds no scores of fwe"):
+        compare_ruler(Path(before), Path(after), ["fwe"])
