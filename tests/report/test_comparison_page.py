@@ -303,6 +303,9 @@ def test_equal_budgets_and_equal_data_are_read_from_the_records(comparison: Any,
     record = read(path)
     edit(path, tokens=131_072 + 8192)
     assert "8,192, not more than one batch of 8,192" in words(write_report(run).read_text())
+    write_json(path.with_name("failed.json"), {"reason": "Out of memory."})  # what a failed run has spent is no budget
+    assert "The budgets are equal." in words(write_report(run).read_text())
+    path.with_name("failed.json").unlink()
     record["stages"][2]["data_hash"] = "f" * 64
     write_json(path, record | {"tokens": 131_072 + 8193})
     text = words(write_report(run).read_text())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from harpe.report.comparison_read import Comparison, Contrast, Entry, Measure, Value
+from harpe.report.comparison_read import Comparison, Contrast, Entry, Measure, Record, Value
 from harpe.report.tables import NOT_RUN, TASKS, Cell, Column, Row, Table, duration, percent, plain, signed
 
 FAILED = "failed"
@@ -220,24 +220,24 @@ def _counts(values: list[int]) -> Cell | None:
     return Cell(f"{low:,}" if low == high else f"{low:,}–{high:,}", order=float(high))
 
 
+def _finished(entry: Entry) -> list[Record]:
+    """Records of the runs that came to their end."""
+    return [run.record for run in entry.runs if run.record is not None and run.failed is None]
+
+
 def budget_table(c: Comparison) -> Table:
     """Tokens, steps and time of every method."""
     rows: list[Row] = []
+    none = Cell("none", order=0.0)
     for entry in c.methods:
-        records = [run.record for run in entry.runs if run.record is not None]
-        trained: list[Cell | None] = [_counts([r.tokens for r in records]), _counts([sum(s.steps for s in r.stages) for r in records])]
-        rows.append(
-            row_of(
-                c,
-                entry,
-                [
-                    Cell(f"{len(records)} of {len(entry.runs)}", order=float(len(records))),
-                    *(trained if entry.trained else [Cell("none", order=0.0), Cell("none", order=0.0)]),
-                    _mean_time([r.train_seconds for r in records]) if entry.trained else Cell("none", order=0.0),
-                    _mean_time([r.evaluate_seconds for r in records]),
-                ],
-            )
-        )
+        records = _finished(entry)
+        cells: list[Cell | None] = [none, none, none]
+        if entry.trained:
+            tokens, steps = [r.tokens for r in records], [sum(s.steps for s in r.stages) for r in records]
+            cells = [_counts(tokens), _counts(steps), _mean_time([r.train_seconds for r in records])]
+        cells.append(_mean_time([r.evaluate_seconds for r in records]))
+        done = Cell(f"{len(records)} of {len(entry.runs)}", order=float(len(records)))
+        rows.append(row_of(c, entry, [done, *(cell or absent(entry) for cell in cells)]))
     columns = (
         Column("runs finished", "of the seeds"),
         Column("tokens", "a seed"),
@@ -276,22 +276,22 @@ def stage_table(c: Comparison) -> Table:
 
 def budget_sentences(c: Comparison) -> list[str]:
     """Whether the methods spent the same tokens, and read the same data: from the records, not from the plan."""
-    records = [(entry, run) for entry in c.methods if entry.trained for run in entry.runs if run.record is not None]
-    totals = [run.record.tokens for _, run in records if run.record]
+    records = [(run.seed, run.record) for entry in c.methods if entry.trained for run in entry.runs if run.record and run.failed is None]
+    totals = [record.tokens for _, record in records]
     if not totals:
         return []
     low, high, batch = min(totals), max(totals), c.training.get("batch_tokens")
-    sentences = [f"Tokens trained on in each of the {len(totals)} recorded runs: {low:,}" + (f" to {high:,}." if high > low else ".")]
+    sentences = [f"Tokens trained on in each of the {len(totals)} finished runs: {low:,}" + (f" to {high:,}." if high > low else ".")]
     if high == low:
         sentences[0] += " The budgets are equal."
     elif isinstance(batch, int):
         equal = high - low <= batch
         sentences[0] += f" The largest difference is {high - low:,}, {'not more' if equal else 'MORE'} than one batch of {batch:,}."
     found: dict[tuple[int, int], set[str]] = {}
-    for _, run in records:
-        for stage in run.record.stages if run.record else ():
+    for seed, record in records:
+        for stage in record.stages:
             if stage.data_hash:
-                found.setdefault((run.seed, stage.length), set()).add(stage.data_hash)
+                found.setdefault((seed, stage.length), set()).add(stage.data_hash)
     unequal = [f"seed {seed} at {length:,} tokens" for (seed, length), hashes in sorted(found.items()) if len(hashes) > 1]
     if unequal:
         sentences.append(f"The training data DIFFER between methods: {', '.join(unequal)}. Differences between those methods mix with it.")
