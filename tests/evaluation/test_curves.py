@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
-from harpe.evaluation.curves import document_losses, perplexity, prefix_curve, prefix_totals, window_totals
+from harpe.evaluation.curves import document_losses, perplexity, prefix_curve, prefix_record, prefix_totals, window_totals
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:
@@ -82,8 +82,8 @@ def yarn(model: Any, documents: list[list[int]], bos: int, max_length: int, stri
 
 def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
     model, documents = make_tiny("llama"), [ids_of(n, n) for n in (100, 61, 75)]
-    curve = prefix_curve(model, documents, [20, 40, 80], "yarn", bos=0)
-    for point in curve:
+    curve = prefix_curve([prefix_record(model, ids, [20, 40, 80], bos=0) for ids in documents], [20, 40, 80], "yarn")
+    for point in curve["points"]:
         assert point["perplexity"] == pytest.approx(yarn(model, documents, 0, point["length"], 0, truncate=True), rel=1e-5)
     totals = [t for document in documents for t in window_totals(model, document, 24, 8, bos=0)]
     got = perplexity([s for s, _ in totals], [n for _, n in totals], "yarn")
