@@ -61,9 +61,9 @@ def llama(length: int) -> PreTrainedModel:
 
 
 SETTINGS = {
-    "embedded-2048": (embedded, 256, 2048, 8),
-    "llama-4096": (llama, 512, 4096, 2),
-    "llama-8192": (llama, 1024, 8192, 2),
+    "embedded-2048": (embedded, 256, 2048, 4),
+    "llama-4096": (llama, 1024, 4096, 1),
+    "llama-8192": (llama, 1024, 8192, 1),
 }
 """Model, shortest and longest length of the grid, samples."""
 

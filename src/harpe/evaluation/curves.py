@@ -32,6 +32,8 @@ PREFILL = 4096
 """Tokens that are read in one forward pass; a longer document goes on with the key/value cache."""
 LOGITS = 1024
 """Positions whose logits exist at one time."""
+WINDOW_BINS = 64
+"""Bins of the loss by position in sliding windows, at most."""
 
 
 @torch.inference_mode()
@@ -151,12 +153,16 @@ def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, av
 
     Returns
     -------
-    perplexity and tokens, over everything that was scored; positions as in `prefix_curve`, a bin for what each window scores.
+    perplexity and tokens, over everything that was scored; positions as in `prefix_curve`, a bin for what a window scores (or
+    several in a row: at most WINDOW_BINS bins).
     """
     sums, counts = [s for r in records for s in r["nll"]], [n for r in records for n in r["tokens"]]
-    width = window - bos
-    edges = [0, *(width + i * stride for i in range(max(len(r["nll"]) for r in records)))]
-    positions = _positions(list(pairwise(edges)), [(r["nll"], r["tokens"]) for r in records])
+    width, windows = window - bos, max(len(r["nll"]) for r in records)
+    size = -(-windows // WINDOW_BINS)
+    parts = range(0, windows, size)
+    edges = [0, *(width + (first + size - 1) * stride for first in parts)]
+    rows = [([sum(r["nll"][i : i + size]) for i in parts], [sum(r["tokens"][i : i + size]) for i in parts]) for r in records]
+    positions = _positions(list(pairwise(edges)), rows)
     return {"perplexity": perplexity(sums, counts, average), "tokens": sum(counts), "positions": positions}
 
 

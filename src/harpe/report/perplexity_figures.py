@@ -64,8 +64,9 @@ def by_length(value: dict[str, Any]) -> str:
 
 
 def by_position(value: dict[str, Any]) -> str:
-    """Loss of the tokens by where they stand in their document."""
-    bins = value["positions"]
+    """Loss of the tokens by where they stand in their document, as far as at least half of the documents go."""
+    most = max(b["documents"] for b in value["positions"])
+    bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
     whole = value["kind"] == "prefixes"
     last = bins[-1]
     label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to {last['end']:,}."
@@ -82,6 +83,7 @@ def by_position(value: dict[str, Any]) -> str:
     plot.axes(x, ticks, linear(low, high, plot.bottom, plot.top), {at: f"{at:.6g}" for at in even_ticks(low, high, 5)}, "position", "")
     plot.text(plot.left, plot.top - 12, "loss (nats a token)", "t name", "start")
     _curve(plot, x, linear(low, high, plot.bottom, plot.top), rows)
-    count = max(b["documents"] for b in bins)
+    few = min(b["documents"] for b in bins)
+    count = f"{most}" if few == most else f"{few} to {most}"
     _heading(plot, value, f"averaged over tokens; band: 95% interval, bootstrap over {count} documents")
     return as_file(plot)
