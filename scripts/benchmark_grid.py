@@ -61,9 +61,9 @@ def llama(length: int) -> PreTrainedModel:
 
 
 SETTINGS = {
-    "embedded-2048": (embedded, 256, 2048, 8),
-    "llama-4096": (llama, 512, 4096, 2),
-    "llama-8192": (llama, 1024, 8192, 2),
+    "embedded-2048": (embedded, 256, 2048, 4),
+    "llama-4096": (llama, 1024, 4096, 1),
+    "llama-8192": (llama, 1024, 8192, 1),
 }
 """Model, shortest and longest length of the grid, samples."""
 
@@ -148,7 +148,7 @@ def main() -> None:
         f"One run, float32; the two ways alternate, {options.repeats} times each, medians. Apart: one prefill a cell, in one",
         "piece; shared: at most 4,096 tokens at a time. The bound is the ratio of the floating-point operations, counted from the model's",
         f"shapes, attention included. {len(rows[0]['depths'])} depths a length.\n",
-        "| model | parameters | lengths | samples | apart, s | shared, s | ratio | bound | reached | by processor time | answers that differ |",
+        "| model | parameters | lengths | samples | apart, s | shared, s | ratio | bound | reached | by CPU time | answers that differ |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from harpe.evaluation.curves import prefix_curve
+from harpe.evaluation.curves import prefix_curve, prefix_record
 from harpe.experiment.directory import _processor
 from harpe.experiment.texts import held_out_texts
 from harpe.files import write_json, write_text
@@ -54,7 +54,8 @@ def main() -> None:
     documents = held_out_texts(options.data, tokenizer, options.length, options.documents).haystacks
     lengths = [options.length * i // options.points for i in range(1, options.points + 1)]
     start = time.perf_counter()
-    curve = prefix_curve(model, documents, lengths, "yarn", tokenizer.bos_token_id)
+    records = [prefix_record(model, ids, lengths, tokenizer.bos_token_id) for ids in documents]
+    curve = prefix_curve(records, lengths, "yarn")["points"]
     ours = time.perf_counter() - start
     print(f"one pass: {ours:.1f} s", flush=True)
     encodings = {"input_ids": documents, "attention_mask": [[1] * len(ids) for ids in documents]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
-from harpe.evaluation.curves import document_losses, perplexity, prefix_curve, prefix_totals, window_totals
+from harpe.evaluation.curves import document_losses, perplexity, prefix_curve, prefix_record, prefix_totals, window_curve, window_totals
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:
@@ -82,8 +83,8 @@ def yarn(model: Any, documents: list[list[int]], bos: int, max_length: int, stri
 
 def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
     model, documents = make_tiny("llama"), [ids_of(n, n) for n in (100, 61, 75)]
-    curve = prefix_curve(model, documents, [20, 40, 80], "yarn", bos=0)
-    for point in curve:
+    curve = prefix_curve([prefix_record(model, ids, [20, 40, 80], bos=0) for ids in documents], [20, 40, 80], "yarn")
+    for point in curve["points"]:
         assert point["perplexity"] == pytest.approx(yarn(model, documents, 0, point["length"], 0, truncate=True), rel=1e-5)
     totals = [t for document in documents for t in window_totals(model, document, 24, 8, bos=0)]
     got = perplexity([s for s, _ in totals], [n for _, n in totals], "yarn")
@@ -96,3 +97,18 @@ def test_a_stride_that_would_skip_tokens_is_refused(make_tiny: Any) -> None:
     for stride in (0, 8, 9):
         with pytest.raises(HarpeError, match="stride"):
             window_totals(make_tiny("llama"), ids_of(30), 8, stride)
+
+
+def test_long_documents_have_at_most_64_bins_of_windows_and_every_token_in_one() -> None:
+    rng = np.random.default_rng(0)
+    counts = [[9, *[5] * 149, 3], [9, *[5] * 70]]
+    records = [{"nll": (rng.random(len(n)) * n).tolist(), "tokens": n} for n in counts]
+    found = window_curve(records, 10, 5, "tokens", bos=False)
+    bins = found["positions"]
+    assert len(bins) == 51 and [b["start"] for b in bins[:3]] == [0, 20, 35]  # three windows a bin
+    assert all(a["end"] == b["start"] for a, b in pairwise(bins))
+    assert sum(b["tokens"] for b in bins) == found["tokens"] == sum(map(sum, counts))
+    total = sum(b["nll"] * b["tokens"] for b in bins)
+    assert total == pytest.approx(sum(sum(r["nll"]) for r in records))
+    assert [b["documents"] for b in bins] == [2] * 24 + [1] * 27
+    assert bins[24]["nll"] == pytest.approx(sum(records[0]["nll"][72:75]) / 15)

@@ -15,6 +15,7 @@ with published tables.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from harpe.errors import HarpeError
+from harpe.evaluation.statistics import weighted_mean
 
 Average = Literal["tokens", "yarn"]
 
@@ -30,6 +32,8 @@ PREFILL = 4096
 """Tokens that are read in one forward pass; a longer document goes on with the key/value cache."""
 LOGITS = 1024
 """Positions whose logits exist at one time."""
+WINDOW_BINS = 64
+"""Bins of the loss by position in sliding windows, at most."""
 
 
 @torch.inference_mode()
@@ -92,31 +96,86 @@ def window_totals(model: PreTrainedModel, ids: Sequence[int], window: int, strid
     return totals
 
 
-def prefix_curve(
-    model: PreTrainedModel, documents: Sequence[Sequence[int]], lengths: Sequence[int], average: Average = "tokens", bos: int | None = None
-) -> list[dict[str, Any]]:
-    """Perplexity of documents cut to each length, from one forward pass a document.
+def position_edges(length: int) -> list[int]:
+    """Edges of the bins that losses by position are summed in: 0, 16, 32, 64 … and `length` - 1, the number of losses."""
+    return [0, *(2**k for k in range(4, 64) if 2**k < length - 1), length - 1]
+
+
+def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], bos: int | None = None) -> dict[str, Any]:
+    """One document's sums of losses from one forward pass.
 
     Parameters
     ----------
-    documents
+    ids
         Token ids, without special tokens where `bos` is given.
+    lengths
+        Ascending, at least 2.
     bos
-        Put in front of every document, where it takes one of the L places; None leaves documents as they are.
+        Put in front of the document, where it takes one of the L places; None leaves it as it is.
 
     Returns
     -------
-    For every length: length, perplexity, and by document nll (sums in nats) and tokens.
+    nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of `position_edges(lengths[-1])`.
     """
-    rows = []
-    for ids in documents:
-        row = [bos, *ids] if bos is not None else list(ids)
-        rows.append(prefix_totals(document_losses(model, row[: max(lengths)]), lengths))
-    curve = []
+    row = [bos, *ids] if bos is not None else list(ids)
+    losses = document_losses(model, row[: lengths[-1]])
+    nll, tokens = prefix_totals(losses, lengths)
+    parts = [losses[a:b] for a, b in pairwise(position_edges(lengths[-1]))]
+    return {
+        "nll": nll,
+        "tokens": tokens,
+        "position_nll": [float(part.sum()) for part in parts],
+        "position_tokens": [len(part) for part in parts],
+    }
+
+
+def prefix_curve(records: Sequence[dict[str, Any]], lengths: Sequence[int], average: Average = "tokens") -> dict[str, Any]:
+    """Perplexity of documents cut to each length, and loss by position, from the documents' `prefix_record`s.
+
+    Returns
+    -------
+    points: for every length perplexity with the ends of its interval (bootstrap over documents), and by document nll and tokens.
+    positions: for every bin start, end, nll a token (over tokens, whatever `average` is) with its ends, and tokens.
+    """
+    points = []
     for i, length in enumerate(lengths):
-        sums, counts = [sums[i] for sums, _ in rows], [counts[i] for _, counts in rows]
-        curve.append({"length": length, "perplexity": perplexity(sums, counts, average), "nll": sums, "tokens": counts})
-    return curve
+        sums, counts = [r["nll"][i] for r in records], [r["tokens"][i] for r in records]
+        values = (sums, counts) if average == "tokens" else ([s / n for s, n in zip(sums, counts, strict=True)], [1] * len(sums))
+        mean = weighted_mean(*values)
+        ends = {"low": float(np.exp(mean.low)), "high": float(np.exp(mean.high))}
+        points.append({"length": length, "perplexity": perplexity(sums, counts, average), **ends, "nll": sums, "tokens": counts})
+    rows = [(r["position_nll"], r["position_tokens"]) for r in records]
+    return {"points": points, "positions": _positions(list(pairwise(position_edges(lengths[-1]))), rows)}
+
+
+def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, average: Average, bos: bool) -> dict[str, Any]:
+    """Perplexity in sliding windows from documents' nll and tokens by window (`window_totals`), and loss by position.
+
+    Returns
+    -------
+    perplexity and tokens, over everything that was scored; positions as in `prefix_curve`, a bin for what a window scores (or
+    several in a row: at most WINDOW_BINS bins).
+    """
+    sums, counts = [s for r in records for s in r["nll"]], [n for r in records for n in r["tokens"]]
+    width, windows = window - bos, max(len(r["nll"]) for r in records)
+    size = -(-windows // WINDOW_BINS)
+    parts = range(0, windows, size)
+    edges = [0, *(width + (first + size - 1) * stride for first in parts)]
+    rows = [([sum(r["nll"][i : i + size]) for i in parts], [sum(r["tokens"][i : i + size]) for i in parts]) for r in records]
+    positions = _positions(list(pairwise(edges)), rows)
+    return {"perplexity": perplexity(sums, counts, average), "tokens": sum(counts), "positions": positions}
+
+
+def _positions(bins: Sequence[tuple[int, int]], rows: Sequence[tuple[list[float], list[int]]]) -> list[dict[str, Any]]:
+    """Mean loss of every bin over the documents that reach it; of a document that ends inside of it, what it has."""
+    found = []
+    for i, (start, end) in enumerate(bins):
+        there = [(sums[i], counts[i]) for sums, counts in rows if i < len(counts) and counts[i]]
+        if there:
+            mean = weighted_mean([s for s, _ in there], [n for _, n in there])
+            nll = {"nll": mean.value, "low": mean.low, "high": mean.high}
+            found.append({"start": start, "end": end, **nll, "tokens": sum(n for _, n in there), "documents": len(there)})
+    return found
 
 
 def perplexity(sums: Sequence[float], counts: Sequence[int], average: Average) -> float:

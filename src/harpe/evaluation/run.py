@@ -59,7 +59,11 @@ class Protocol:
     def tokens(self) -> int:
         """Tokens that the model reads, roughly: what the expected time is counted from."""
         needles = self.samples * len(self.tasks) * sum(self.task_lengths)
-        return 2 * self.documents * self.length + needles + self.grid_samples * len(self.depths) * sum(self.grid_lengths)
+        ends: dict[int, int] = {}  # by where needles start, how far the longest cell goes
+        for length in self.grid_lengths:
+            ends |= {int(depth * length): length for depth in self.depths}
+        grid = max(ends) + sum(end - place for place, end in ends.items())
+        return 2 * self.documents * self.length + needles + self.grid_samples * grid
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths), "grid": GRID}

@@ -34,7 +34,7 @@ text{font-size:13px;fill:#5c626b}.name{fill:#1c1e22}.small{font-size:12px}
 """
 
 
-def _file(plot: Plot) -> str:
+def as_file(plot: Plot) -> str:
     """The figure as a file of its own: name space, size and style sheet inside."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{plot.width}" height="{plot.height}" viewBox'
     body = str(plot.svg()).replace("<svg viewBox", head, 1)
@@ -95,7 +95,7 @@ def waveforms(value: dict[str, Any]) -> str:
         plot.text(x(at), foot + 46, f"{at:,}")
     plot.text((left + right) / 2, foot + 66, "distance between two tokens", "t name")
     plot.text(left, foot + 84, "green: some base has a peak there; red: none has", "t small", "start")
-    return _file(plot)
+    return as_file(plot)
 
 
 def _ripple_at(base: float, head_dim: int, m: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,7 +149,7 @@ def coverage(value: dict[str, Any]) -> str:
             plot.add(f'<rect x="{plot.right + 18}" y="{here - 6}" width="14" height="3" fill="{colour}"/>')
         plot.text(plot.right + 38, here, name, "t name small" if colour else "t small", "start")
         plot.text(752, here, f"{share:.2%}", "t name small" if colour else "t small", "end")
-    return _file(plot)
+    return as_file(plot)
 
 
 def number_line(value: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def number_lines(sets: dict[str, list[float]], label: str) -> str:
         plot.line(x(at), plot.bottom, x(at), plot.bottom + 5, "axis")
         plot.text(x(at), plot.bottom + 20, words)
     plot.text((plot.left + plot.right) / 2, plot.height - 8, "RoPE base", "t name")
-    return _file(plot)
+    return as_file(plot)
 
 
 def scatter(label: str, xs: NDArray[np.float64], ys: NDArray[np.float64], bases: Sequence[float], axes: tuple[str, str], words: str) -> str:
@@ -191,7 +191,7 @@ def scatter(label: str, xs: NDArray[np.float64], ys: NDArray[np.float64], bases:
     for base, at, value in zip(bases, xs, ys, strict=True):
         plot.mark(x(float(at)), y(float(value)), "circle", "dot", base_style(base, bases, "fill"), 4.5)
     plot.text(plot.right, plot.bottom - 12, words, "t small", "end")
-    return _file(plot)
+    return as_file(plot)
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {"waveforms": waveforms, "coverage": coverage, "number-line": number_line}

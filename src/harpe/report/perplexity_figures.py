@@ -1,0 +1,89 @@
+"""The figures of `harpe perplexity` as SVG files that stand on their own, drawn from the JSON object that it writes.
+
+Two kinds of measurement that are not comparable; every figure shows one of them and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harpe.report.base_figures import OURS, as_file
+from harpe.report.figures import Plot, Scale, even_ticks, linear, logarithmic
+
+
+def perplexity_figures(value: dict[str, Any]) -> dict[str, str]:
+    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss by position."""
+    figures = {"-positions": by_position(value)}
+    return {"": by_length(value), **figures} if value["kind"] == "prefixes" and len(value["points"]) > 1 else figures
+
+
+def kind_in_words(value: dict[str, Any]) -> str:
+    """What was measured, for the figure."""
+    if value["kind"] == "prefixes":
+        return "documents from their start, each token behind everything before it"
+    return f"sliding window of {value['window']:,} tokens, stride {value['stride']:,}"
+
+
+def _curve(plot: Plot, x: Scale, y: Scale, rows: Sequence[tuple[float, float, float, float]]) -> None:
+    """A line with its band through rows of (x, value, low, high), with a point for each where they are few."""
+    edge = [(x(at), y(high)) for at, _, _, high in rows] + [(x(at), y(low)) for at, _, low, _ in reversed(rows)]
+    plot.path(edge, "area", f"fill:{OURS}", closed=True)
+    plot.path([(x(at), y(value)) for at, value, _, _ in rows], "curve", f"stroke:{OURS}")
+    if len(rows) <= 64:
+        for at, value, _, _ in rows:
+            plot.mark(x(at), y(value), "circle", "dot", f"fill:{OURS}", 3.4)
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    spare = 0.08 * (high - low) or 0.05 * abs(high) or 0.1
+    return low - spare, high + spare
+
+
+def _heading(plot: Plot, value: dict[str, Any], second: str) -> None:
+    plot.text(plot.left, 20, f"{value['model']}: {kind_in_words(value)}", "t name", "start")
+    plot.text(plot.left, 38, second, "t small", "start")
+
+
+def by_length(value: dict[str, Any]) -> str:
+    """Perplexity of documents cut to each length."""
+    points = value["points"]
+    last = points[-1]
+    label = f"Perplexity of documents cut to {points[0]['length']:,} to {last['length']:,} tokens, {last['perplexity']:.4g} at the longest."
+    plot = Plot(label, 760, 380, (70, 80, 738, 322))
+    rows = [(float(p["length"]), p["perplexity"], p["low"], p["high"]) for p in points]
+    low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
+    x, y = linear(0, last["length"], plot.left, plot.right), linear(low, high, plot.bottom, plot.top)
+    ticks = {last["length"] * k / 4: f"{round(last['length'] * k / 4):,}" for k in range(5)}
+    plot.axes(x, ticks, y, {at: f"{at:.6g}" for at in even_ticks(low, high, 5)}, "tokens that documents are cut to", "perplexity")
+    _curve(plot, x, y, rows)
+    way = "over tokens" if value["average"] == "tokens" else "as YaRN's script does, over documents"
+    _heading(plot, value, f"averaged {way}; band: 95% interval, bootstrap over {len(last['nll'])} documents")
+    return as_file(plot)
+
+
+def by_position(value: dict[str, Any]) -> str:
+    """Loss of the tokens by where they stand in their document, as far as at least half of the documents go."""
+    most = max(b["documents"] for b in value["positions"])
+    bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
+    whole = value["kind"] == "prefixes"
+    last = bins[-1]
+    label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to {last['end']:,}."
+    plot = Plot(label, 760, 380, (70, 80, 738, 322))
+    rows = [((max(b["start"], 1) * b["end"]) ** 0.5 if whole else (b["start"] + b["end"]) / 2, b["nll"], b["low"], b["high"]) for b in bins]
+    low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
+    end = float(last["end"])
+    x = logarithmic(max(bins[0]["start"], 1), end, plot.left, plot.right) if whole else linear(0, end, plot.left, plot.right)
+    if whole:
+        powers = [2**k for k in range(64) if 2**k <= end]
+        ticks = {float(p): f"{p:,}" for p in powers[:: -max(-(-len(powers) // 9), 1)]}
+    else:
+        ticks = {end * k / 4: f"{round(end * k / 4):,}" for k in range(5)}
+    plot.axes(x, ticks, linear(low, high, plot.bottom, plot.top), {at: f"{at:.6g}" for at in even_ticks(low, high, 5)}, "position", "")
+    plot.text(plot.left, plot.top - 12, "loss (nats a token)", "t name", "start")
+    _curve(plot, x, linear(low, high, plot.bottom, plot.top), rows)
+    few = min(b["documents"] for b in bins)
+    count = f"{most}" if few == most else f"{few} to {most}"
+    _heading(plot, value, f"averaged over tokens; band: 95% interval, bootstrap over {count} documents")
+    return as_file(plot)
