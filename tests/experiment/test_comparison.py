@@ -297,3 +297,22 @@ def test_needle_means_weigh_tasks_alike(tmp_path: Path) -> None:
     write_json(folder / "needles.json", {"tasks": [{"task": task} for task in tasks]})
     (mean,) = [m for m in collect(tmp_path, ["a"], [0]) if m.id == "needles-mean-256"]
     assert resample(mean.totals("a", [0]), mean.units(), resamples=10).value == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_means_of_ruler_weigh_lengths_and_tasks_alike(tmp_path: Path) -> None:
+    """One task at two lengths with unlike numbers of samples; the eight needle tasks at each length are a mean of eight."""
+    names = [f"niah_{i}" for i in range(8)]
+    scores = {64: {name: [1.0, 0.0] for name in names} | {"vt": [1.0]}, 128: {name: [0.0] for name in names} | {"vt": [0.5, 0.25]}}
+    for length, tasks in scores.items():
+        folder = tmp_path / "a" / "seed-0" / "scores" / f"ruler-{length}"
+        folder.mkdir(parents=True)
+        write_json(folder / "ruler.json", {})
+        write_jsonl(
+            folder / "answers.jsonl",
+            [{"task": t, "sample": i, "score": s} for t, values in tasks.items() for i, s in enumerate(values)],
+        )
+    found = {m.id: resample(m.totals("a", [0]), m.units(), resamples=10).value for m in collect(tmp_path, ["a"], [0])}
+    assert found["ruler-niah-64"] == pytest.approx(0.5) and found["ruler-niah-128"] == 0.0
+    assert found["ruler-niah-mean"] == pytest.approx(0.25) and found["ruler-niah_3-mean"] == pytest.approx(0.25)
+    assert found["ruler-vt-mean"] == pytest.approx((1 + 0.375) / 2)
+    assert "ruler-all-64" not in found and "ruler-all-mean" not in found

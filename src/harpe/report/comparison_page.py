@@ -41,8 +41,8 @@ def interval_note(c: Comparison) -> str:
     words = "one seed" if count == 1 else f"{count} seeds"
     if c.summary.interval == INTERVALS[0]:
         return (
-            f"Intervals cover seeds and documents: each of {c.summary.resamples:,} resamples draws from the {words}, then documents within "
-            "them, the same for both methods of a difference. Methods without training have no seeds to draw from."
+            f"Intervals cover seeds and documents: each of {c.summary.resamples:,} resamples draws from the {words}, and draws documents, "
+            "the same for all seeds and for both methods of a difference. Methods without training have no seeds to draw from."
         )
     return (
         f"Intervals cover documents only ({words}, {c.summary.resamples:,} resamples): how much a result would change with another seed of "

@@ -80,6 +80,7 @@ def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Mea
             scores = run / method / f"seed-{seed}" / "scores"
             for read in (_losses, _needles, _grid, _ruler, _curves, _short):
                 read(collector, scores, method, seed)
+            _over_lengths(collector, method, seed)
     return list(collector.measures.values())
 
 
@@ -144,6 +145,24 @@ def _ruler(collector: Collector, scores: Path, method: str, seed: int) -> None:
                     f"ruler-{name}-{length}", f"RULER, mean of {title} at {length:,} tokens", "%", "higher", group, None, length
                 )
                 collector.add(measure, method, seed, records)
+
+
+def _over_lengths(collector: Collector, method: str, seed: int) -> None:
+    """Means over lengths, as the paper's tables have them, of the tasks that were asked at several."""
+    for name, title, group in (("niah", "the eight needle tasks", "ruler-niah"), ("all", "all 13 tasks", "ruler")):
+        _mean_over(collector, f"ruler-{name}", f"RULER, mean of {title} over lengths", group, None, method, seed)
+    for task in dict.fromkeys(m.task for m in list(collector.measures.values()) if m.group == "ruler" and m.task):
+        _mean_over(collector, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task, method, seed)
+
+
+def _mean_over(collector: Collector, stem: str, title: str, group: str, task: str | None, method: str, seed: int) -> None:
+    parts = [m for m in collector.measures.values() if m.id.removeprefix(f"{stem}-").isdigit() and (method, seed) in m.found]
+    records: list[Record] = []
+    for m in sorted(parts, key=lambda m: m.length or 0):
+        offset = 1 + max((stratum for _, stratum, *_ in records), default=-1)
+        records += [((m.length, *key), offset + stratum, total, weight) for key, stratum, total, weight in m.found[method, seed]]
+    if len(parts) > 1:
+        collector.add(Measure(f"{stem}-mean", title, "%", "higher", group, task), method, seed, records)
 
 
 def _curves(collector: Collector, scores: Path, method: str, seed: int) -> None:
