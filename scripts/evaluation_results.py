@@ -122,6 +122,7 @@ def collect(work: Path, models: list[str], out: Path) -> None:
     for name in models:
         folder = work / name
         curve = read_json(folder / "curve.json")
+        curve["data"] = Path(curve["data"]).name
         for point in curve["points"]:  # sums by document stay in the folder of the work
             point.pop("nll"), point.pop("tokens")
         short = {task: read_json(folder / task / "short.json")["tasks"][task] for task in SHORT}
