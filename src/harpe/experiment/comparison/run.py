@@ -89,8 +89,8 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     expected = expected_seconds(recipe, source, arms, *speeds)
     reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
     failed = _work(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
-    for (arm, seed), reason in failed.items():
-        reporter.say(f"{arm.title}, seed {seed}, failed: {reason}")
+    for what, reason in failed.items():
+        reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)
     if not summary["measures"]:
         raise HarpeError(f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}.")
@@ -156,9 +156,10 @@ def _is_done(run: Path, job: Job) -> bool:
     return (run / job[0].name / f"seed-{job[1]}" / "record.json").is_file()
 
 
-def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[Job, str]:
+def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[str, str]:
     """Run every job in a process; returns the reasons of those that failed."""
-    lock, failed, done = threading.Lock(), {}, 0
+    lock, done = threading.Lock(), 0
+    failed: dict[str, str] = {}
     slots = list(range(at_a_time))
     children: set[subprocess.Popen[str]] = set()
     reporter.progress("methods and seeds", 0, len(jobs))
@@ -172,7 +173,7 @@ def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) ->
             slots.append(slot)
             done += 1
             if reason is not None:
-                failed[job] = reason
+                failed[f"{job[0].title}, seed {job[1]},"] = reason
             reporter.progress("methods and seeds", done, len(jobs), f"{job[0].title}, seed {job[1]}")
 
     with ThreadPoolExecutor(at_a_time) as pool:
