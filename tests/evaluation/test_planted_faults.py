@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import angles_in_bfloat16
 
 import harpe
 from harpe.data.embedded import reported_files
 from harpe.evaluation.perplexity import token_losses
 from harpe.evaluation.resampling import Draws, Units, paired
 from harpe.models.load import load_model, load_tokenizer
+
+from .planted import angles_in_bfloat16
 
 LENGTH, DOCUMENTS, HEADS, BASE = 257, 24, 8, 1e4
 

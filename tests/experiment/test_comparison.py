@@ -231,6 +231,26 @@ def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, mon
         run(workspace, methods=["none", {"name": "abf", "base": 9e5}])
 
 
+@pytest.mark.slow
+def test_a_cut_of_the_small_comparison_runs_to_its_page(tmp_path: Path) -> None:
+    """Three rows, two steps, four samples, of the model inside the package."""
+    value = yaml.safe_load((RECIPES / "tiny-compare.yaml").read_text())
+    kept = ("none", "control-middle", "harpe-uniform")
+    value["methods"] = [row for row in value["methods"] if (row if isinstance(row, str) else row["name"]) in kept]
+    value |= {"tokens": 16_384, "seeds": [0]}
+    value["evaluation"] |= {"documents": 4, "samples": 4, "grid_samples": 1}
+    (tmp_path / "cut.yaml").write_text(yaml.safe_dump(value))
+    folder = compare(CompareOptions(recipe=str(tmp_path / "cut.yaml"), out=str(tmp_path / "run"), jobs=2))
+    measures = {m["id"]: m for m in read_json(folder / "summary.json")["measures"]}
+    assert {"loss-short", "loss-long", "needles-mean-2048", "grid-mean"} <= set(measures)
+    long = measures["loss-long"]["values"]
+    assert set(long) == set(kept) and long["none"]["value"] > long["harpe-uniform"]["value"] + 0.5
+    assert measures["loss-long"]["differences"]["none"]["low"] > 0
+    page = (folder / "report" / "index.html").read_text()
+    assert all(title in page for title in ("untouched", "one base, middle of the range", "HARPE, uniform ascending"))
+    assert (folder / "report" / "tables.csv").is_file() and (folder / "report" / "tables.md").is_file()
+
+
 # -- statistics from files
 
 

@@ -69,6 +69,7 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint."""
+    install()  # transformers reads the configuration too, and warns of a rope type that it does not know
     target = resolve(name)
     try:
         return AutoTokenizer.from_pretrained(target, revision=revision)
