@@ -12,6 +12,7 @@ import yaml
 from harpe._version import __version__
 from harpe.cli.main import VERBS
 from harpe.cli.parser import build_parser, options_of
+from harpe.experiment.comparison.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,10 +39,15 @@ def test_every_make_target_exists() -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_accepted(recipe: Path) -> None:
     text = recipe.read_text()
-    (command,) = re.findall(r"^# (harpe extend .*)$", text, re.M)
-    command = command.replace(f"recipes/{recipe.name}", str(recipe))
-    options = options_of(build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:]), VERBS)
-    assert {key: getattr(options, key) for key in yaml.safe_load(text)} == yaml.safe_load(text)
+    commands = re.findall(r"^# +(harpe (?:extend|compare) .*?)(?:  .*)?$", text, re.M)
+    assert commands
+    for command in commands:
+        command = command.replace(f"recipes/{recipe.name}", str(recipe))
+        options = options_of(build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:]), VERBS)
+        if command.startswith("harpe extend"):
+            assert {key: getattr(options, key) for key in yaml.safe_load(text)} == yaml.safe_load(text)
+        else:
+            assert {row.name for row in read_recipe(options.recipe).methods}
 
 
 def test_every_figure_of_a_quoted_table_stands_in_a_committed_result() -> None:

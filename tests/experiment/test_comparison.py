@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from harpe.data.packing import PackedDataset
@@ -229,6 +232,34 @@ def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, mon
     assert not list(folder.glob("*/seed-*/stage-*/checkpoint-*"))
     with pytest.raises(HarpeError, match="another recipe"):
         run(workspace, methods=["none", {"name": "abf", "base": 9e5}])
+
+
+@pytest.mark.slow
+def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_same_weights(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe: dict[str, Any] = {"methods": ["none", "abf-staged"], "baseline": "none", "tokens": 8192, "save_every": 1}
+    whole = load_file(run(workspace, "whole", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
+    real, folder = comparison.subprocess.Popen, workspace / "broken" / "abf-staged" / "seed-0"
+
+    def killed(command: list[str], **options: Any) -> Any:
+        child = real(command, **options)
+        if command[-2] == "abf-staged":
+            while not (folder / "stage-2" / "checkpoint-2" / "complete.json").exists():
+                assert child.poll() is None
+                time.sleep(0.005)
+            child.kill()
+        return child
+
+    monkeypatch.setattr(comparison.subprocess, "Popen", killed)
+    run(workspace, "broken", **recipe)
+    assert not (folder / "model").exists() and "signal 9" in read_json(folder / "failed.json")["reason"]
+    first = (folder / "stage-1" / "log.jsonl").read_bytes()
+    monkeypatch.setattr(comparison.subprocess, "Popen", real)
+    again = load_file(run(workspace, "broken", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert (folder / "stage-1" / "log.jsonl").read_bytes() == first
+    assert [row["step"] for row in read_jsonl(folder / "stage-2" / "log.jsonl")] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

@@ -114,6 +114,24 @@ def test_stages_follow_each_other_with_their_own_length_and_base(make_tiny: Any,
     assert len(read_jsonl(tmp_path / "stage-2" / "log.jsonl")) == 6
 
 
+@pytest.mark.parametrize(("schedule", "peaks"), [("restarted", 2), ("carried", 1)])
+def test_the_learning_rate_rises_and_falls_in_every_stage_or_once(make_tiny: Any, tmp_path: Path, schedule: str, peaks: int) -> None:
+    """Linear up over a quarter of the steps and linear down to zero, written out step by step."""
+    geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
+    stages = [Stage(shared_encoding(2e4, geometry), 64, 1 / 3), Stage(shared_encoding(5e4, geometry), 128, 2 / 3)]
+    train(make_tiny, tmp_path, stages=stages, schedule=schedule, warmup_share=0.25, learning_rate=1.0e-3)
+    found = [row["learning_rate"] for n in (1, 2) for row in read_jsonl(tmp_path / f"stage-{n}" / "log.jsonl")]
+
+    def whole(steps: int) -> list[float]:
+        warm = -(-steps // 4)
+        return [1e-3 * (s / warm if s < warm else (steps - s) / (steps - warm)) for s in range(steps)]
+
+    wanted = whole(4) + whole(8) if peaks == 2 else whole(12)
+    # the Trainer logs the rate of the step that follows
+    shifted = [*wanted[1:4], 0.0, *wanted[5:], 0.0] if peaks == 2 else [*wanted[1:], 0.0]
+    assert found == pytest.approx(shifted, abs=1e-12) or found == pytest.approx(wanted, abs=1e-12)
+
+
 def test_no_text_is_repeated(make_tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(HarpeError, match="needs 48 sequences of 64 tokens, the corpus gives 47"):
         train(make_tiny, tmp_path, Counting(47))

@@ -100,13 +100,13 @@ def compare(options: CompareOptions, terminal: Any) -> None:
 
 
 def report(options: ReportOptions, terminal: Any) -> None:
-    """Write the report page again; of a comparison also the statistics behind it."""
+    """Write the report page again; of a comparison that was cut short also the statistics behind it."""
     from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
     from harpe.report.terminal import run_table
 
     run = Path(options.run)
-    if is_comparison(run):
+    if is_comparison(run) and not (run / "summary.json").is_file():
         from harpe.experiment.comparison.summary import summarise
 
         summarise(run)

@@ -28,8 +28,8 @@ class ExtendOptions:
     out: str
     """Run directory to make."""
     method: str = "harpe"
-    """harpe: a base for every key/value head. abf: one larger base for all heads. Others: abf-staged, pi, ntk, ntk-dynamic, yarn, longrope,
-    base-kept, one-base, and methods of installed packages (docs/methods.md)."""
+    """harpe: a base for every key/value head. abf: one larger base for all heads. Others (yarn, pi, stages …), also of installed packages:
+    docs/methods.md."""
     method_options: dict[str, Any] | None = None
     """Options of the method by name, as JSON: '{"factor": 8}'."""
     base: float | None = None

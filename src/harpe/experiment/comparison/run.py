@@ -173,7 +173,7 @@ def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) ->
             slots.append(slot)
             done += 1
             if reason is not None:
-                failed[f"{job[0].title}, seed {job[1]},"] = reason
+                failed[f"{job[0].name}, seed {job[1]},"] = reason
             reporter.progress("methods and seeds", done, len(jobs), f"{job[0].title}, seed {job[1]}")
 
     with ThreadPoolExecutor(at_a_time) as pool:
