@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
 from harpe.data.packing import PackedDataset
@@ -145,6 +145,25 @@ def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("method", "options", "rope"),
+    [
+        ("yarn", {"beta_fast": 16}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}),
+        ("abf-staged", None, {"rope_type": "default"}),
+    ],
+)
+def test_other_methods_give_checkpoints_of_stock_rope_types(
+    workspace: Path, method: str, options: dict[str, Any] | None, rope: dict[str, Any]
+) -> None:
+    target = run(workspace, method=method, method_options=options, length=256)
+    config = AutoConfig.from_pretrained(target)
+    assert config.max_position_embeddings == 256 and config.model_type == "qwen3"
+    assert rope.items() <= config.rope_parameters.items()
+    plan = read_json(target.parent.parent / "plan.json")
+    assert any(("2 stages:" if method == "abf-staged" else "One stage:") in reason for reason in plan["reasons"])
+    assert len(list(target.parent.glob("stage-*"))) == (2 if method == "abf-staged" else 1)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "/nowhere"}, "no checkpoint folder"),
@@ -152,6 +171,10 @@ def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) ->
         ({"data": "/nowhere"}, "no such file or folder"),
         ({"method": "abf", "base": 1.0}, "finite number above 1"),
         ({"method": "harpe", "base": 5e5}, "--base belongs to --method abf"),
+        ({"method": "yarn", "base": 5e5}, "--base belongs to --method abf"),
+        ({"method": "self-extend"}, "needs no training"),
+        ({"method": "yarm"}, "Did you mean yarn"),
+        ({"method": "pi", "method_options": {"faktor": 2}}, "Did you mean factor"),
         ({"method": "abf", "strategy": "uniform-descending"}, "leave them out for --method abf"),
         ({"min": 9e5, "max": 1e5}, "empty or invalid"),
         ({"strategy": "peak-valley", "rule": "published", "stride": 3e4}, "tuned to head size 128"),

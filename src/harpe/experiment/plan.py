@@ -89,7 +89,7 @@ def describe(
         f"Bases lie in [{bases.low:,.0f}, {bases.high:,.0f}] ({bases.why}).",
         f"A base belongs to a key/value head: {geometry.key_value_heads} of them"
         + (f" serve {geometry.query_heads} query heads." if geometry.query_heads != geometry.key_value_heads else "."),
-        f"One stage: {steps} steps of {step_tokens} tokens, peak learning rate {options.learning_rate:g}, AdamW 0.9/0.95.",
+        f"{_stages(arms)}: {steps} steps of {step_tokens} tokens, peak learning rate {options.learning_rate:g}, AdamW 0.9/0.95.",
         f"Arithmetic in {dtype_reason}; weights are trained in float32.",
         *notes,
     ]
@@ -118,6 +118,11 @@ def describe(
             "held_out_documents": len(held_out.documents) if held_out else 0,
         },
     }
+
+
+def _stages(arms: Sequence[Arm]) -> str:
+    count = max(len(arm.stages) for arm in arms)
+    return "One stage" if count == 1 else f"{count} stages"
 
 
 def plan_text(plan: dict[str, Any], expected: float) -> str:
