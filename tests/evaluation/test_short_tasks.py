@@ -22,6 +22,8 @@ from harpe.experiment.short import measure_short
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer
 
+from .trained_run import check, trained_run
+
 pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
 
 
@@ -180,6 +182,24 @@ def test_the_verb_writes_scores_with_intervals_and_does_not_measure_twice(folder
     assert said == [f"Everything is measured already; the scores are in {tmp_path / 'short.json'}."]
     with pytest.raises(HarpeError, match="measured in another way"):
         measure_short(ShortOptions(**{**vars(options), "limit": 2}))
+
+
+@pytest.mark.slow
+def test_a_task_tells_how_much_of_its_prompts_the_models_run_has_trained_on(folder: Path, tmp_path: Path) -> None:
+    """Every question is one text, however many answers it is asked with; the answers to choose from were trained on."""
+    head = "The following are multiple choice questions (with answers) about anatomy.\n\n"
+    options = '\nA. one\nB. a "b"\nC. three\nD. four\nAnswer:'
+    shots = "".join(f"dev {i}, which?{options} {'ABCD'[i % 4]}\n\n" for i in range(5))
+    prompts = [f"{head}{shots}test {i}, which?{options}" for i in range(2)]
+    model, data = trained_run(tmp_path / "run", ["Nothing of all that is asked. " * 30, *[options] * 6])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "short_bench").symlink_to(folder)
+    given: dict[str, Any] = {"tasks": "mmlu", "offline": True, "data": str(tmp_path / "data"), "dtype": "float32"}
+    measure_short(ShortOptions(model=str(model), out=str(tmp_path / "trained"), **given))
+    check(read_json(tmp_path / "trained" / "short.json")["tasks"]["mmlu"]["overlap"], prompts, data)
+    measure_short(ShortOptions(model="embedded", out=str(tmp_path / "untouched"), **given))
+    unknown = read_json(tmp_path / "untouched" / "short.json")["tasks"]["mmlu"]["overlap"]
+    assert unknown["share"] is None and "not known" in unknown["reason"]
 
 
 @pytest.mark.slow

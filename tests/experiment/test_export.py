@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harpe
 from harpe.errors import HarpeError
+from harpe.experiment.comparison import run as comparison
+from harpe.experiment.comparison.worker import work
+from harpe.experiment.evaluate import evaluate
 from harpe.experiment.export import export
-from harpe.experiment.options import ExportOptions
+from harpe.experiment.options import EvaluateOptions, ExportOptions
+from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, write_json
 from harpe.models.load import load_model
 
@@ -79,3 +84,62 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, 
     with pytest.raises(HarpeError, match="is not finished"):
         export(options)
     assert not (workspace / "out").exists()
+
+
+@pytest.fixture
+def compared(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A comparison by `harpe.compare` with two trained methods, two seeds and Self-Extend; its workers run in this process."""
+    recipe = {
+        "title": "tiny",
+        "model": str(workspace / "model"),
+        "length": 256,
+        "data": str(workspace / "texts"),
+        "tokens": 1024,
+        "batch_tokens": 512,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+        "baseline": "abf",
+        "evaluation": {"data": str(workspace / "texts"), "documents": 2, "samples": 0, "grid_samples": 0},
+        "methods": ["self-extend", "none", "abf", {"name": "harpe-uniform", "method": "harpe"}],
+    }
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(comparison, "_run_worker", lambda run, job, *rest: work(run, job[0].name, job[1], Reporter()))
+    return harpe.compare(workspace / "recipe.yaml", out=workspace / "compared", seeds=[3, 4])
+
+
+def test_a_model_of_a_comparison_is_exported_by_method_and_seed(compared: Path, workspace: Path) -> None:
+    options = ExportOptions(source=str(compared), out=str(workspace / "out"), method="harpe-uniform", seed=4)
+    out = export(options)
+    plan, card = read_json(compared / "plan.json"), (out / "README.md").read_text()
+    (method,) = [entry for entry in plan["methods"] if entry["name"] == "harpe-uniform"]
+    assert method["explanation"] in card and "seed 4" in card
+    assert plan["corpus"]["hashes"]["4"] in card and plan["corpus"]["hashes"]["3"] not in card
+    rows = [
+        read_json(compared / name / "scores" / "perplexity.json")["long"]["perplexity"] for name in ("none/seed-0", "harpe-uniform/seed-4")
+    ]
+    (row,) = [line for line in card.splitlines() if line.startswith("| perplexity, positions")]
+    assert [cell.split()[0] for cell in row.split("|")[2:4]] == [f"{value:.2f}" for value in rows]
+    trained = load_model(compared / "harpe-uniform" / "seed-4" / "model")
+    exported = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), exported.parameters(), strict=True))
+    other = load_model(compared / "harpe-uniform" / "seed-3" / "model")
+    assert any(not torch.equal(a, b) for a, b in zip(other.parameters(), exported.parameters(), strict=True))
+    (compared / "abf" / "seed-3" / "model").rename(workspace / "away")
+    stock = export(replace(options, out=str(workspace / "stock"), method="abf", seed=None))  # the first seed that has a model
+    assert "seed 4" in (stock / "README.md").read_text() and not (stock / "modeling_harpe.py").exists()
+    for changed, message in (
+        ({"method": None}, "has several models; choose one by --method: self-extend, abf, harpe-uniform"),
+        ({"method": "none"}, "has no model none"),
+        ({"seed": 5}, "--seed may be 3, 4"),
+        ({"method": "self-extend"}, "no Self-Extend with seed 4; --seed may be 0"),
+        ({"method": "self-extend", "seed": None}, "only harpe runs it"),
+        ({"method": "abf", "seed": 3}, "seed 3 has no model. Start its `harpe compare` again"),
+        ({"source": str(compared / "abf" / "seed-4" / "model"), "method": None}, "--seed chooses a model of a comparison"),
+    ):
+        with pytest.raises(HarpeError, match=message):
+            export(replace(options, **{"out": str(workspace / "none"), **changed}))
+    assert not (workspace / "none").exists()
+    before = sorted(compared.rglob("*"))
+    with pytest.raises(HarpeError, match="is a comparison, and its recipe says what is measured"):
+        evaluate(EvaluateOptions(model=str(compared), data=str(workspace / "texts")))
+    assert sorted(compared.rglob("*")) == before

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harpe.data import embedded
 from harpe.errors import HarpeError
@@ -226,9 +227,17 @@ def test_a_checkpoint_keeps_it_and_stock_transformers_stops(attention: Any, tmp_
     for name in ("first", "again"):
         assert close(logits(load_model(tmp_path / name).eval(), ids), wanted, atol=1e-6)
         assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / name).eval(), ids), wanted, atol=1e-6)  # harpe is registered
+    AutoModelForCausalLM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "plain")
+    once_more = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", attn_implementation="sdpa").eval()
+    assert close(logits(once_more, ids), wanted, atol=1e-6)
+    with monkeypatch.context() as patch:  # transformers without harpe, whatever the configuration says of the attention
+        patch.delitem(ROPE_INIT_FUNCTIONS, "harpe")
+        for name in ("first", "plain"):
+            with pytest.raises(KeyError, match="harpe"):
+                AutoModelForCausalLM.from_pretrained(tmp_path / name, attn_implementation="sdpa")
     with pytest.raises(HarpeError, match="only harpe runs it"):
         export_checkpoint(model, tmp_path / "exported")
-    with monkeypatch.context() as patch:  # transformers without harpe
+    with monkeypatch.context() as patch:
         patch.delitem(AttentionInterface._global_mapping, remapped_attention.NAME)
         with pytest.raises(ValueError, match=remapped_attention.NAME):
             AutoModelForCausalLM.from_pretrained(tmp_path / "again")

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.experiment import extend as extension
-from harpe.experiment.options import ExtendOptions
+from harpe.experiment.comparison import run as comparison
+from harpe.experiment.options import CompareOptions, ExtendOptions
 from harpe.experiment.reporter import Reporter
 from harpe.methods.registry import make_stages, method_named
 from harpe.models.apply import apply_encoding
@@ -40,6 +41,27 @@ def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Rep
         For bad options or input before any work starts, and for failures later.
     """
     return extension.extend(ExtendOptions(model=model, length=length, data=data, out=str(out), **options), reporter)
+
+
+def compare(recipe: str | Path, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any) -> Path:
+    """Train and measure the methods of a recipe from one checkpoint; returns the run directory.
+
+    Every method with every seed runs in a process of its own. Called again, an interrupted comparison goes on where it was.
+
+    Parameters
+    ----------
+    recipe, out, options
+        As `harpe compare` takes them: see `harpe.experiment.options.CompareOptions`.
+    reporter
+        Receives what the comparison has to say; silent where None.
+
+    Raises
+    ------
+    HarpeError
+        For a bad recipe or input before any work starts, and where no method could be measured. A method that fails is recorded in its
+        failed.json and stops no other.
+    """
+    return comparison.compare(CompareOptions(recipe=str(recipe), out=None if out is None else str(out), **options), reporter)
 
 
 def export(model: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, *, card: str | None = None) -> Path:

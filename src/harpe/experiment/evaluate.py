@@ -19,6 +19,7 @@ from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
+from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
 
 
@@ -67,6 +68,11 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
         For bad options or input, before any model is loaded.
     """
     reporter = reporter or Reporter()
+    if is_comparison(Path(options.model)):
+        raise HarpeError(
+            f"{options.model} is a comparison, and its recipe says what is measured: start `harpe compare` again, which measures what is "
+            "missing. A single model of it is measured by its folder, METHOD/seed-SEED/model, with --out."
+        )
     if (Path(options.model) / "plan.json").is_file():
         return _evaluate_run(Path(options.model), options, reporter)
     if options.out is None:

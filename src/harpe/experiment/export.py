@@ -1,7 +1,8 @@
-"""Export the model of a run directory, or an extended checkpoint."""
+"""Export a model of a run directory or of a comparison, or an extended checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,11 +11,26 @@ from harpe.errors import HarpeError
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import ExportOptions
 from harpe.experiment.reporter import Reporter
+from harpe.files import read_json
 from harpe.models.card import model_card
 from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer
+from harpe.report.comparison_read import is_comparison
 from harpe.report.read import Estimate, Method, Run, read_run
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A model of a run directory."""
+
+    run: Run
+    method: Method
+    before: Method | None
+    """The untouched model, where it was measured."""
+    seed: int | None
+    """Of training, in a comparison."""
+    folder: Path
 
 
 def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
@@ -29,21 +45,18 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     out, source = Path(options.out), Path(options.source)
     if out.exists():
         raise HarpeError(f"--out {out} exists already; it is not overwritten. Name another folder.")
-    run = read_run(source) if (source / "plan.json").is_file() else None
-    if run is None and options.method is not None:
-        raise HarpeError(f"--method chooses a model of a run directory, and {source} is none; leave it out.")
-    method = _choose(run, source, options.method) if run else None
-    folder = str(source / method.name / "model") if method else options.source
+    chosen = _choose(source, options.method, options.seed)
+    folder = str(chosen.folder) if chosen else options.source
     config = load_config(folder)
     tokenizer = load_tokenizer(options.tokenizer or folder)
     check_vocabulary(config, tokenizer, folder)
     model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
     card = None
-    if run and method:
-        shown = _public(run.model.name)
-        title = f"{shown}, {run.target_length} tokens, {method.title}"
-        card = model_card(config, title, shown if "/" in shown else None, run_sections(run, method))
+    if chosen:
+        shown = _public(chosen.run.model.name)
+        title = f"{shown}, {chosen.run.target_length} tokens, {chosen.method.title}"
+        card = model_card(config, title, shown if "/" in shown else None, _sections(chosen))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()
     how = "loads by trust_remote_code=True; its code is modeling_harpe.py" if code else "is a stock checkpoint and needs no code"
@@ -51,7 +64,21 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     return out
 
 
-def _choose(run: Run, folder: Path, name: str | None) -> Method:
+def _choose(source: Path, name: str | None, seed: int | None) -> _Chosen | None:
+    """The model that is meant; None where the source is no run directory."""
+    if is_comparison(source):
+        return _of_comparison(source, name, seed)
+    if seed is not None:
+        raise HarpeError(f"--seed chooses a model of a comparison, and {source} is none; leave it out.")
+    if (source / "plan.json").is_file():
+        return _of_run(source, name)
+    if name is not None:
+        raise HarpeError(f"--method chooses a model of a run directory, and {source} is none; leave it out.")
+    return None
+
+
+def _of_run(folder: Path, name: str | None) -> _Chosen:
+    run = read_run(folder)
     trained = {method.name: method for method in run.methods if method.trained}
     if name is None:
         found = trained.get("harpe") or (next(iter(trained.values())) if len(trained) == 1 else None)
@@ -63,7 +90,31 @@ def _choose(run: Run, folder: Path, name: str | None) -> Method:
             raise HarpeError(f"{folder} has no trained model {name}; --method may be {', '.join(trained) or 'none of them'}.")
     if not (folder / found.name / "model").is_dir():
         raise HarpeError(f"{folder} is not finished: {found.title} has no model yet. Go on with it by its --resume first.")
-    return found
+    return _Chosen(run, found, run.before, None, folder / found.name / "model")
+
+
+def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
+    """Methods without training that change the checkpoint have one model, under seed 0."""
+    plan = read_json(folder / "plan.json")
+    rows = {entry["name"]: entry for entry in plan["methods"] if entry["method"] != "none"}
+    trained = [key for key, entry in rows.items() if entry["trained"]]
+    if name is None and len(trained) != 1:
+        raise HarpeError(f"{folder} has several models; choose one by --method: {', '.join(rows)}.")
+    name = name or trained[0]
+    if name not in rows:
+        raise HarpeError(f"{folder} has no model {name}; --method may be {', '.join(rows) or 'none of them'}.")
+    seeds = plan["seeds"] if rows[name]["trained"] else [0]
+    if seed is not None and seed not in seeds:
+        raise HarpeError(f"{folder} has no {rows[name]['title']} with seed {seed}; --seed may be {', '.join(map(str, seeds))}.")
+    for each in seeds if seed is None else [seed]:
+        model = folder / name / f"seed-{each}" / "model"
+        if model.is_dir():
+            run = read_run(folder, each)
+            by_name = {method.name: method for method in run.methods}
+            untouched = next((by_name[entry["name"]] for entry in plan["methods"] if entry["method"] == "none"), None)
+            return _Chosen(run, by_name[name], untouched, each, model)
+    which = f" with seed {seed}" if seed is not None else ""
+    raise HarpeError(f"{folder} is not finished: {rows[name]['title']}{which} has no model. Start its `harpe compare` again first.")
 
 
 def _public(name: str) -> str:
@@ -71,24 +122,28 @@ def _public(name: str) -> str:
     return Path(name).name if name.startswith((".", "/", "~")) or Path(name).exists() else name
 
 
-def run_sections(run: Run, method: Method) -> dict[str, str]:
-    """Headings and texts of a model card: method, plan, data and scores of one model of a run."""
+def _sections(chosen: _Chosen) -> dict[str, str]:
+    """Headings and texts of a model card: method, plan, data and scores."""
+    run, method = chosen.run, chosen.method
     training, corpus = run.training, run.corpus
     versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
-    plan = [*run.reasons, f"{training['tokens']} tokens in {training['steps']} steps at {training['sequence_length']} tokens a sequence."]
+    plan = list(run.reasons)
+    if method.trained:
+        plan.append(f"{training['tokens']} tokens in {training['steps']} steps of {training['batch_tokens']} tokens.")
+        plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
     plan += [f"Made with {versions}."] * bool(versions)
     data = f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
     origin = f"The original model: {_public(run.model.name)}, {run.model.parameters:,} parameters. Its licence applies."
+    packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))
     return {
         "Method": f"{method.explanation}\n\n{origin}",
         "Plan": "\n".join(f"* {reason}" for reason in plan),
-        "Data": f"{data}`{corpus['hash']}`.",
-        "Scores": _scores(run, method),
+        "Data": f"{data}`{packed}`." if method.trained else "Not trained: the weights are those of the original model.",
+        "Scores": _scores(chosen.before, method),
     }
 
 
-def _scores(run: Run, method: Method) -> str:
-    before = run.before
+def _scores(before: Method | None, method: Method) -> str:
     rows = [("measure", "before", "after"), ("---", "---", "---")]
     if method.perplexity is not None:
         old, new = before.perplexity if before else None, method.perplexity

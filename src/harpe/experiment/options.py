@@ -197,11 +197,14 @@ class ExportOptions:
     """
 
     source: str
-    """A run directory of `harpe extend`, or the folder of an extended model."""
+    """A run directory of `harpe extend` or `harpe compare`, or the folder of an extended model."""
     out: str
     """Folder to make."""
     method: str | None = None
-    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one."""
+    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a comparison it has to be
+    named where several were trained."""
+    seed: int | None = None
+    """Which training seed of a comparison; default: the first that has a model."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
 

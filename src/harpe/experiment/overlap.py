@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.overlap import NGRAM, count_overlap, unknown_overlap
 from harpe.data.packing import PackedDataset, tokenizer_identity
-from harpe.evaluation.run import HeldOut
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, sha256_json, write_json
+
+MOST_CHARACTERS = 2**26
+"""Of prompts that are looked for: about 16M tokens, each of which takes about 70 bytes. All of RULER at 128k has fifty times as many."""
+
+
+class Texts(Protocol):
+    """What is looked for in the training data; `harpe.evaluation.run.HeldOut` is one."""
+
+    @property
+    def haystacks(self) -> Sequence[Sequence[int]]:
+        """Token ids without special tokens."""
+
+    def identity(self) -> str:
+        """SHA-256 that names the texts."""
+
+
+class Prompts:
+    """Prompts as they are asked, of several tasks in turn: the first of each, then the second of each, until there are enough of them.
+
+    Parameters
+    ----------
+    tasks
+        The prompts of every task; read no further than they are taken, and only where they are looked for.
+    most
+        Characters; behind them no further prompt is taken.
+    """
+
+    def __init__(self, tasks: Iterable[Iterable[str]], tokenizer: PreTrainedTokenizerBase, most: int = MOST_CHARACTERS) -> None:
+        self._tasks, self._tokenizer, self._most = tasks, tokenizer, most
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        taken: list[str] = []
+        characters = 0
+        for prompt in chain.from_iterable(zip_longest(*self._tasks)):
+            if prompt is None:
+                continue
+            characters += len(prompt)
+            if taken and characters > self._most:
+                break
+            taken.append(prompt)
+        return taken
+
+    @property
+    def haystacks(self) -> list[list[int]]:
+        special = set(self._tokenizer.all_special_ids)
+        found = (self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in self._texts)
+        return [[i for i in ids if i not in special] for ids in found]
+
+    def identity(self) -> str:
+        return sha256_json(self._texts)
 
 
 def trained_on(model: str | Path) -> tuple[Path, list[Path]] | None:
@@ -29,11 +81,11 @@ def trained_on(model: str | Path) -> tuple[Path, list[Path]] | None:
     return None
 
 
-def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, reporter: Reporter) -> dict[str, Any]:
+def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, texts: Texts, reporter: Reporter) -> dict[str, Any]:
     """For score files: the share of the texts' 13-grams of tokens that occur in the training stream of the model's run.
 
-    What the checkpoint had been trained on before the run is unknown, and not counted. The count is kept beside the
-    data, in overlap.json.
+    `texts` in the result is the number of texts that were looked for. What the checkpoint had been trained on before the run is unknown,
+    and not counted. The count is kept beside the data, in overlap.json.
     """
     found_in = trained_on(model)
     if found_in is None:
@@ -46,17 +98,19 @@ def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, held
     if any(data.index["tokenizer"] != identity for data in sets):
         return unknown_overlap("The training data were tokenised by another tokenizer.")
     hashes = [data.hash for data in sets]
-    path, key = folders[0].parent / "overlap.json", sha256_json([NGRAM, hashes, held_out.identity()])
+    path, key = folders[0].parent / "overlap.json", sha256_json([NGRAM, hashes, texts.identity()])
     counts: dict[str, Any] = read_json(path)["counts"] if path.is_file() else {}
     if key not in counts:
         reporter.say(f"Looking for the texts in {sum(data.tokens for data in sets):,} tokens of training data.")
-        found = count_overlap(held_out.haystacks, chain.from_iterable(data.blocks(before=NGRAM - 1) for data in sets))
+        haystacks = texts.haystacks
+        found = count_overlap(haystacks, chain.from_iterable(data.blocks(before=NGRAM - 1) for data in sets))
         if found is None:
             return unknown_overlap(f"No text has {NGRAM} tokens.")
         counts[key] = {
             "ngram": NGRAM,
             "share": found.share,
             "grams": sum(found.grams),
+            "texts": len(haystacks),
             "largest_share_of_a_text": max(n / of for n, of in zip(found.found, found.grams, strict=True) if of),
             "training_tokens": sum(data.tokens for data in sets),
             "training_hash": hashes[0] if len(hashes) == 1 else sha256_json(hashes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from harpe.evaluation.ruler.answer import answer_from, answer_task, summary
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.server import CompletionServer
 from harpe.experiment.evaluation_options import RulerOptions
+from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines, write_json, write_jsonl
 from harpe.models.dtype import choose_dtype
@@ -67,8 +69,19 @@ def write_answers(
     team.wait()
     if team.first:
         facts = {"server": options.endpoint} if server else {"dtype": dtype}
-        write_json(folder / "ruler.json", {"length": options.length, **facts, **summary(_gather(folder, reporter))})
+        scores = summary(_gather(folder, reporter))
+        asked = Prompts([_prompts(folder / f"{task}.jsonl") for task in scores["tasks"]], tokenizer)
+        overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
+        write_json(folder / "ruler.json", {"length": options.length, **facts, **scores, "overlap": overlap})
     team.wait()
+
+
+def _prompts(path: Path) -> Iterator[str]:
+    """What a task's samples ask, one at a time: a file of samples may be longer than the memory."""
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            sample = json.loads(line)
+            yield sample["input"] + sample["answer_prefix"]
 
 
 def _gather(folder: Path, reporter: Reporter) -> Rows:

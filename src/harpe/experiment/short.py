@@ -15,6 +15,7 @@ from harpe.evaluation.short_tasks import SHOTS, accuracy, run_short_tasks
 from harpe.experiment.against import compare_short
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.evaluation_options import ShortOptions
+from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, write_json, write_jsonl
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
@@ -84,6 +85,8 @@ def _measure(options: ShortOptions, names: list[str], value: dict[str, Any], pat
         value["tasks"][name] = {**(accuracy(samples, metric) if metric else {}), "shots": shots}
         if name in LOCAL:
             value["tasks"][name]["note"] = NOT_COMPARABLE
+        asked = Prompts([_prompts(rows) for rows in found["samples"].values()], tokenizer)
+        value["tasks"][name]["overlap"] = training_overlap(options.model, tokenizer, asked, reporter)
         value["tasks"][name]["lm_eval"] = found["results"]
         kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
         write_jsonl(path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples])
@@ -91,6 +94,11 @@ def _measure(options: ShortOptions, names: list[str], value: dict[str, Any], pat
         record.path.unlink(missing_ok=True)
     reporter.progress("short benchmarks", len(names), len(names))
     reporter.say(f"The scores are in {path}.")
+
+
+def _prompts(samples: list[dict[str, Any]]) -> list[str]:
+    """What is asked, solved examples included; once where a question is asked with several answers."""
+    return list(dict.fromkeys(str(request[0]) for sample in samples for request in sample["arguments"]))
 
 
 def _folder(options: ShortOptions) -> Path:

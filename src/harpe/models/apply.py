@@ -20,6 +20,9 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
     One base for all heads, and every rope type of transformers, stay stock; where the checkpoint had an attention factor, which the type
     `default` cannot hold, one base is LongRoPE without any scaling. Bases per head are one list, or a list by layer where they differ, or
     where layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
+
+    One base under a changed attention is written as equal bases per head, which turn alike: a program that knows no such attention stops at
+    the rope type. transformers keeps that whenever it saves the model, and drops the name of the attention.
     """
     key = rope_key(config)
     old = dict(config.rope_parameters if key is None else config.rope_parameters[key])
@@ -29,7 +32,7 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
     if encoding.stock is not None:
         return {**encoding.stock, **kept}
     factor = geometry.attention_factor
-    if not encoding.per_head:
+    if not encoding.per_head and encoding.attention is None:
         shared = {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
         if factor == 1.0:
             return shared

@@ -12,7 +12,7 @@ from harpe.errors import HarpeError
 from harpe.methods.types import DualChunk, SelfExtend
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
-from harpe.models.remapped_attention import NAME, attention_entry, attention_of, clear_steps, layer_steps, register, turn
+from harpe.models.remapped_attention import NAME, attention_entry, attention_of, clear_steps, enforce, layer_steps, register, turn
 
 _PROBE = "harpe_probe"
 _BEFORE = "_harpe_attention_before"
@@ -44,8 +44,7 @@ def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | 
         raise HarpeError(f"Self-Extend and dual chunk attention do not go with the chunked layers of a {config.model_type}.")
     _check_rotation(model, config)
     config.harpe_attention = attention_entry(attention)
-    config.attn_implementation = NAME
-    config._attn_implementation_internal = NAME
+    enforce(config)
     return model
 
 

@@ -45,6 +45,7 @@ def install() -> None:
 
 def _initialise(config: PreTrainedConfig, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:
     find_family(config)
+    importlib.import_module("harpe.models.remapped_attention").enforce(config)
     return initialise(config, *args, **kwargs)
 
 

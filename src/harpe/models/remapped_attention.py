@@ -86,6 +86,16 @@ def attention_of(config: PreTrainedConfig) -> SelfExtend | DualChunk | None:
         raise HarpeError(f"config.json has harpe_attention {entry}, which this version of harpe does not know; update harpe.") from error
 
 
+def enforce(config: Any) -> None:
+    """Choose this attention where a model is made from a configuration that has `harpe_attention`, and keep its name for when it is saved.
+
+    transformers forgets the name between loading and saving, and would choose another one when it loads what it saved.
+    """
+    if getattr(config, "harpe_attention", None) is not None:
+        config.attn_implementation = NAME
+        config._attn_implementation_internal = NAME
+
+
 def clear_steps() -> None:
     """Forget what was read from configurations that have changed since."""
     _STEPS.clear()

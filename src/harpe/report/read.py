@@ -181,8 +181,14 @@ class Run:
         return next(iter(named + [m for m in self.methods if m.trained and m.distinct_bases == 1]), None)
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path, seed: int | None = None) -> Run:
     """Read the plan and whatever results exist so far.
+
+    Parameters
+    ----------
+    seed
+        Of a comparison, whose methods keep their results by training seed: what there is of this seed (methods without training have one,
+        0), without the comparison's summary.
 
     Raises
     ------
@@ -202,11 +208,11 @@ def read_run(run: Path) -> Run:
             target_length=int(plan["target_length"]),
             range=parse_range(plan["range"]),
             reasons=tuple(str(reason) for reason in plan["reasons"]),
-            methods=tuple(_method(run, entry) for entry in plan["methods"]),
+            methods=tuple(_method(run, entry, seed) for entry in plan["methods"]),
             training=dict(plan["training"]),
             corpus=dict(plan["corpus"]),
             environment=parse_if_there(run / "environment.json", parse_environment) or {},
-            summary=parse_if_there(run / "summary.json", _summary),
+            summary=parse_if_there(run / "summary.json", _summary) if seed is None else None,
         )
 
     return parse_file(plan_path, parse)
@@ -253,16 +259,17 @@ def parse_bases(name: str, values: Any) -> tuple[float, ...]:
     return bases
 
 
-def _method(run: Path, value: dict[str, Any]) -> Method:
-    name = parse_name(str(value["name"]))
-    scores = run / name / "scores"
+def _method(run: Path, value: dict[str, Any], seed: int | None) -> Method:
+    name, trained = parse_name(str(value["name"])), bool(value["trained"])
+    folder = run / name if seed is None else run / name / f"seed-{seed if trained else 0}"
+    scores = folder / "scores"
     return Method(
         name=name,
         title=str(value["title"]),
         explanation=str(value["explanation"]),
-        trained=bool(value["trained"]),
+        trained=trained,
         bases=parse_bases(name, value["bases"]),
-        curve=parse_curve(run / name),
+        curve=parse_curve(folder),
         perplexity=parse_if_there(scores / "perplexity.json", parse_perplexity),
         needles=parse_if_there(scores / "needles.json", _needles),
         grid=parse_if_there(scores / "grid.json", parse_grid),
