@@ -32,7 +32,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harpe._version import __version__
 from harpe.files import read_json, write_json, write_text
-from harpe.models.families import install
+from harpe.models.install import install
 from harpe.positions import rotation
 from harpe.positions.rotation import Layout, base_frequencies, encode_positions, phase_steps, rotate_per_head
 

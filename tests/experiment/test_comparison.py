@@ -157,7 +157,7 @@ def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any],
     ("changes", "message"),
     [
         ({"methods": ["abf", "yarm"]}, "Did you mean yarn"),
-        ({"methods": ["abf", {"name": "pi", "faktor": 3}]}, "Did you mean factor"),
+        ({"methods": ["abf", {"name": "pi", "fcator": 3}]}, "Did you mean factor"),
         ({"tokens": 1024, "methods": ["abf", "abf-staged"]}, "less than one step"),
         ({"tokens": 10**9}, "more than the data have"),
         ({"methods": ["abf", {"name": "abf-staged", "stages": [{"base": 3e4, "length": 96}, {"base": 5e4, "length": 256}]}]}, "divide"),

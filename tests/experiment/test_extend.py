@@ -174,7 +174,7 @@ def test_other_methods_give_checkpoints_of_stock_rope_types(
         ({"method": "yarn", "base": 5e5}, "--base belongs to --method abf"),
         ({"method": "self-extend"}, "needs no training"),
         ({"method": "yarm"}, "Did you mean yarn"),
-        ({"method": "pi", "method_options": {"faktor": 2}}, "Did you mean factor"),
+        ({"method": "pi", "method_options": {"fcator": 2}}, "Did you mean factor"),
         ({"method": "abf", "strategy": "uniform-descending"}, "leave them out for --method abf"),
         ({"min": 9e5, "max": 1e5}, "empty or invalid"),
         ({"strategy": "peak-valley", "rule": "published", "stride": 3e4}, "tuned to head size 128"),

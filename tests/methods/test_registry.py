@@ -78,7 +78,7 @@ def test_without_training_the_last_positions_are_kept() -> None:
     ("name", "options", "message"),
     [
         ("yarm", {}, "Did you mean yarn"),
-        ("pi", {"faktor": 2}, "Did you mean factor"),
+        ("pi", {"fcator": 2}, "Did you mean factor"),
         ("pi", {"min": 2}, "pi has no option min"),
         ("one-base", {"at": "left"}, "choose top, middle"),
         ("harpe", {"bounds": 3}, "has no option bounds"),

@@ -200,7 +200,7 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
     """Through the hooks, with left padding: positions of two rows; q and k as the attention's transposed views."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harpe.models.families import install
+    from harpe.models.install import install
 
     install()
     rope = {"rope_type": "harpe", "rope_theta": 1e4, "bases": BASES, "attention_factor": 1.1}

@@ -36,12 +36,12 @@ def test_every_claim_holds_on_a_cuda_gpu() -> None:
 
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])
 def test_it_is_installed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, there_is_a_gpu: bool) -> None:
-    from harpe.models import families
+    from harpe.models.install import install
     from harpe.positions import rotation, rotation_triton
 
     monkeypatch.setattr(rotation, "KERNEL", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
-    families.install()
+    install()
     assert rotation.KERNEL is (rotation_triton.rotate if there_is_a_gpu else None)
 
 

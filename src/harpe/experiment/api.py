@@ -16,8 +16,8 @@ from harpe.experiment.reporter import Reporter
 from harpe.methods.registry import make_stages, method_named
 from harpe.models.apply import apply_encoding
 from harpe.models.export import export_checkpoint
-from harpe.models.families import install
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
+from harpe.models.install import install
 
 
 def register() -> None:

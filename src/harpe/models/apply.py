@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.methods.types import Encoding, ModelGeometry
 from harpe.models.attention import apply_attention
-from harpe.models.families import find_family, install
+from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
+from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE
 
 

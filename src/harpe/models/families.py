@@ -21,32 +21,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
-from harpe.models.per_head import FAMILIES, Family, allow_rope_type, initialise, nested_types, register_rope_type
-from harpe.positions import rotation
+from harpe.models.per_head import FAMILIES, Family, nested_types
 from harpe.positions.rotation import Layout, encode_positions, phase_steps, rotate_per_head
 
 LAYOUTS = tuple(Layout(interleaved, direction) for interleaved in (False, True) for direction in (1, -1))
 PAIR = "cos, sin = position_embeddings"
 """How attentions take their positions; cos is then named once more, in the call of apply_rotary_pos_emb."""
-
-
-def install() -> None:
-    """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is made."""
-    register_rope_type(_initialise)
-    importlib.import_module("harpe.models.remapped_attention").register()  # which imports this file
-    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-        rotation.KERNEL = importlib.import_module("harpe.positions.rotation_triton").rotate
-    for name in ("phi3", "phimoe", "phi4_multimodal"):  # their configurations refuse rope types that they do not know
-        module = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, PreTrainedConfig) and cls.__module__ == module.__name__:
-                allow_rope_type(cls)
-
-
-def _initialise(config: PreTrainedConfig, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:
-    find_family(config)
-    importlib.import_module("harpe.models.remapped_attention").enforce(config)
-    return initialise(config, *args, **kwargs)
 
 
 def find_family(config: PreTrainedConfig, name: str = "the model") -> Family:

@@ -19,8 +19,8 @@ from transformers import (
 from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.models.attention import restore_attention
-from harpe.models.families import install
 from harpe.models.geometry import text_config
+from harpe.models.install import install
 
 EMBEDDED = "embedded"
 """The name by which the base model inside the package is asked for."""

@@ -6,7 +6,7 @@ is the same kernel with the direction reversed.
 
 Offsets are int64: q of 131,072 tokens x 32 heads x 512 dimensions has 2**31 elements.
 
-Importing this module imports Triton; `harpe.models.families.install` does so where there is a CUDA device.
+Importing this module imports Triton; `harpe.models.install.install` does so where there is a CUDA device.
 """
 
 # mypy: disable-error-code="no-untyped-def"
