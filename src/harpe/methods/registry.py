@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,12 +24,13 @@ from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.ranges import RangeRule, base_range
 from harpe.methods.self_extend import self_extend
 from harpe.methods.types import ModelGeometry, Stage, shared_encoding, untrained
+from harpe.typed import typed
 
 GROUP = "harpe.methods"
 GIVEN = ("bounds", "measure")
 """Parameters that are filled in, not written in a recipe."""
-RANGE = ("min", "max", "range")
-"""Options of every method that has a parameter `bounds`."""
+RANGE: dict[str, Any] = {"min": float | None, "max": float | None, "range": RangeRule}
+"""Options of every method that has a parameter `bounds`, with their types."""
 
 
 def none(geometry: ModelGeometry, length: int) -> list[Stage]:
@@ -145,6 +147,8 @@ def make_stages(
     missing = [name for name in own if parameters[name].default is inspect.Parameter.empty and name not in options]
     if missing:
         raise HarpeError(f"{method.name} needs the option {missing[0]}.")
+    hints = {**_hints(method.function), **RANGE}
+    options = {name: typed(value, hints.get(name, Any), f"The option {name} of {method.name}") for name, value in options.items()}
     given: dict[str, Any] = {name: value for name, value in options.items() if name in own}
     if "bounds" in parameters:
         rule = options.get("range", range_rule)
@@ -156,6 +160,14 @@ def make_stages(
     if train and not any(stage.share for stage in stages):
         raise HarpeError(f"{method.name} is a method without training; leave train out.")
     return [replace(stages[-1], share=0.0)] if train is False else stages
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints; none where another package's refer to names that only a type checker sees."""
+    try:
+        return typing.get_type_hints(function)
+    except NameError:
+        return {}
 
 
 def check_stages(name: str, stages: list[Stage], length: int) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 
 from harpe.errors import HarpeError
 from harpe.methods.ranges import RangeRule
-
-T = TypeVar("T")
+from harpe.typed import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +152,7 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
     rows = value.get("methods")
     if not isinstance(rows, list) or not rows:
         raise HarpeError(f"{where} has no list of methods; name at least one under methods.")
-    recipe = _build(ComparisonRecipe, {**value, "methods": [_row(row, where) for row in rows]}, where)
+    recipe = build(ComparisonRecipe, {**value, "methods": [_row(row, where) for row in rows]}, where)
     names = [row.name for row in recipe.methods]
     for row in recipe.methods:
         if names.count(row.name) > 1:
@@ -183,50 +179,4 @@ def _row(value: Any, where: str) -> Row:
     options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
     method = value.get("method", value.get("name"))
     fields = {"name": value.get("name", method), "method": method, "title": value.get("title"), "train": value.get("train")}
-    return _build(Row, {**fields, "options": options}, f"a method of {where}")
-
-
-def _build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
-    """A dataclass out of a mapping, with unknown keys, missing keys and wrong types refused."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-            raise HarpeError(f"{where} has the key {key}, which is not known. {hint}")
-    for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise HarpeError(f"{where} lacks {name}.")
-    return cls(**{key: _typed(item, hints[key], f"{key} of {where}") for key, item in value.items()})
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """The value as the field wants it; HarpeError where it is of another type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is Literal:
-        if value not in arguments:
-            raise HarpeError(f"{where} is {value!r}; choose {', '.join(map(str, arguments))}.")
-        return value
-    if origin is list and isinstance(value, list):
-        return [_typed(item, arguments[0], where) for item in value]
-    if origin is dict and isinstance(value, dict):
-        return {key: _typed(item, arguments[1], f"{key} in {where}") for key, item in value.items()}
-    if hint is Any or (dataclasses.is_dataclass(hint) and isinstance(value, hint)):  # type: ignore[arg-type]
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _build(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    elif isinstance(hint, type) and origin is None and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise HarpeError(f"{where} is {value!r} and should be of type {name}.")
+    return build(Row, {**fields, "options": options}, f"a method of {where}")
