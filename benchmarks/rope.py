@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import platform
 import shutil
@@ -127,7 +128,7 @@ def rotations(shape: Shape, length: int, dtype: torch.dtype, mode: str, device: 
         contenders["Liger"] = lambda: liger(q, k, cos, sin)  # in place
     if not grad:
         return {name: torch.no_grad()(run) for name, run in contenders.items()}
-    return {name: lambda run=run: torch.autograd.grad(run(), (q, k), grads) for name, run in contenders.items()}
+    return {name: lambda run=run: torch.autograd.grad(run(), (q, k), grads) for name, run in contenders.items()}  # type: ignore[misc]
 
 
 def measure_rotations(args: argparse.Namespace, done: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
@@ -147,6 +148,13 @@ def measure_rotations(args: argparse.Namespace, done: list[dict[str, Any]], save
                         continue
                     found = take_turns(rotations(shape, length, dtype, mode, args.device, compiled), args.device, args.seconds)
                     save({**case, "seconds": found})
+
+
+def train_step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+    """One whole step."""
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def measure_steps(args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
@@ -173,7 +181,7 @@ def measure_steps(args: argparse.Namespace, save: Callable[[dict[str, Any]], Non
             model = LlamaForCausalLM(config).to(args.device, dtype)
             ids = torch.randint(0, 4096, (1, size.tokens), device=args.device)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-            training[name] = lambda m=model, o=optimizer, ids=ids: (m(input_ids=ids, labels=ids).loss.backward(), o.step(), o.zero_grad())
+            training[name] = functools.partial(train_step, model, optimizer, ids)
             decoding[name] = decoder(model, ids, size.cached)
         facts = {"dtype": str(dtype)[6:], **size._asdict()}
         save({**facts, "step": "training", "seconds": take_turns(training, args.device, 4 * args.seconds)})

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harpe.experiment.bases import choose, write
 from harpe.experiment.options import BasesOptions
 from harpe.files import write_text
-from harpe.positions.base_sets import PUBLISHED_SET, choose_bases
+from harpe.positions.base_sets import PUBLISHED_SET, Rule, choose_bases
 from harpe.positions.printed_search import all_extrema, summed_distances
 from harpe.positions.published_search import candidate_bases
 from harpe.report.base_figures import number_lines, scatter
 
-SETTING = {"heads": 32, "head_dim": 128, "length": 131_072}
+SETTING: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072}
 LOW, HIGH, STRIDE = 1e6, 5e6, 3e4
 
 
@@ -52,7 +53,8 @@ def main() -> None:
         write(choose(options), out / name)
         (out / name / "bases.json").unlink()
     rules = {"Table 2": list(PUBLISHED_SET)}
-    for rule in ("published", "printed", "general"):
+    names: tuple[Rule, ...] = ("published", "printed", "general")
+    for rule in names:
         rules[rule] = list(choose_bases("peak-valley", rule=rule, low=LOW, high=HIGH, **SETTING).bases)
     write_text(out / "rules.svg", number_lines(rules, "Bases that the rules choose for 32 heads of 128 at 131,072 tokens in 1M to 5M."))
     write_text(out / "printed-sums.svg", printed_sums())

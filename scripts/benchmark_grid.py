@@ -30,7 +30,7 @@ from harpe.evaluation.run import Protocol
 from harpe.experiment.directory import _processor
 from harpe.experiment.texts import held_out_texts
 from harpe.files import write_json, write_text
-from harpe.methods.abf import abf
+from harpe.methods.types import shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
@@ -40,7 +40,7 @@ def embedded(length: int) -> PreTrainedModel:
     """The embedded model with one larger base."""
     model = load_model("embedded", torch.float32)
     geometry = read_geometry(model.config, "embedded")
-    return apply_encoding(model, abf(geometry, length, 1e6)[0].encoding, geometry, length)
+    return apply_encoding(model, shared_encoding(1e6, geometry), geometry, length)
 
 
 def llama(length: int) -> PreTrainedModel:

@@ -66,7 +66,7 @@ def measure(folder: Path, model: str, texts: str, short: int, ruler_length: int,
     terminal = Terminal()
     if not (folder / "curve.json").is_file():
         lengths = ",".join(map(str, CURVE))
-        options = {"model": model, "data": texts, "lengths": lengths, "documents": DOCUMENTS, "dtype": "float32"}
+        options: dict[str, Any] = {"model": model, "data": texts, "lengths": lengths, "documents": DOCUMENTS, "dtype": "float32"}
         measure_perplexity(PerplexityOptions(**options, out=str(folder / "curve.json")), terminal)
     evaluate(
         EvaluateOptions(
@@ -97,9 +97,18 @@ def measure(folder: Path, model: str, texts: str, short: int, ruler_length: int,
         terminal,
     )
     for task, limit in SHORT.items():
-        options = {"model": model, "tasks": task, "limit": limit, "offline": True, "dtype": "float32"}
-        compared = {"against": str(against / task)} if against else {}
-        measure_short(ShortOptions(**options, **compared, out=str(folder / task)), terminal)
+        measure_short(
+            ShortOptions(
+                model=model,
+                tasks=task,
+                limit=limit,
+                offline=True,
+                dtype="float32",
+                out=str(folder / task),
+                against=str(against / task) if against else None,
+            ),
+            terminal,
+        )
 
 
 def possible(model: str, length: int, path: Path) -> list[str]:

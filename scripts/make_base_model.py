@@ -136,7 +136,8 @@ def train(args: argparse.Namespace) -> None:
         f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{STEPS}",
         flush=True,
     )
-    began, recent = time.time(), {kind: [] for kind in KINDS}
+    began = time.time()
+    recent: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for step in range(first, STEPS):
         share = step / STEPS
         _, length, mixture = next(phase for phase in PHASES if step < phase[0])

@@ -75,7 +75,7 @@ def main() -> None:
     with angles_in_bfloat16():
         rows["fault: angles in bfloat16"] = losses(clean, texts, start, length, terminal, "angles in bfloat16")
     units = Units.of([float(length - start)] * len(texts))
-    result = []
+    result: list[dict[str, Any]] = []
     for name, values in rows.items():
         draws = paired(values, reference, units)
         interval = draws.interval()

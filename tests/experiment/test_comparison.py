@@ -114,11 +114,17 @@ def test_the_papers_recipe_has_its_settings_and_rows() -> None:
     recipe = read_recipe(RECIPES / "paper-llama2-7b-128k.yaml")
     assert (recipe.length, recipe.tokens, recipe.learning_rate, recipe.published) == (131_072, 6_000_000_000, 2e-5, "llama2-7b-128k")
     names = [row.name for row in recipe.methods]
-    assert {"none", "pi", "abf", "abf-staged", "yarn", "self-extend", "harpe"} <= set(names)
+    assert {"none", "pi", "abf", "abf-staged", "yarn", "self-extend-43", "harpe"} <= set(names)
     assert [row.options["stride"] for row in recipe.methods if row.options.get("strategy") == "peak-valley"] == [3e4, 1e4, 2e4, 4e4, 5e4]
     assert recipe.evaluation.ruler is not None and recipe.evaluation.ruler.lengths == [4096 * 2**i for i in range(6)]
     (proof, report) = recipe.evaluation.perplexity.values()
     assert proof.lengths == "2048:131072:2048" and (report.window, report.stride) == (32768, 256)
+
+
+def test_published_figures_are_not_shown_beside_another_model_or_other_texts() -> None:
+    for key in ("model", "data", "evaluation_data"):
+        assert read_recipe(RECIPES / "paper-llama2-7b-128k.yaml", **{key: "other"}).published is None
+    assert read_recipe(RECIPES / "paper-llama2-7b-128k.yaml", seeds=[0, 1, 2]).published == "llama2-7b-128k"
 
 
 def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,15 @@ def test_without_training_the_last_positions_are_kept() -> None:
 def test_wrong_names_get_a_sentence(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(HarpeError, match=message):
         stages(name, **options)
+
+
+@pytest.mark.parametrize("name", ["base-kept", "pi", "ntk", "ntk-dynamic", "yarn", "self-extend", "dca"])
+def test_methods_that_start_from_plain_positions_refuse_a_checkpoint_with_a_scaling(name: str) -> None:
+    scaled = replace(LLAMA2, reach=tuple(4096.0 * 10_000 ** (-i / 64) for i in range(64)))
+    with pytest.raises(HarpeError, match="trained with one of its own, which would be lost"):
+        make_stages(method_named(name), scaled, TARGET, {})
+    for other in ("none", "harpe", "abf", "abf-staged", "one-base"):
+        assert make_stages(method_named(other), scaled, TARGET, {})
 
 
 class Point:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harpe.errors import HarpeError
 from harpe.methods.ranges import BaseRange
-from harpe.methods.types import ModelGeometry, Stage, shared_encoding
+from harpe.methods.types import ModelGeometry, Stage, check_unscaled, shared_encoding
 
 Place = Literal["top", "middle", "geometric-middle", "bottom"]
 PAPER_STAGES = ((0.2, 4), (0.4, 2), (1.0, 1))
@@ -30,6 +30,7 @@ def one_base(geometry: ModelGeometry, length: int, bounds: BaseRange, *, at: Pla
 
 def base_kept(geometry: ModelGeometry, length: int) -> list[Stage]:
     """The control of extension itself: trained at the target length with the positions as they are."""
+    check_unscaled(geometry, "base-kept")
     return [Stage(shared_encoding(geometry.base, geometry), length, share=1.0)]
 
 

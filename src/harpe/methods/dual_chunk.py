@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harpe.errors import HarpeError
-from harpe.methods.types import DualChunk, ModelGeometry, Stage, shared_encoding, untrained
+from harpe.methods.types import DualChunk, ModelGeometry, Stage, check_unscaled, shared_encoding, untrained
 
 
 def dca(geometry: ModelGeometry, length: int, *, chunk: int | None = None, local: int | None = None) -> list[Stage]:
@@ -24,6 +24,7 @@ def dca(geometry: ModelGeometry, length: int, *, chunk: int | None = None, local
     HarpeError
         For values below 1, a local window longer than a chunk, or positions past the trained context.
     """
+    check_unscaled(geometry, "Dual chunk attention")
     trained = geometry.original_length
     chunk = trained * 3 // 4 if chunk is None else chunk
     local = trained - chunk if local is None else local

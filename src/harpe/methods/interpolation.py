@@ -7,7 +7,7 @@ from typing import Any
 
 from harpe.errors import HarpeError
 from harpe.methods.ranges import ntk_base
-from harpe.methods.types import ModelGeometry, Stage, shared_encoding, stock_encoding
+from harpe.methods.types import ModelGeometry, Stage, check_unscaled, shared_encoding, stock_encoding
 
 
 def _scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:
@@ -25,6 +25,7 @@ def pi(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> 
 
 def ntk(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
     """NTK-aware scaling (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1): base b0 s^(d/(d-2)), s the scale."""
+    check_unscaled(geometry, "NTK-aware scaling")
     base = ntk_base(geometry.base, _scale(geometry, length, factor), geometry.rotary_dim)
     return [Stage(shared_encoding(base, geometry), length, share=1.0)]
 

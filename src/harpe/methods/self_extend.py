@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harpe.errors import HarpeError
-from harpe.methods.types import ModelGeometry, SelfExtend, Stage, shared_encoding, untrained
+from harpe.methods.types import ModelGeometry, SelfExtend, Stage, check_unscaled, shared_encoding, untrained
 
 
 def self_extend_reach(original_length: int, window: int, group: int) -> int:
@@ -32,6 +32,7 @@ def self_extend(geometry: ModelGeometry, length: int, *, window: int | None = No
     HarpeError
         For a window outside the trained context, a group below 1, or a reach shorter than `length`, with the group that would do.
     """
+    check_unscaled(geometry, "Self-Extend")
     trained = geometry.original_length
     window = max(1, trained // 4) if window is None else window
     if not 1 <= window < trained:

@@ -116,8 +116,30 @@ def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
     return Encoding((checked,) * geometry.key_value_heads, geometry.rotary_dim, per_head=False)
 
 
+def check_unscaled(geometry: ModelGeometry, what: str) -> None:
+    """Refuse a checkpoint that was trained with a scaling of its own, where a method starts from plain positions.
+
+    Raises
+    ------
+    HarpeError
+        Naming the method.
+    """
+    if geometry.reach is not None or geometry.attention_factor != 1.0:
+        raise HarpeError(
+            f"{what} starts from RoPE without a scaling, and this checkpoint was trained with one of its own, which would be lost. Use "
+            "harpe or abf, whose bases follow from the angles that it was trained on."
+        )
+
+
 def stock_encoding(parameters: dict[str, Any], geometry: ModelGeometry) -> Encoding:
-    """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another `rope_theta`."""
+    """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another `rope_theta`.
+
+    Raises
+    ------
+    HarpeError
+        For a checkpoint with a scaling of its own.
+    """
+    check_unscaled(geometry, f"Rope type {parameters['rope_type']}")
     stock = {"rope_theta": geometry.base, **parameters}
     return replace(shared_encoding(stock["rope_theta"], geometry), stock=stock)
 

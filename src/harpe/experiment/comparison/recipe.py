@@ -141,6 +141,8 @@ def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:
         raise HarpeError(f"The recipe {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise HarpeError(f"The recipe {path} holds no keys; see recipes/ for examples.")
+    if any(changes.get(key) is not None for key in ("model", "data", "evaluation_data")):
+        value["published"] = None  # the paper's figures stand beside the paper's own setting only
     value |= {key: change for key, change in changes.items() if change is not None and key != "evaluation_data"}
     if changes.get("evaluation_data") is not None and isinstance(value.get("evaluation"), dict):
         value["evaluation"]["data"] = changes["evaluation_data"]

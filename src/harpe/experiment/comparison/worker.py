@@ -121,6 +121,7 @@ def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds
         "tokens": sum(stage["tokens"] for stage in stages),
         "train_seconds": sum(stage["seconds"] for stage in stages),
         "evaluate_seconds": round(evaluate_seconds, 1),
+        "threads": torch.get_num_threads(),
     }
 
 
