@@ -18,6 +18,7 @@ import argparse
 import datetime
 import functools
 import importlib.util
+import itertools
 import platform
 import shutil
 import statistics
@@ -51,7 +52,7 @@ class Shape(NamedTuple):
     dim: int
 
 
-SHAPES = (Shape(8, 8, 64), Shape(8, 2, 64), Shape(32, 8, 128), Shape(32, 32, 128))
+SHAPES = (Shape(8, 8, 64), Shape(8, 2, 64), Shape(16, 8, 128), Shape(16, 16, 64), Shape(32, 8, 128), Shape(32, 32, 128))
 
 
 class Model(NamedTuple):
@@ -63,9 +64,13 @@ class Model(NamedTuple):
     key_value_heads: int
     tokens: int
     cached: int
+    vocabulary: int = 4096
 
 
-MODELS = {"cpu": Model(512, 4, 8, 4, 512, 2048), "cuda": Model(2048, 16, 32, 8, 16_384, 16_384)}
+MODELS = {
+    "cpu": (Model(512, 4, 8, 4, 512, 2048), Model(576, 30, 9, 3, 512, 2048, 49_152)),  # the second: SmolLM2-135M
+    "cuda": (Model(2048, 16, 32, 8, 16_384, 16_384),),
+}
 
 
 def wait(device: str) -> None:
@@ -160,15 +165,14 @@ def train_step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) 
 def measure_steps(args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
     """A training step (AdamW) and a decoding step, with one shared base and with a base per head."""
     install()
-    size = MODELS[args.device]
-    for dtype in (torch.float32, torch.bfloat16):
+    for size, dtype in itertools.product(MODELS[args.device], (torch.float32, torch.bfloat16)):
         training: dict[str, Callable[[], Any]] = {}
         decoding: dict[str, Callable[[], Any]] = {}
         for name in ("transformers", "ours"):
             bases = [1e6 + 4e6 * h / size.key_value_heads for h in range(size.key_value_heads)]
             rope = {"rope_type": "default"} if name == "transformers" else {"rope_type": "harpe", "bases": bases}
             config = LlamaConfig(
-                vocab_size=4096,
+                vocab_size=size.vocabulary,
                 hidden_size=size.hidden,
                 intermediate_size=size.hidden * 11 // 4,
                 num_hidden_layers=size.layers,

@@ -155,8 +155,14 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
 
 def _tensor_parallel(attention: torch.nn.Module) -> tuple[int, int] | None:
     """(rank, size) of the mesh that the keys' heads are split over, from the key projection's own placement; None where whole."""
+    children = attention._modules  # asked at every decoding step, where getattr on a module takes as long as an operation
     for name in ("k_proj", "qkv_proj", "query_key_value"):
-        weight = getattr(getattr(attention, name, None), "weight", None)
+        child: Any = children.get(name)
+        if child is None:
+            continue
+        weight = child._parameters.get("weight")
+        if weight is None:  # an adapter around the projection, or a parametrised one
+            weight = getattr(child, "weight", None)
         if isinstance(weight, DTensor):
             for dim, placement in enumerate(weight.placements):
                 if placement.is_shard():

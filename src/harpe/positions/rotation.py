@@ -112,42 +112,57 @@ def of_heads(first: torch.Tensor, second: torch.Tensor, rank: int, size: int) ->
     return first[:, :, rank * count : (rank + 1) * count], second[:, :, rank * count : (rank + 1) * count]
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor) -> None:
-    """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B or 1, S, H, 1, N].
+def _turn(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rotate x [B, S, H * G, D], into `out` of the same shape where it is given.
 
-    The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved.
+    The G heads of a group share cos and sin, [B or 1, S, H, 1, 1, N] and [B or 1, S, H, 1, N] (cos with its 1 last but one or last, at
+    `axis`). The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved.
     """
+    batch, length, all_heads, dim = x.shape
     heads, pairs = sin.shape[2], sin.shape[4]
-    if x.shape[3] > 2 * pairs:
+    if dim > 2 * pairs:
+        out = torch.empty_like(x) if out is None else out
         out[..., 2 * pairs :] = x[..., 2 * pairs :]
-        x, out = x[..., : 2 * pairs], out[..., : 2 * pairs]
-    apart = (*x.shape[:2], heads, x.shape[2] // heads, *((2, pairs) if axis == -2 else (pairs, 2)))
-    source, target = x.float().view(apart), out.view(apart)
-    exact = out.dtype == torch.float32
-    turned = torch.mul(source, cos.unsqueeze(axis), out=target if exact else None)
+        _turn(x[..., : 2 * pairs], cos, sin, axis, direction, out[..., : 2 * pairs])
+        return out
+    two, n = (2, pairs) if axis == -2 else (pairs, 2)
+    exact = x.dtype == torch.float32
+    source = (x if exact else x.float()).view(batch, length, heads, all_heads // heads, two, n)
+    turned = torch.mul(source, cos, out=out.view(source.shape)) if out is not None and exact else source * cos
     (a, b), (turned_a, turned_b) = source.unbind(axis), turned.unbind(axis)
     turned_a.addcmul_(b, sin, value=-direction)
     turned_b.addcmul_(a, sin, value=direction)
+    if out is None:
+        turned = turned.view(batch, length, all_heads, dim)
+        return turned if exact else turned.type(x.dtype)
     if not exact:
-        target.copy_(turned)
+        out.view(turned.shape).copy_(turned)
+    return out
 
 
 def _rotate_tiles(
     q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
-    out_q, out_k = torch.empty_like(q), torch.empty_like(k)
     held, axis = first.dtype == torch.int32, -1 if interleaved else -2
-    length, tokens = q.shape[1], max(1, TILE // (q.shape[0] * (q.shape[2] + k.shape[2]) * q.shape[3]))
-    for start in range(0, length, tokens):
-        here, there, *tensors = first, second, q, k, out_q, out_k
-        if length > tokens:  # not while decoding, where making views is what takes time
-            part = slice(start, start + tokens)
-            here, there, *tensors = first[:, part], second[:, part] if held else second, *(x[:, part] for x in tensors)
+
+    def cos_sin(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = (here.view(torch.float32), there.view(torch.float32)) if held else cos_and_sin(here, there)
-        cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)
-        _turn(tensors[0], cos, sin, axis, direction, tensors[2])
-        _turn(tensors[1], cos, sin, axis, direction, tensors[3])
+        sin = sin.unsqueeze(3)
+        return cos.unsqueeze(3).unsqueeze(axis), sin
+
+    length, tokens = q.shape[1], max(1, TILE // (q.shape[0] * (q.shape[2] + k.shape[2]) * q.shape[3]))
+    if length <= tokens:  # decoding, where the number of operations is what takes time
+        cos, sin = cos_sin(first, second)
+        return _turn(q, cos, sin, axis, direction), _turn(k, cos, sin, axis, direction)
+    out_q, out_k = torch.empty_like(q), torch.empty_like(k)
+    for start in range(0, length, tokens):
+        part = slice(start, start + tokens)
+        cos, sin = cos_sin(first[:, part], second[:, part] if held else second)
+        _turn(q[:, part], cos, sin, axis, direction, out_q[:, part])
+        _turn(k[:, part], cos, sin, axis, direction, out_k[:, part])
     return out_q, out_k
 
 
