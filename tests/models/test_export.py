@@ -23,6 +23,7 @@ from harpe.errors import HarpeError
 from harpe.models import export as export_module
 from harpe.models import per_head
 from harpe.models.load import embedded_model_path, load_model
+from harpe.models.per_head import PROTOCOL
 from harpe.positions import rotation
 
 from .exported import GENERATING, HERE, LONG, NAMES, SHORT, environment, extended, logits, prepared
@@ -200,7 +201,7 @@ for family in ("same", "other"):
     try:
         stranger(family)
     except RuntimeError as error:
-        assert "hooks of version 1, here 2" in str(error) and "processes of their own" in str(error), error
+        assert "hooks of version {old}, here {new}" in str(error) and "processes of their own" in str(error), error
     else:
         raise AssertionError(family)
 assert (logits(model, SHORT)["300"] == expected).all()
@@ -211,15 +212,15 @@ assert (logits(model, SHORT)["300"] == expected).all()
     "first", ['model = stranger("llama")', 'model = extended(model := prepared("llama"), bases_of(model))'], ids=["exported", "harpe"]
 )
 def test_exports_of_two_versions_do_not_share_hooks_in_one_process(tmp_path: Path, first: str) -> None:
-    """`same` and `other` are of a harpe whose hooks have version 2: one of the family that is loaded already, one of another."""
+    """`same` and `other` are of a harpe whose hooks have the next version: one of the family that is loaded already, one of another."""
     for family, later in (("llama", "same"), ("qwen3", "other")):
         model = prepared(family)
         harpe.export(extended(model, bases_of(model)), tmp_path / family)
         file = shutil.copytree(tmp_path / family, tmp_path / later) / "modeling_harpe.py"
         text = file.read_text()
-        assert text.count("PROTOCOL = 1\n") == 1
-        file.write_text(text.replace("PROTOCOL = 1\n", "PROTOCOL = 2\n"))
-    code = VERSIONS.format(here=str(HERE.parent), root=str(tmp_path), first=first)
+        assert text.count(f"PROTOCOL = {PROTOCOL}\n") == 1
+        file.write_text(text.replace(f"PROTOCOL = {PROTOCOL}\n", f"PROTOCOL = {PROTOCOL + 1}\n"))
+    code = VERSIONS.format(here=str(HERE.parent), root=str(tmp_path), first=first, old=PROTOCOL, new=PROTOCOL + 1)
     env = {**environment(tmp_path / "home"), "PYTHONPATH": str(Path(harpe.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -229,9 +230,9 @@ def test_hooks_of_another_version_that_came_later_are_told_at_the_next_pass(monk
     model = extended(model := prepared("llama"), bases_of(model))
     logits(model, SHORT)
     later = functools.wraps(per_head.FAMILIES[type(model.config)].module.apply_rotary_pos_emb)(lambda *args: None)
-    later._harpe_hook = 2  # type: ignore[attr-defined]
+    later._harpe_hook = PROTOCOL + 1  # type: ignore[attr-defined]
     monkeypatch.setattr(per_head.FAMILIES[type(model.config)].module, "apply_rotary_pos_emb", later)
-    with pytest.raises(RuntimeError, match="hooks of version 2, here 1"):
+    with pytest.raises(RuntimeError, match=f"hooks of version {PROTOCOL + 1}, here {PROTOCOL}"):
         logits(model, SHORT)
 
 

@@ -1,4 +1,7 @@
-"""What vLLM's and SGLang's backends for transformers models ask of a custom model (neither is run here)."""
+"""What vLLM's and SGLang's backends for transformers models ask of a custom model.
+
+Neither is installed for the tests; `scripts/vllm_check.py` runs vLLM itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from harpe.models.marker import MARKER
+from harpe.models.per_head import _own_pair
 from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 from .tiny_families import FAMILIES
@@ -19,8 +23,6 @@ WITHOUT_ARGUMENTS = {"nemotron"}
 """transformers' own class does not hand a server's arguments on to its attention."""
 OWN_SCORES = {"gemma2", "gpt_oss"}
 """Their attention caps scores or adds sinks, which the test's attention function does not."""
-ROWS_BY_LAYER = {"gemma2", "gpt_oss"}
-"""One rotary module serves layers of two kinds: the attention's `forward` picks a layer's row."""
 
 
 @pytest.fixture(params=FAMILIES)
@@ -59,14 +61,12 @@ def test_arguments_of_the_server_reach_its_attention_in_every_layer(served: Any)
         assert (found["own_attention"] - found["eager"]).abs().max() <= 1e-4 * found["eager"].abs().max()
 
 
-def test_attention_compiled_anew_from_its_source_still_rotates_by_head_or_refuses(served: Any) -> None:
+def test_attention_whose_forward_is_exchanged_still_rotates_by_layer_and_head(served: Any) -> None:
+    """vLLM compiles it anew from its source, to merge q, k and v; what picks a layer's rows must not go with it."""
     family, found = served
     if family in WITHOUT_BACKEND:
         pytest.skip("its attention cannot be replaced")
-    if family in ROWS_BY_LAYER:
-        assert "not given the row of its layer" in found["from_source"]
-    else:
-        assert torch.equal(found["from_source"], found["eager"])
+    assert torch.equal(found["from_source"], found["eager"])
 
 
 def test_the_mark_among_the_weights_is_passed_over_by_servers(served: Any) -> None:
@@ -76,8 +76,47 @@ def test_the_mark_among_the_weights_is_passed_over_by_servers(served: Any) -> No
     assert any(re.search(pattern, f"model.{MARKER}") for pattern in found["ignored"])
 
 
-def test_heads_that_a_server_split_in_its_own_way_are_refused() -> None:
-    """Tensor parallelism of vLLM and SGLang: their weights do not tell which heads a device holds."""
+class Merged(torch.nn.Module):
+    """What vLLM's and SGLang's QKVParallelLinear tells of itself."""
+
+    def __init__(self, rank: int, size: int, heads: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1))
+        self.tp_rank, self.tp_size, self.total_num_kv_heads = rank, size, heads
+        self.num_kv_heads, self.num_kv_head_replicas = (heads // size, 1) if size < heads else (1, size // heads)
+
+
+class Columns(torch.nn.Module):
+    """What their ColumnParallelLinear tells of itself."""
+
+    def __init__(self, rank: int, size: int, outputs: int, gather_output: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1))
+        self.tp_rank, self.tp_size, self.gather_output = rank, size, gather_output
+        self.output_size, self.output_size_per_partition = outputs, outputs // size
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_device_of_a_server_takes_the_bases_of_the_heads_that_it_holds(size: int) -> None:
+    """4 key/value heads over 1 to 8 devices; with 8, each head is on two of them."""
+    table = torch.arange(4)[:, None] * torch.ones(8, dtype=torch.int64)
+    pair = (torch.zeros(1, 5, dtype=torch.int64), table)
+
+    def bases(name: str, projection: torch.nn.Module) -> list[int]:
+        attention = torch.nn.Module()
+        attention.add_module(name, projection)
+        return _own_pair(attention, pair)[1][:, 0].tolist()
+
+    for rank in range(size):
+        holds = [head for head in range(4) if head * size < 4 * (rank + 1) and (head + 1) * size > 4 * rank]
+        assert bases("qkv_proj", Merged(rank, size, 4)) == holds
+        if size <= 4:
+            assert bases("k_proj", Columns(rank, size, 64)) == holds
+        assert bases("k_proj", Columns(rank, size, 64, gather_output=True)) == [0, 1, 2, 3]
+
+
+def test_heads_that_were_split_in_an_unknown_way_are_refused() -> None:
+    """A projection that tells nothing of the heads that it holds."""
     table = torch.ones(4, 8, dtype=torch.int64)
     q, k = torch.randn(1, 4, 5, 16), torch.randn(1, 2, 5, 16)
     with pytest.raises(ValueError, match="bases for 4 key/value heads, but this layer has 2"):

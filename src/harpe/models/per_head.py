@@ -3,7 +3,7 @@
 1. The rotary module's `forward`: for rope type "harpe" it returns positions and steps (`harpe.positions.rotation`) in the place of
    cos and sin; any other rope type takes the stock path.
 2. The family's `apply_rotary_pos_emb`: such a pair goes to our rotation, every other to the stock function.
-3. The attention's `forward`: takes its own layer's row where bases differ by layer, and under tensor parallelism the rows of the
+3. The attention's `__call__`: takes its own layer's row where bases differ by layer, and under tensor parallelism the rows of the
    heads that this rank holds.
 
 Stock models in the same process take the stock path through all three. The rotary module's `inv_freq` buffer holds integers (steps),
@@ -49,7 +49,7 @@ from harpe.positions.rotation import (
 ROPE_TYPE = "harpe"
 KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
 """Optional keys beside rope_type and bases."""
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows from it. Exported
 checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds. Raised with any change of the pair."""
 _MARK = "_harpe_hook"
@@ -153,20 +153,29 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
             raise ValueError(f"rope_parameters.bases has {len(row)} bases, but the model has {heads} key/value heads.")
 
 
-def _tensor_parallel(attention: torch.nn.Module) -> tuple[int, int] | None:
-    """(rank, size) of the mesh that the keys' heads are split over, from the key projection's own placement; None where whole."""
+def _share_of_heads(attention: torch.nn.Module) -> tuple[int, int] | None:
+    """(rank, size): this process has the keys of the rank-th of `size` equal parts of the heads; None where it has them all.
+
+    Read from the key projection itself: the placement of its weight (transformers' tensor parallelism), or what vLLM's and SGLang's
+    parallel linear layers tell of themselves, in the words that both use.
+    """
     children = attention._modules  # asked at every decoding step, where getattr on a module takes as long as an operation
     for name in ("k_proj", "qkv_proj", "query_key_value"):
         child: Any = children.get(name)
         if child is None:
             continue
         weight = child._parameters.get("weight")
-        if weight is None:  # an adapter around the projection, or a parametrised one
+        if weight is None:  # an adapter around the projection, or a parametrised or quantised one
             weight = getattr(child, "weight", None)
         if isinstance(weight, DTensor):
             for dim, placement in enumerate(weight.placements):
                 if placement.is_shard():
                     return weight.device_mesh.get_local_rank(dim), weight.device_mesh.size(dim)
+        told = vars(child)
+        if "num_kv_head_replicas" in told:  # q, k and v in one; a head may be on several devices
+            return child.tp_rank // child.num_kv_head_replicas, child.total_num_kv_heads // child.num_kv_heads
+        if "output_size_per_partition" in told and not told.get("gather_output"):
+            return child.tp_rank, child.output_size // child.output_size_per_partition
     return None
 
 
@@ -175,8 +184,8 @@ def _own_pair(attention: Any, pair: Any) -> Any:
     if not isinstance(pair, tuple) or not is_per_head(pair[0]):
         return pair
     first, second = of_layer(pair[0], pair[1], getattr(attention, "layer_idx", -1))
-    split = _tensor_parallel(attention)
-    return (first, second) if split is None else of_heads(first, second, *split)
+    share = _share_of_heads(attention)
+    return (first, second) if share is None else of_heads(first, second, *share)
 
 
 def _wrap_rotary(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,18 +213,18 @@ def _wrap_apply(stock: Callable[..., Any], layout: Layout) -> Callable[..., Any]
     return apply_rotary_pos_emb
 
 
-def _wrap_attention(stock: Callable[..., Any]) -> Callable[..., Any]:
-    place = list(inspect.signature(stock).parameters).index("position_embeddings") - 1
+def _wrap_attention(cls: type) -> Callable[..., Any]:
+    """The `__call__` of an attention class: whoever exchanges a module's `forward` (vLLM, to merge q, k and v) leaves it in place."""
+    place = list(inspect.signature(getattr(cls, "forward")).parameters).index("position_embeddings") - 1  # noqa: B009
 
-    @functools.wraps(stock)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "position_embeddings" in kwargs:
             kwargs["position_embeddings"] = _own_pair(self, kwargs["position_embeddings"])
         elif len(args) > place:
             args = (*args[:place], _own_pair(self, args[place]), *args[place + 1 :])
-        return stock(self, *args, **kwargs)
+        return super(cls, self).__call__(*args, **kwargs)  # looked up anew: tracers exchange that of torch.nn.Module
 
-    return forward
+    return __call__
 
 
 def _marked(function: Any) -> bool:
@@ -241,13 +250,16 @@ def hook(family: Family) -> None:
         wrapped = _wrap_apply(family.module.apply_rotary_pos_emb, family.layout)
         setattr(wrapped, _MARK, PROTOCOL)
         family.module.apply_rotary_pos_emb = wrapped  # type: ignore[attr-defined]
-    for classes, wrap in (((family.rotary,), _wrap_rotary), (family.attentions, _wrap_attention)):
-        for cls in classes:
-            forward: Any = vars(cls).get("forward")
-            if not _marked(forward):
-                wrapped = wrap(forward if forward is not None else getattr(cls, "forward"))  # noqa: B009
-                setattr(wrapped, _MARK, PROTOCOL)
-                setattr(cls, "forward", wrapped)  # noqa: B010
+    forward: Any = vars(family.rotary).get("forward")
+    if not _marked(forward):
+        wrapped = _wrap_rotary(forward if forward is not None else getattr(family.rotary, "forward"))  # noqa: B009
+        setattr(wrapped, _MARK, PROTOCOL)
+        setattr(family.rotary, "forward", wrapped)  # noqa: B010
+    for cls in sorted(family.attentions, key=lambda cls: len(cls.__mro__)):  # a class that inherits the hook must not have it twice
+        if not _marked(getattr(cls, "__call__")):  # noqa: B004, B009
+            wrapped = _wrap_attention(cls)
+            setattr(wrapped, _MARK, PROTOCOL)
+            setattr(cls, "__call__", wrapped)  # noqa: B010
 
 
 def allow_rope_type(config_class: type) -> None:
