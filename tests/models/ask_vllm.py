@@ -18,9 +18,12 @@ def ask(path: str, prompts: list, tokens: int, options: dict) -> dict:
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, prompt_logprobs=0)
     found = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
     return {
-        "prompts": [[value[token].logprob for token, value in zip(p[1:], f.prompt_logprobs[1:])] for p, f in zip(prompts, found)],
+        "prompts": [
+            [value[token].logprob for token, value in zip(p[1:], f.prompt_logprobs[1:], strict=True)]
+            for p, f in zip(prompts, found, strict=True)
+        ],
         "ids": [list(f.outputs[0].token_ids) for f in found],
-        "generated": [[v[t].logprob for t, v in zip(f.outputs[0].token_ids, f.outputs[0].logprobs)] for f in found],
+        "generated": [[v[t].logprob for t, v in zip(f.outputs[0].token_ids, f.outputs[0].logprobs, strict=True)] for f in found],
     }
 
 

@@ -213,7 +213,7 @@ def _wrap_apply(stock: Callable[..., Any], layout: Layout) -> Callable[..., Any]
     return apply_rotary_pos_emb
 
 
-def _wrap_attention(cls: type) -> Callable[..., Any]:
+def _wrap_attention(cls: Any) -> Callable[..., Any]:
     """The `__call__` of an attention class: whoever exchanges a module's `forward` (vLLM, to merge q, k and v) leaves it in place."""
     place = list(inspect.signature(getattr(cls, "forward")).parameters).index("position_embeddings") - 1  # noqa: B009
 
