@@ -168,6 +168,7 @@ def measure_steps(args: argparse.Namespace, save: Callable[[dict[str, Any]], Non
     for size, dtype in itertools.product(MODELS[args.device], (torch.float32, torch.bfloat16)):
         training: dict[str, Callable[[], Any]] = {}
         decoding: dict[str, Callable[[], Any]] = {}
+        weights: dict[str, torch.Tensor] = {}
         for name in ("transformers", "ours"):
             bases = [1e6 + 4e6 * h / size.key_value_heads for h in range(size.key_value_heads)]
             rope = {"rope_type": "default"} if name == "transformers" else {"rope_type": "harpe", "bases": bases}
@@ -183,6 +184,9 @@ def measure_steps(args: argparse.Namespace, save: Callable[[dict[str, Any]], Non
             )
             torch.manual_seed(0)
             model = LlamaForCausalLM(config).to(args.device, dtype)
+            if weights:  # the same memory: where weights lie is worth more than what is compared here
+                model.load_state_dict(weights, assign=True)
+            weights = model.state_dict()
             ids = torch.randint(0, 4096, (1, size.tokens), device=args.device)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
             training[name] = functools.partial(train_step, model, optimizer, ids)

@@ -198,8 +198,7 @@ def _wrap_rotary(stock: Callable[..., Any]) -> Callable[..., Any]:
             hook(family_of(self.config))  # kernels patched into the module after us would read our pair as one table for all heads
         table = getattr(self, "inv_freq" if layer_type is None else f"{layer_type}_inv_freq")
         assert position_ids is not None
-        with torch.no_grad():
-            return encode_positions(position_ids.to(x.device), table.to(x.device))
+        return encode_positions(position_ids.to(x.device), table.to(x.device))
 
     return forward
 

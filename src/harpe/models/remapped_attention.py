@@ -30,7 +30,7 @@ from harpe.models.bands import Band, bands, plain_bands
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key
 from harpe.models.per_head import ROPE_TYPE, build_table, stock_frequencies
-from harpe.positions.rotation import Layout, cos_and_sin, phase_steps, rotate_per_head
+from harpe.positions.rotation import Layout, cos_and_sin, hold, phase_steps, rotate_per_head
 
 NAME = "harpe_remapped"
 """What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead of loading a
@@ -159,7 +159,7 @@ def turn(x: torch.Tensor, by: torch.Tensor, steps: torch.Tensor, layout: Layout)
     for start in range(0, x.shape[2], PIECE):
         part = x[:, :, start : start + PIECE]
         cos, sin = cos_and_sin(by[:, start : start + PIECE], steps)
-        pieces.append(rotate_per_head(part, part[:, :0], cos.view(torch.int32), sin.view(torch.int32), layout)[0])
+        pieces.append(rotate_per_head(part, part[:, :0], *hold(cos, sin), layout)[0])
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 

@@ -23,16 +23,17 @@ import torch
 
 RADIANS = 2 * math.pi / 2**64
 """Radians in one unit of a phase."""
-TILE = 2**19
-"""Elements of q and k that are worked on at a time, so that a tile stays in a core's cache."""
+TILE = 2**20
+"""Elements of q and k that every thread of a CPU works on at a time: more would leave its core's cache, fewer be too little work for an
+operation (10 MiB of temporaries a thread)."""
+MOST_THREADS = 16
+"""Threads that tiles are made larger for, which bounds the temporaries."""
 TILE_ON_DEVICES = 2**24
 """The same where no kernel is at hand for an accelerator: its launches are what takes time there (150 MiB of temporaries)."""
-FEW = 2**14
-"""Up to this many elements of q, the number of operations is what a rotation takes time for."""
 FINE = 128
 """Consecutive tokens whose cos and sin are formed from those of the first on a CPU, where trigonometry takes longer than all else."""
-HELD_ANGLES = 2**21
-"""Up to this many angles, cos and sin (16 MiB) are formed once for all layers."""
+HELD_ANGLES = 2**20
+"""Up to this many angles, cos and sin (12 MiB) are formed once for all layers."""
 
 KERNEL: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 """A fused kernel for CUDA tensors, where one is installed (`harpe.positions.rotation_triton`)."""
@@ -75,10 +76,18 @@ def _trigonometry(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torc
     return cos, sin
 
 
-def _sum_of_angles(coarse: tuple[torch.Tensor, torch.Tensor], fine: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the sums of two sets of angles, from those of both."""
+def _sum_of_angles(
+    coarse: tuple[torch.Tensor, torch.Tensor], fine: tuple[torch.Tensor, torch.Tensor], space: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the sums of two sets of angles, from those of both; in `space`, float32 [2, at least so many], where it is given."""
     (cos, sin), (fine_cos, fine_sin) = coarse, fine
-    return (cos * fine_cos).addcmul_(sin, fine_sin, value=-1), (sin * fine_cos).addcmul_(cos, fine_sin)
+    if space is None:
+        return (cos * fine_cos).addcmul_(sin, fine_sin, value=-1), (sin * fine_cos).addcmul_(cos, fine_sin)
+    shape = torch.broadcast_shapes(cos.shape, fine_cos.shape)
+    of_cos, of_sin = space[:, : math.prod(shape)].view(2, *shape)
+    torch.mul(cos, fine_cos, out=of_cos).addcmul_(sin, fine_sin, value=-1)
+    torch.mul(sin, fine_cos, out=of_sin).addcmul_(cos, fine_sin)
+    return of_cos, of_sin
 
 
 def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +99,10 @@ def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.
     if position_ids.device.type != "cpu":
         return _trigonometry(position_ids, table)
     rest = position_ids & (FINE - 1)
-    return _sum_of_angles(_trigonometry(position_ids - rest, table), _trigonometry(rest, table if table.dim() == 2 else table[..., 0]))
+    if table.dim() == 3:
+        return _sum_of_angles(_trigonometry(position_ids - rest, table), _trigonometry(rest, table[..., 0]))
+    cos, sin = _trigonometry(torch.stack((position_ids - rest, rest)).flatten(0, 1), table)  # at once: few operations while decoding
+    return _sum_of_angles(*zip(cos.chunk(2), sin.chunk(2), strict=True))
 
 
 def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +117,7 @@ def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[t
 
     Returns
     -------
-    The bits of cos and sin, int32 [B, S, H, N], where they are few and no kernel forms them on the fly; else positions and table.
+    The bits of cos and sin as `hold` gives them, where they are few and no kernel forms them on the fly; else positions and table.
     """
     if position_ids.dim() != 2 or position_ids.is_floating_point():
         raise ValueError(f"position_ids must be integers [batch, positions]; they are {position_ids.dtype} {list(position_ids.shape)}.")
@@ -113,8 +125,12 @@ def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[t
     few = position_ids.shape[0] * position_ids.shape[1] * table.shape[0] * table.shape[1] <= HELD_ANGLES
     if table.dim() == 4 or not few or (KERNEL is not None and position_ids.is_cuda and not torch.compiler.is_compiling()):
         return position_ids, table
-    cos, sin = cos_and_sin(position_ids, table)
-    return cos.view(torch.int32), sin.view(torch.int32)
+    return hold(*cos_and_sin(position_ids, table))
+
+
+def hold(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair that stands for cos and sin [B, S, H, N]: their bits, int32 [B, S, H, N] and [B, S, H, 2, N], of -sin and sin."""
+    return cos.view(torch.int32), torch.stack((-sin, sin), dim=-2).view(torch.int32)
 
 
 def is_per_head(cos: Any) -> bool:
@@ -136,42 +152,59 @@ def of_heads(first: torch.Tensor, second: torch.Tensor, rank: int, size: int) ->
     return first[:, :, rank * count : (rank + 1) * count], second[:, :, rank * count : (rank + 1) * count]
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor) -> None:
+def _turn(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor, space: torch.Tensor | None
+) -> None:
     """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B or 1, S, H, 1, N].
 
-    The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved.
+    The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved. `space`,
+    float32 [2, at least as many elements as x], holds what is not float32 while it is worked on.
     """
-    heads, pairs = sin.shape[2], sin.shape[4]
+    heads, pairs = sin.shape[2:]
     if x.shape[3] > 2 * pairs:
         out[..., 2 * pairs :] = x[..., 2 * pairs :]
         x, out = x[..., : 2 * pairs], out[..., : 2 * pairs]
     apart = (*x.shape[:2], heads, x.shape[2] // heads, *((2, pairs) if axis == -2 else (pairs, 2)))
-    source, target = x.float().view(apart), out.view(apart)
-    turned = target if out.dtype == torch.float32 else torch.empty_like(source)
-    (a, b), (turned_a, turned_b) = source.unbind(axis), turned.unbind(axis)
-    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=turned_b).addcmul_(a, sin, value=direction)
-    if turned is not target:
+    source, target = x.view(apart), out.view(apart)
+    turned = target
+    if space is not None:
+        source, turned = space[0, : x.numel()].view(apart).copy_(source), space[1, : x.numel()].view(apart)
+    for one, turned_one in zip(source.unbind(3), turned.unbind(3), strict=True):
+        (a, b), (turned_a, turned_b) = one.unbind(axis), turned_one.unbind(axis)
+        torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-direction)
+        torch.mul(b, cos, out=turned_b).addcmul_(a, sin, value=direction)
+    if space is not None:
         target.copy_(turned)
 
 
-def _turn_few(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int) -> torch.Tensor:
-    """What `_turn` does, in as few operations as possible; their number is what takes time while decoding."""
-    batch, length, all_heads, dim = x.shape
-    heads, pairs = sin.shape[2], sin.shape[4]
-    if dim > 2 * pairs:
-        out = torch.empty_like(x)
-        _turn(x, cos, sin, axis, direction, out)
-        return out
-    two, n = (2, pairs) if axis == -2 else (pairs, 2)
+def _turn_one(x: torch.Tensor, cos: torch.Tensor, sins: torch.Tensor, axis: int) -> torch.Tensor:
+    """What `_turn` does, for one token and in as few operations as possible; their number is what takes time while decoding.
+
+    x [B, H * G, 1, D] or [B, 1, H * G, D]; cos [B or 1, H, 1, 1, N] and (-sin, sin) [B or 1, H, 1, 2, N], or with the last two axes
+    swapped where `axis` is -1.
+    """
+    batch, one, other, dim = x.shape
+    heads, rotary = cos.shape[1], sins.shape[3] * sins.shape[4]
+    if dim > rotary:
+        return torch.cat((_turn_one(x[..., :rotary], cos, sins, axis), x[..., rotary:]), -1)
     exact = x.dtype == torch.float32
-    source = (x if exact else x.float()).view(batch, length, heads, all_heads // heads, two, n)
-    turned = source * cos.unsqueeze(axis)
-    (a, b), (turned_a, turned_b) = source.unbind(axis), turned.unbind(axis)
-    turned_a.addcmul_(b, sin, value=-direction)
-    turned_b.addcmul_(a, sin, value=direction)
-    turned = turned.view(batch, length, all_heads, dim)
+    source = (x if exact else x.float()).view(batch, heads, one * other // heads, sins.shape[3], sins.shape[4])
+    turned = torch.addcmul(source * cos, source.flip(axis), sins).view(batch, one, other, dim)
     return turned if exact else turned.type(x.dtype)
+
+
+def _rotate_one(
+    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, layout: Layout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated copies of one token's q and k, for a pair that `hold` made."""
+    batch, _, heads, pairs = first.shape
+    cos, sins = first.view(torch.float32).view(batch, heads, 1, 1, pairs), second.view(torch.float32).view(batch, heads, 1, 2, pairs)
+    if layout.direction < 0:
+        sins = -sins
+    if not layout.interleaved:
+        return _turn_one(q, cos, sins, -2), _turn_one(k, cos, sins, -2)
+    cos, sins = cos.transpose(3, 4), sins.transpose(3, 4)
+    return _turn_one(q, cos, sins, -1), _turn_one(k, cos, sins, -1)
 
 
 def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
@@ -195,13 +228,13 @@ def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
 def _tiles(first: torch.Tensor, second: torch.Tensor, tokens: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """The tokens of every tile, and their cos and sin [B or 1, s, H, N], for a pair of which `tokens` tokens are one tile.
 
-    Positions on a CPU are the same in all rows.
+    Positions on a CPU are the same in all rows. What is yielded is good until the next tile is asked for.
     """
     length = first.shape[1]
     plain = [slice(start, start + tokens) for start in range(0, length, tokens)]
     if first.dtype == torch.int32:
         for part in plain:
-            yield part, first[:, part].view(torch.float32), second[:, part].view(torch.float32)
+            yield part, first[:, part].view(torch.float32), second[:, part, :, 1].view(torch.float32)
         return
     runs = _runs(first[0], tokens) if first.device.type == "cpu" else []
     if not runs:
@@ -209,15 +242,14 @@ def _tiles(first: torch.Tensor, second: torch.Tensor, tokens: int) -> Iterator[t
             yield part, *cos_and_sin(first[:, part], second)
         return
     steps = second if second.dim() == 2 else second[..., 0]
-    fine = _trigonometry(torch.arange(FINE, device=first.device)[None], steps)
+    fine = _trigonometry(torch.arange(FINE)[None], steps)
+    space = torch.empty(2, max(end - start for start, end in runs) * steps.numel())
     for start, end in runs:
         anchors = first[:1, start:end:FINE]
-        past = int(anchors[0, 0]) % FINE
-        count = min(FINE, end - start)
+        past, count = int(anchors[0, 0]) % FINE, min(FINE, end - start)
         coarse = _trigonometry(anchors - past, second)
-        cos, sin = _sum_of_angles(
-            (coarse[0].transpose(0, 1), coarse[1].transpose(0, 1)), (fine[0][:, past : past + count], fine[1][:, past : past + count])
-        )
+        stretch = slice(past, past + count)
+        cos, sin = _sum_of_angles((coarse[0].transpose(0, 1), coarse[1].transpose(0, 1)), (fine[0][:, stretch], fine[1][:, stretch]), space)
         yield slice(start, end), cos.flatten(0, 1)[None], sin.flatten(0, 1)[None]
 
 
@@ -226,21 +258,19 @@ def _rotate_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
     axis = -1 if interleaved else -2
-    if q.numel() <= FEW and first.dtype == torch.int32:
-        cos, sin = first.view(torch.float32).unsqueeze(3), second.view(torch.float32).unsqueeze(3)
-        return _turn_few(q, cos, sin, axis, direction), _turn_few(k, cos, sin, axis, direction)
+    held, on_cpu, batch = first.dtype == torch.int32, q.device.type == "cpu", q.shape[0]
+    rows = [slice(0, batch)]
+    if on_cpu and not held and first.shape[0] > 1 and bool((first != first[:1]).any()):
+        rows = [slice(row, row + 1) for row in range(batch)]
+    token = rows[0].stop * q.shape[3]  # elements of one head's token
+    tile = TILE * min(torch.get_num_threads(), MOST_THREADS) if on_cpu else TILE_ON_DEVICES
+    tokens = min(q.shape[1], max(1, tile // (token * (q.shape[2] + k.shape[2]))))
+    space = torch.empty(2, tokens * token * max(q.shape[2], k.shape[2]), device=q.device)
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
-    if first.dtype == torch.int64 and first.device.type == "cpu" and first.shape[0] > 1 and bool((first != first[:1]).any()):
-        rows = [(q[i : i + 1], k[i : i + 1], first[i : i + 1], out_q[i : i + 1], out_k[i : i + 1]) for i in range(first.shape[0])]
-    else:
-        rows = [(q, k, first, out_q, out_k)]
-    for one_q, one_k, places, one_out_q, one_out_k in rows:
-        tile = TILE if q.device.type == "cpu" else TILE_ON_DEVICES
-        tokens = max(1, tile // (one_q.shape[0] * (one_q.shape[2] + one_k.shape[2]) * one_q.shape[3]))
-        for part, cos, sin in _tiles(places, second, tokens):
-            cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)
-            _turn(one_q[:, part], cos, sin, axis, direction, one_out_q[:, part])
-            _turn(one_k[:, part], cos, sin, axis, direction, one_out_k[:, part])
+    for row in rows:
+        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens):
+            for x, out in ((q, out_q), (k, out_k)):
+                _turn(x[row, part], cos, sin, axis, direction, out[row, part], None if x.dtype == torch.float32 else space)
     return out_q, out_k
 
 
@@ -328,15 +358,18 @@ def rotate_per_head(
             f"There are RoPE bases for {heads} key/value heads, but this layer has {k.shape[head_dim]} (and {q.shape[head_dim]} query "
             "heads): the configuration does not belong to these weights, or the heads were split in an unknown way."
         )
+    compiling = torch.compiler.is_compiling()
+    if q.shape[3 - head_dim] == 1 and first.dtype == torch.int32 and not compiling and not torch.is_grad_enabled():
+        return _rotate_one(q, k, first, second, layout)
     if head_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
     interleaved, direction = layout
-    if not torch.compiler.is_compiling():
+    if not compiling:
         turn = _Rotation.apply if torch.is_grad_enabled() else _rotate
         q, k = turn(q, k, first, second, interleaved, direction)
     elif first.dtype == torch.int64:
         q, k = _operator(q, k, first, second, interleaved, direction)
     else:
-        cos, sin = first.view(torch.float32), second.view(torch.float32)
+        cos, sin = first.view(torch.float32), second[..., 1, :].view(torch.float32)
         q, k = (_rotate_traced(x, cos, sin, interleaved, direction) for x in (q, k))
     return (q.transpose(1, 2), k.transpose(1, 2)) if head_dim == 1 else (q, k)
