@@ -16,6 +16,7 @@ This file needs torch and nothing else: an exported checkpoint carries it as it 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ RADIANS = 2 * math.pi / 2**64
 """Radians in one unit of a phase."""
 TILE = 2**20
 """Elements of q and k that every thread of a CPU works on at a time: more would leave its core's cache, fewer be too little work for an
-operation (10 MiB of temporaries a thread)."""
-MOST_THREADS = 16
+operation (8 to 16 MiB of temporaries a thread)."""
+MOST_THREADS = 8
 """Threads that tiles are made larger for, which bounds the temporaries."""
 TILE_ON_DEVICES = 2**24
 """The same where no kernel is at hand for an accelerator: its launches are what takes time there (150 MiB of temporaries)."""
@@ -37,6 +38,24 @@ HELD_ANGLES = 2**20
 
 KERNEL: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 """A fused kernel for CUDA tensors, where one is installed (`harpe.positions.rotation_triton`)."""
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for its tiles: a fresh allocation of this size costs more (page faults) than the work that is done in it."""
+
+    memory: torch.Tensor | None = None
+
+    def take(self, rows: int, size: int, device: torch.device) -> torch.Tensor:
+        """float32 [rows, size], uninitialised; on a CPU good until the next call."""
+        if device.type != "cpu":
+            return torch.empty(rows, size, device=device)
+        if self.memory is None or self.memory.numel() < rows * size:
+            with torch.inference_mode(False):  # else it could not be written to outside of it
+                self.memory = torch.empty(rows * size, device=device)
+        return self.memory[: rows * size].view(rows, size)
+
+
+_SCRATCH = _Scratch()
 
 
 class Layout(NamedTuple):
@@ -102,7 +121,8 @@ def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.
     if table.dim() == 3:
         return _sum_of_angles(_trigonometry(position_ids - rest, table), _trigonometry(rest, table[..., 0]))
     cos, sin = _trigonometry(torch.stack((position_ids - rest, rest)).flatten(0, 1), table)  # at once: few operations while decoding
-    return _sum_of_angles(*zip(cos.chunk(2), sin.chunk(2), strict=True))
+    (cos, fine_cos), (sin, fine_sin) = cos.chunk(2), sin.chunk(2)
+    return _sum_of_angles((cos, sin), (fine_cos, fine_sin))
 
 
 def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,10 +245,12 @@ def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _tiles(first: torch.Tensor, second: torch.Tensor, tokens: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+def _tiles(
+    first: torch.Tensor, second: torch.Tensor, tokens: int, space: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """The tokens of every tile, and their cos and sin [B or 1, s, H, N], for a pair of which `tokens` tokens are one tile.
 
-    Positions on a CPU are the same in all rows. What is yielded is good until the next tile is asked for.
+    Positions on a CPU are the same in all rows. `space`, float32 [2, at least the angles of a tile], holds what is yielded.
     """
     length = first.shape[1]
     plain = [slice(start, start + tokens) for start in range(0, length, tokens)]
@@ -243,7 +265,6 @@ def _tiles(first: torch.Tensor, second: torch.Tensor, tokens: int) -> Iterator[t
         return
     steps = second if second.dim() == 2 else second[..., 0]
     fine = _trigonometry(torch.arange(FINE)[None], steps)
-    space = torch.empty(2, max(end - start for start, end in runs) * steps.numel())
     for start, end in runs:
         anchors = first[:1, start:end:FINE]
         past, count = int(anchors[0, 0]) % FINE, min(FINE, end - start)
@@ -265,12 +286,13 @@ def _rotate_tiles(
     token = rows[0].stop * q.shape[3]  # elements of one head's token
     tile = TILE * min(torch.get_num_threads(), MOST_THREADS) if on_cpu else TILE_ON_DEVICES
     tokens = min(q.shape[1], max(1, tile // (token * (q.shape[2] + k.shape[2]))))
-    space = torch.empty(2, tokens * token * max(q.shape[2], k.shape[2]), device=q.device)
+    elements = tokens * token * max(q.shape[2], k.shape[2])
+    space = _SCRATCH.take(4, elements, q.device)  # a tile has at most half as many angles
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
     for row in rows:
-        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens):
+        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens, space[2:]):
             for x, out in ((q, out_q), (k, out_k)):
-                _turn(x[row, part], cos, sin, axis, direction, out[row, part], None if x.dtype == torch.float32 else space)
+                _turn(x[row, part], cos, sin, axis, direction, out[row, part], None if x.dtype == torch.float32 else space[:2])
     return out_q, out_k
 
 
