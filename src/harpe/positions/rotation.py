@@ -41,7 +41,7 @@ KERNEL: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps for its tiles: a fresh allocation of this size costs more (page faults) than the work that is done in it."""
+    """Memory that a thread keeps for its tiles: page faults of a fresh allocation cost more than the work that is done in it."""
 
     memory: torch.Tensor | None = None
 
