@@ -187,8 +187,8 @@ def test_a_family_patched_before_harpe_saw_it_is_read_from_its_source(monkeypatc
     logits(with_bases(model), ids_of(1, 20))
 
 
-def test_kernels_from_the_hub_do_not_reach_per_head_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """use_kernels=True exchanges the stock rotation in place; ours stands before it."""
+def test_a_rotation_that_is_exchanged_later_does_not_reach_per_head_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of the hub themselves: test_hub_kernels.py."""
     model, ids = with_bases(tiny("qwen3")), ids_of(1, 30)
     expected = logits(model, ids)
     called = []
