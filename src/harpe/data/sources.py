@@ -117,36 +117,6 @@ def find_files(source: str | Path) -> list[Path] | None:
     return None
 
 
-def check_files(source: str | Path, *, text_field: str = "text", source_field: str | None = None, by_folder: bool = False) -> int | None:
-    """Read the first document of every file, so that a missing field is told before hours of reading; returns the bytes of text.
-
-    The bytes are those that `read_documents` will go through: of files as they are, of Parquet columns unpacked. None for a data set of
-    the hub, of which nothing is read.
-
-    Raises
-    ------
-    HarpeError
-        As `read_documents`.
-    """
-    files = find_files(source)
-    if files is None:
-        return None
-    fields, path = Fields(text_field, source_field, by_folder), Path(source).expanduser()
-    size = 0
-    for file in files:
-        next(_read_files([file], fields, path if path.is_dir() else path.parent), None)
-        size += _parquet_bytes(file, text_field) if file.suffix.lower() == ".parquet" else file.stat().st_size
-    return size
-
-
-def _parquet_bytes(path: Path, text_field: str) -> int:
-    """Bytes of the text column before compression."""
-    with pq.ParquetFile(path) as file:
-        columns = [i for i in range(file.metadata.num_columns) if file.schema.column(i).path == text_field]
-        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
-        return sum(group.column(i).total_uncompressed_size for group in groups for i in columns)
-
-
 def _looks_like_a_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or "\\" in source or Path(source).suffix.lower() in SUFFIXES
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import held_out_files
 from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed
 from harpe.data.packing import prepare as pack
-from harpe.data.sampling import Upsampling
-from harpe.data.sources import Document, check_files, read_documents
+from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
+from harpe.data.sources import Document, find_files, read_documents
 from harpe.errors import HarpeError
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import PrepareOptions
@@ -22,8 +24,10 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, training_documents
 from harpe.models.load import check_vocabulary, load_config, load_tokenizer
 
-SAMPLE_CHARACTERS = 1_000_000
-"""Of the first documents, that are tokenised to foretell how many tokens there will be."""
+SAMPLE_CHARACTERS = 200_000
+"""Of every source, that are tokenised to foretell the tokens of all its documents from their characters."""
+MARGIN = 1.25
+"""What is foretold is refused where it misses by more than this; what comes closer is left to the exact count."""
 REPORT_EVERY = 5_000_000
 """Characters between two reports of progress."""
 
@@ -34,8 +38,8 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     Raises
     ------
     HarpeError
-        For bad options, unreadable input, a missing field in the first document of any file, too little text or disk: before the work. For
-        what only reading all of it can show: after the tokens are counted, and before they are written.
+        For bad options, unreadable input, a missing field, far too little text, too few long documents or too little disk: before anything
+        is tokenised, but for data sets of the hub, which are read once only. By the exact count: before the packed tokens are written.
     """
     reporter, out = reporter or Reporter(), Path(options.out)
     rule = Upsampling(options.upsample_length, options.upsample_factor, options.long_share, options.max_copies)
@@ -48,14 +52,18 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     config = load_config(options.model, options.revision)
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
     check_vocabulary(config, tokenizer, options.model)
-    size = _check_texts(options, tokenizer, reporter)
+    _check_sources(options)
     held_out = _held_out(options)
-    reading = _Watched(_documents(options, rule), held_out, options.documents, size, reporter)
+    characters = 0
+    if options.data != EMBEDDED and find_files(options.data) is not None:
+        first = _Watched("reading", _documents(options, rule), held_out, options.documents, 0, reporter)
+        _foretell(first, tokenizer, options, rule, reporter)
+        characters = first.characters
+    reading = _Watched("tokenising", _documents(options, rule), held_out, options.documents, characters, reporter)
 
     def details() -> dict[str, Any]:
         return {"options": options.recipe(), "held_out_left_out": reading.left_out}
 
-    # with neither sources nor upsampling it is the stream that `harpe extend` makes of the same texts
     data = pack(
         reading,
         tokenizer,
@@ -67,6 +75,8 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
         description=_description(options, rule),
         details=details,
     )
+    if reading.left_out:
+        reporter.say(f"{reading.left_out} documents are left out: --held-out has them.")
     for note in notes_of(data, rule):
         reporter.say(note)
     reporter.say(f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}.")
@@ -74,45 +84,61 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     return out
 
 
-def _check_texts(options: PrepareOptions, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> int | None:
-    """See that the texts can be read and that they and the disk may suffice; returns the bytes of text, None where that is unknown."""
+def _check_sources(options: PrepareOptions) -> None:
+    """Refuse texts that cannot be divided as asked; of a data set on the hub, the first row is read."""
     if is_packed(options.data):
         raise HarpeError(f"--data {options.data} is prepared already. Name the texts that it was made from.")
     if options.data == EMBEDDED:
         if options.source_field is not None:
-            raise HarpeError(
-                "--source-field: the embedded texts are files without fields. Use --by-folder: their packages are the sources."
-            )
-        return None
-    fields: dict[str, Any] = {"text_field": options.text_field, "source_field": options.source_field, "by_folder": options.by_folder}
-    size = check_files(options.data, **fields)
-    if size is None or options.documents:
-        next(iter(read_documents(options.data, **fields)), None)  # of a data set on the hub: its first row
-        return size
-    if options.tokens > size * options.max_copies:
-        raise HarpeError(
-            f"--tokens {options.tokens:,} asks for more than can be there: --data has {size:,} bytes of text, and a token is at least one "
-            f"byte (--max-copies {options.max_copies}). Give more --data, or lower --tokens."
-        )
-    texts, characters = [], 0
-    for document in read_documents(options.data, **fields):
-        texts.append(document.text[: SAMPLE_CHARACTERS - characters])
-        characters += len(texts[-1])
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    if characters:
-        tokens = sum(map(len, tokenizer(texts, verbose=False)["input_ids"]))
-        foretold = int(tokens / sum(len(text.encode()) for text in texts) * size)
-        width = DTYPES[id_type(tokenizer)].itemsize
-        reporter.say(f"{size:,} bytes of text, about {foretold:,} tokens.")
-        check_disk(Path(options.out), (foretold + (options.tokens or foretold * options.max_copies)) * width, "Preparing the texts")
-    return size
+            raise HarpeError("--source-field: the embedded texts are files without fields. Use --by-folder: packages are the sources.")
+    elif find_files(options.data) is None:
+        next(iter(read_documents(options.data, **_fields(options))), None)
+
+
+def _foretell(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, rule: Upsampling, reporter: Reporter
+) -> None:
+    """Read all documents once and refuse what cannot work by their characters: reading takes minutes where tokenising takes hours."""
+    sources, counts, names = array("i"), array("q"), dict[str, int]()
+    samples: list[list[str]] = []
+    room: list[int] = []
+    for document in documents:
+        source = names.setdefault(document.source, len(names))
+        if source == len(room):
+            room.append(SAMPLE_CHARACTERS)
+            samples.append([])
+        sources.append(source)
+        counts.append(len(document.text))
+        if room[source] > 0:
+            samples[source].append(document.text[: room[source]])
+            room[source] -= len(document.text)
+    if not counts:
+        raise HarpeError("--data gave no documents with text in them.")
+    per_character = np.array([sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) / sum(map(len, texts)) for texts in samples])
+    lengths = np.maximum(1, np.array(counts) * per_character[np.array(sources)]).astype(np.int64)
+    corpus = Corpus(lengths, np.array(sources), tuple(names))
+    estimate = f"{sum(counts):,} characters in {len(counts):,} documents, about {corpus.tokens:,} tokens"
+    if MARGIN * corpus.tokens < options.length:
+        raise HarpeError(f"--data has {estimate}, and one sequence needs {options.length}. Give more --data, or lower --length.")
+    try:
+        if rule.asked and MARGIN * lengths.max() < rule.length:
+            tokens_to_draw(corpus, rule, None)
+        most = make_groups(corpus, rule).most(rule.max_copies)
+        if options.tokens > MARGIN * most:
+            tokens_to_draw(corpus, rule, options.tokens)
+    except HarpeError as error:
+        raise HarpeError(f"{error} (Lengths were foretold from characters; nothing was tokenised yet.)") from error
+    reporter.say(f"{estimate}, of which about {most:,} can be drawn.")
+    check_disk(Path(options.out), (corpus.tokens + (options.tokens or most)) * DTYPES[id_type(tokenizer)].itemsize, "Preparing the texts")
+
+
+def _fields(options: PrepareOptions) -> dict[str, Any]:
+    return {"text_field": options.text_field, "source_field": options.source_field, "by_folder": options.by_folder}
 
 
 def _documents(options: PrepareOptions, rule: Upsampling) -> Iterable[Document]:
-    fields = {"text_field": options.text_field, "source_field": options.source_field, "by_folder": options.by_folder}
     if options.data != EMBEDDED:
-        return read_documents(options.data, **fields)  # type: ignore[arg-type]
+        return read_documents(options.data, **_fields(options))
     every = rule.asked or options.by_folder or options.max_copies > 1
     documents, _ = training_documents(EMBEDDED, options.text_field, 0 if every else options.tokens)
     return [Document(d.name, d.text, d.name.split("/")[0] if options.by_folder else "") for d in documents]
@@ -136,28 +162,28 @@ def _digest(text: str) -> bytes:
 class _Watched:
     """Documents as they are read: without those that are held out, and with progress."""
 
-    def __init__(self, documents: Iterable[Document], held_out: set[bytes], most: int, size: int | None, reporter: Reporter) -> None:
-        self._documents, self._held_out, self._most = documents, held_out, most or None
-        self._size, self._reporter = size, reporter
-        self.left_out = 0
+    def __init__(
+        self, what: str, documents: Iterable[Document], held_out: set[bytes], most: int, expected: int, reporter: Reporter
+    ) -> None:
+        self._what, self._documents, self._held_out, self._most = what, documents, held_out, most or None
+        self._expected, self._reporter = expected, reporter
+        self.left_out = self.characters = 0
 
     def __iter__(self) -> Iterator[Document]:
-        read = number = told = 0
+        number = told = 0
         for number, document in enumerate(islice(self._documents, self._most), 1):
-            read += len(document.text)
-            if read - told >= REPORT_EVERY:
-                told = read
-                self._tell(read, max(read + 1, self._size or 0), number)
+            self.characters += len(document.text)
+            if self.characters - told >= REPORT_EVERY:
+                told = self.characters
+                self._tell(max(told + 1, self._expected), number)
             if self._held_out and _digest(document.text) in self._held_out:
                 self.left_out += 1
                 continue
             yield document
-        self._tell(read, read, number)
-        if self.left_out:
-            self._reporter.say(f"{self.left_out} documents are left out: --held-out has them.")
+        self._tell(self.characters, number)
 
-    def _tell(self, read: int, of: int, documents: int) -> None:
-        self._reporter.progress("reading and tokenising", read, of, f"characters, {documents:,} documents")
+    def _tell(self, expected: int, documents: int) -> None:
+        self._reporter.progress(self._what, self.characters, expected, f"characters, {documents:,} documents")
 
 
 def _description(options: PrepareOptions, rule: Upsampling) -> str:
