@@ -126,7 +126,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
     def verify(self) -> None:
         """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
-        if _hash(self.path / "tokens.bin", self._starts, self._dtype, self.length) != self.hash:
+        if _hash(self.path / "tokens.bin", self._starts, self._dtype, int(self.index["length"])) != self.hash:
             raise HarpeError(f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again.")
 
     def _map(self) -> np.ndarray:
@@ -249,6 +249,13 @@ def prepare(
     return PackedDataset(out)
 
 
+def number_of(source: str, names: dict[str, int]) -> int:
+    """The number of a source; a new one gets the next. HarpeError for more sources than a corpus has."""
+    if len(names) == MAX_SOURCES and source not in names:
+        raise HarpeError(f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values.")
+    return names.setdefault(source, len(names))
+
+
 class _Reading:
     """Documents as they pass by, with what is kept of them: sources in the order of their first document, and a hash of it all."""
 
@@ -269,11 +276,7 @@ class _Reading:
 
     def keep(self, document: Document) -> None:
         """Note the source of a document that has tokens."""
-        self.sources.append(self.names.setdefault("" if self._one_source else document.source, len(self.names)))
-        if len(self.names) > MAX_SOURCES:
-            raise HarpeError(
-                f"--data has more than {MAX_SOURCES} sources, the last one {document.source!r}. Name a field that has few values."
-            )
+        self.sources.append(number_of("" if self._one_source else document.source, self.names))
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import held_out_files
-from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed
+from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed, number_of
 from harpe.data.packing import prepare as pack
 from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
 from harpe.data.sources import Document, find_files, read_documents
@@ -103,7 +103,7 @@ def _foretell(
     samples: list[list[str]] = []
     room: list[int] = []
     for document in documents:
-        source = names.setdefault(document.source, len(names))
+        source = number_of(document.source, names)
         if source == len(room):
             room.append(SAMPLE_CHARACTERS)
             samples.append([])
