@@ -77,7 +77,7 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     )
     if reading.left_out:
         reporter.say(f"{reading.left_out} documents are left out: --held-out has them.")
-    for note in notes_of(data, rule):
+    for note in _notes(data, rule):
         reporter.say(note)
     reporter.say(f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}.")
     reporter.say(f"Train on them with --data {out}.")
@@ -194,7 +194,7 @@ def _description(options: PrepareOptions, rule: Upsampling) -> str:
     return f"{options.data}, {long} drawn {rule.factor:g} times as often inside every source" if rule.asked else options.data
 
 
-def notes_of(data: PackedDataset, rule: Upsampling) -> list[str]:
+def _notes(data: PackedDataset, rule: Upsampling) -> list[str]:
     """What a reader of the table might miss."""
     notes = []
     without = [row["source"] for row in data.index["sources"] if not row["long_documents"]]
