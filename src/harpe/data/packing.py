@@ -174,8 +174,8 @@ def prepare(
     allows it; what is left after the last whole sequence is dropped.
 
     All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
-    texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is complete. A
-    killed run leaves a hidden folder `.NAME.*` beside it, which may be deleted.
+    texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is
+    complete. A killed run leaves a hidden folder `.NAME.*` beside it, which may be deleted.
 
     Parameters
     ----------
