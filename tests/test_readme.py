@@ -39,12 +39,15 @@ def test_every_make_target_exists() -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_accepted(recipe: Path) -> None:
     text = recipe.read_text()
-    commands = re.findall(r"^# +(harpe (?:extend|compare) .*?)(?:  .*)?$", text, re.M)
+    commands = re.findall(r"^# +(harpe (?:extend|compare|prepare) .*?)(?:  .*)?$", text, re.M)
     assert commands
     for command in commands:
         command = command.replace(f"recipes/{recipe.name}", str(recipe))
         options = options_of(build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:]), VERBS)
-        if command.startswith("harpe extend"):
+        if command.startswith("harpe prepare"):
+            assert options.out == yaml.safe_load(text)["data"] and options.length == yaml.safe_load(text)["length"]
+            assert options.tokens >= yaml.safe_load(text)["tokens"]
+        elif command.startswith("harpe extend"):
             assert {key: getattr(options, key) for key in yaml.safe_load(text)} == yaml.safe_load(text)
         else:
             assert {row.name for row in read_recipe(options.recipe).methods}

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from harpe.data import packing
-from harpe.data.packing import PackedDataset, prepare, tokenizer_identity
+from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
+from harpe.data.sampling import Upsampling
 from harpe.data.sources import Document
 from harpe.errors import HarpeError
 
@@ -201,8 +203,9 @@ def test_no_more_text_is_read_at_a_time_than_a_batch(monkeypatch: pytest.MonkeyP
 
     given = 0
     for batch in packing._batches(documents()):
-        given += sum(map(len, batch))
-        assert sum(map(len, batch)) <= 1000
+        size = sum(len(document.text) for document in batch)
+        given += size
+        assert size <= 1000
         assert read - given <= 90
     assert given == 9000
 
@@ -397,6 +400,100 @@ packing.prepare(documents(), PreTrainedTokenizerFast.from_pretrained("tokenizer"
     prepare(_documents(), tokenizer, 16, tmp_path / "out" / "data").verify()
 
 
+def test_a_run_killed_when_all_is_written_leaves_no_data_set(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+from harpe.data import packing
+from harpe.data.sampling import Upsampling
+from harpe.data.sources import Document
+write = packing.write_json
+
+def killed(path, value):
+    write(path, value)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+packing.write_json = killed
+documents = [Document("", "w3 w4 w5", "a")] * 50
+packing.prepare(documents, PreTrainedTokenizerFast.from_pretrained("tokenizer"), 16, Path("out/data"), upsampling=Upsampling(2, 3))
+"""
+    _tokenizer(**LLAMA).save_pretrained(tmp_path / "tokenizer")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path).returncode == -9
+    (left,) = (tmp_path / "out").iterdir()
+    assert left.name.startswith(".data.") and (left / "index.json").is_file()  # hidden, and under another name
+    assert not is_packed(tmp_path / "out" / "data")
+
+
+def _sources() -> list[Document]:
+    """Source a has the words 3 to 19, b 20 to 39, so that a token tells its source; 12 documents are long."""
+    random = np.random.default_rng(0)
+    sizes = [("a", 3, 20, int(n)) for n in [*random.integers(5, 40, 150), *random.integers(100, 200, 8)]]
+    sizes += [("b", 20, 40, int(n)) for n in [*random.integers(5, 40, 60), *random.integers(100, 200, 4)]]
+    order = random.permutation(len(sizes))
+    texts = [(source, " ".join(f"w{n}" for n in random.integers(low, high, size))) for source, low, high, size in (sizes[i] for i in order)]
+    return [Document(str(n), text, source) for n, (source, text) in enumerate(texts)]
+
+
+def test_the_upsampled_stream_holds_what_its_index_says_and_keeps_the_sources_shares(tmp_path: Path) -> None:
+    """Counted from the tokens: of sources by their words, of long documents by the distance between two begins."""
+    documents, rule = _sources(), Upsampling(100, 10.0, None, 2)
+    data = prepare(documents, _tokenizer(**LLAMA), 32, tmp_path / "data", upsampling=rule)
+    stream = [token for sequence in _sequences(data) for token in sequence]
+    assert stream.count(BOS) == data.index["documents"] == sum(1 for _ in data.documents())
+    pieces = [ids.tolist() for ids in data.documents()]
+    assert [token for piece in pieces for token in piece] == stream
+    whole = {(BOS, *_ids(document), EOS): document for document in documents}
+    assert all(tuple(piece) in whole for piece in pieces[:-1])  # documents are drawn whole, the last one may be cut
+    assert max(Counter(tuple(piece) for piece in pieces).values()) == 2
+    every = sum(len(ids) for ids in whole)
+    for row, low, high in zip(sorted(data.index["sources"], key=lambda row: row["source"]), (3, 20), (20, 40), strict=True):
+        own = [piece for piece in pieces if low <= piece[1] < high]
+        there = [ids for ids in whole if low <= ids[1] < high]
+        assert row["tokens_drawn"] == sum(map(len, own)) and row["tokens"] == sum(map(len, there))
+        assert abs(row["tokens_drawn"] / data.tokens - sum(map(len, there)) / every) < 2 * 202 / data.tokens
+        long = [piece for piece in own[:-1] if len(piece) >= 100]
+        assert row["long_share_drawn"] == pytest.approx(sum(map(len, long)) / row["tokens_drawn"], abs=202 / row["tokens_drawn"])
+        has = sum(len(ids) for ids in there if len(ids) >= 100)
+        wanted = 10 * has / (10 * has + row["tokens"] - has)
+        assert row["long_share_drawn"] == pytest.approx(wanted, abs=2 * 202 / row["tokens_drawn"]) and wanted > 2 * row["long_share"] > 0
+
+
+def test_upsampling_is_repeated_from_the_same_seed_only(tmp_path: Path) -> None:
+    def made(name: str, seed: int = 5, rule: Upsampling | None = None) -> str:
+        return prepare(_sources(), _tokenizer(**LLAMA), 16, tmp_path / name, seed=seed, upsampling=rule or Upsampling(100, 10.0)).hash
+
+    first = made("a")
+    assert first == made("b")
+    assert len({first, made("c", seed=6), made("d", rule=Upsampling(100, 9.0)), made("e", rule=Upsampling(120, 10.0))}) == 4
+
+
+def test_one_source_without_upsampling_is_the_plain_packing(tmp_path: Path) -> None:
+    documents = _documents()
+    plain = prepare(documents, _tokenizer(**LLAMA), 16, tmp_path / "a", seed=3, max_tokens=160)
+    assert prepare(documents, _tokenizer(**LLAMA), 16, tmp_path / "b", seed=3, max_tokens=160, upsampling=Upsampling()).hash == plain.hash
+    assert plain.index["sources"][0]["documents"] == len(documents)
+    assert plain.index["corpus"]["tokens"] == sum(len(_ids(document)) + 2 for document in documents)
+
+
+def test_the_corpus_is_named_by_its_texts_and_sources(tmp_path: Path) -> None:
+    def named(name: str, documents: list[Document]) -> str:
+        return str(prepare(documents, _tokenizer(), 4, tmp_path / name, upsampling=Upsampling()).index["corpus"]["sha256"])
+
+    one = named("a", [Document("1", "w3 w4 w5 w6", "x"), Document("2", "w7 w8", "y")])
+    assert one == hashlib.sha256(b"x\n11\nw3 w4 w5 w6y\n5\nw7 w8").hexdigest()
+    assert one != named("b", [Document("1", "w3 w4 w5 w6", "x"), Document("2", "w7 w8", "x")])
+
+
+def test_a_field_with_too_many_values_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MAX_SOURCES", 5)
+    documents = [Document(str(n), "w3 w4 w5", f"title {n}") for n in range(6)]
+    with pytest.raises(HarpeError, match="more than 5 sources, the last one 'title 5'"):
+        prepare(documents, _tokenizer(), 4, tmp_path / "a", upsampling=Upsampling())
+    assert prepare(documents, _tokenizer(), 4, tmp_path / "b").index["sources"][0]["documents"] == 6  # not asked for: not told apart
+
+
 def test_a_data_set_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     data = prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / "data")
     file = tmp_path / "data" / "tokens.bin"
@@ -411,6 +508,7 @@ def test_a_data_set_that_was_cut_off_is_refused(tmp_path: Path) -> None:
 def test_a_changed_byte_is_found_by_verify(tmp_path: Path) -> None:
     data = prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / "data")
     data.verify()
+    data.cut(8).verify()  # the hash is that of the length it was packed with
     with (tmp_path / "data" / "tokens.bin").open("r+b") as stream:
         stream.seek(100)
         byte = stream.read(1)[0]

@@ -262,6 +262,41 @@ def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(tmp_pa
     assert "a number" in _sentence("name", text_field="n")
 
 
+def test_the_source_of_a_row_is_read_from_a_nested_field_of_every_kind_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = [{"text": f"text {n}", "meta": {"set": name, "n": n}, "url": "x"} for n, name in enumerate(["web", "books", "web"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: _Rows(rows, list(rows[0])))
+    for source in (tmp_path / "rows.jsonl", tmp_path / "rows.parquet", "org/name"):
+        found = [(document.text, document.source) for document in read_documents(source, source_field="meta.set")]
+        assert found == [("text 0", "web"), ("text 1", "books"), ("text 2", "web")]
+        assert {document.source for document in read_documents(source, source_field="url")} == {"x"}
+        assert {document.source for document in read_documents(source)} == {""}
+        message = _sentence(source, source_field="meta.name")
+        assert message.startswith("--source-field meta.name: ") and "has no such field" in message
+        assert "holds a number" in _sentence(source, source_field="meta.n")
+        assert _sentence(source, source_field="origin").startswith("--source-field origin: ")
+
+
+def test_a_field_with_a_dot_in_its_own_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "meta.set": "web"}\n')
+    assert [document.source for document in read_documents(tmp_path, source_field="meta.set")] == ["web"]
+
+
+def test_sub_folders_are_sources(tmp_path: Path) -> None:
+    _fill(tmp_path, {"top.txt": "a", "books/b.txt": "b", "books/old/c.txt": "c", "web/d.jsonl": '{"text": "d"}'})
+    found = {document.text: document.source for document in read_documents(tmp_path, by_folder=True)}
+    assert found == {"a": ".", "b": "books", "c": "books", "d": "web"}
+
+
+def test_sources_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    assert "is one text without fields" in _sentence(tmp_path, source_field="meta")
+    assert "has no folders" in _sentence("org/name", by_folder=True)
+
+
 @pytest.mark.parametrize("names", [["text"], None])
 def test_a_hub_data_set_that_breaks_off_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None) -> None:
     import datasets

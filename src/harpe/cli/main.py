@@ -22,12 +22,14 @@ from harpe.experiment.options import (
     EvaluateOptions,
     ExportOptions,
     ExtendOptions,
+    PrepareOptions,
     QuickstartOptions,
     ReportOptions,
 )
 
 VERBS: dict[str, type] = {
     "bases": BasesOptions,
+    "prepare": PrepareOptions,
     "extend": ExtendOptions,
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
@@ -67,6 +69,15 @@ def bases(options: BasesOptions, terminal: Any) -> None:
         terminal.table(base_table(value))
         if written:
             terminal.say(f"Written: {', '.join(map(str, written))}")
+
+
+def prepare(options: PrepareOptions, terminal: Any) -> None:
+    """Pack a corpus, and show what was drawn from its sources."""
+    _prepare()
+    from harpe.experiment.prepare import prepare as run
+    from harpe.report.terminal import sources_table
+
+    terminal.table(sources_table(run(options, terminal)))
 
 
 def extend(options: ExtendOptions, terminal: Any) -> None:
@@ -174,6 +185,7 @@ def fetch_data(options: FetchDataOptions, terminal: Any) -> None:
 
 FUNCTIONS: dict[str, Callable[[Any, Any], None]] = {
     "bases": bases,
+    "prepare": prepare,
     "extend": extend,
     "evaluate": evaluate,
     "compare": compare,

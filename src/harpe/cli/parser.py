@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 import typing
+from decimal import Decimal
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -21,6 +22,22 @@ POSITIONAL = {
     "ShortOptions": ("model",),
 }
 """Options that are given without a name, by class."""
+
+
+class WholeNumber:
+    """Reads an integer, also one written 6e9, as people write tokens."""
+
+    def __call__(self, value: str | int | float) -> int:
+        number = Decimal(str(value))
+        if isinstance(value, bool) or number != number.to_integral_value():
+            raise ValueError(f"{value} is not a whole number")
+        return int(number)
+
+    def __repr__(self) -> str:
+        return "int"  # in the help
+
+
+WHOLE_NUMBER = WholeNumber()
 
 
 def field_help(options: type) -> dict[str, str]:
@@ -38,21 +55,22 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     """Add one argument a field: `original_length` becomes --original-length; a false truth value becomes a plain flag."""
     hints, texts = typing.get_type_hints(options), field_help(options)
     for field in dataclasses.fields(options):
-        text = texts[field.name].replace("%", "%%")
+        text, hint = texts[field.name].replace("%", "%%"), hints[field.name]
+        kind = WHOLE_NUMBER if hint is int else hint
         if field.name in POSITIONAL.get(options.__name__, ()):
-            parser.add_argument(field.name, type=hints[field.name], help=text)
+            parser.add_argument(field.name, type=kind, help=text)
             continue
         name = "--" + field.name.replace("_", "-")
-        if hints[field.name] == list[int] | None:
+        if hint == list[int] | None:
             parser.add_argument(name, type=int, nargs="+", default=field.default, help=text)
             continue
-        if hints[field.name] is bool and field.default is False:
+        if hint is bool and field.default is False:
             parser.add_argument(name, action="store_true", help=text)
         elif field.default is dataclasses.MISSING:
-            parser.add_argument(name, type=hints[field.name], required=True, help=text)
+            parser.add_argument(name, type=kind, required=True, help=text)
         else:
-            parser.add_argument(name, type=hints[field.name], default=field.default, help=text)
-        if hints[field.name] is bool and field.default is True:
+            parser.add_argument(name, type=kind, default=field.default, help=text)
+        if hint is bool and field.default is True:
             parser.set_defaults({field.name: True})
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those given after it win.")
 

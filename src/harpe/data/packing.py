@@ -5,7 +5,8 @@ A packed data set is a folder of three files:
 * `tokens.bin`: the token ids of all sequences, little-endian uint16 (a vocabulary of at most 65,536 ids) or uint32, without a
   header. Sequence i is the ids from i * length to (i + 1) * length.
 * `documents.npy`: int64 [documents], where in that stream each document starts; ascending, the first is 0.
-* `index.json`: what the folder holds and what it was made from.
+* `index.json`: what the folder holds and what it was made from: hash, tokenizer, and by source the tokens that were there and those that
+  were drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
 from harpe.data.sources import Document
 from harpe.errors import HarpeError
 from harpe.files import read_json, sha256_json, write_json
@@ -36,6 +38,9 @@ BATCH_CHARACTERS = 2_000_000
 
 BATCH_DOCUMENTS = 4096
 """Documents that are tokenised at a time, where they are short."""
+
+MAX_SOURCES = 1000
+"""More of them are a wrong field: a title or an address."""
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -114,9 +119,14 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         for start in range(0, self.tokens, size):
             yield self._map()[max(0, start - before) : start + size]
 
+    def documents(self) -> Iterator[np.ndarray]:
+        """The ids of every document of the stream; the last one may be cut."""
+        for start, end in zip(self._starts, [*self._starts[1:], self.tokens], strict=True):
+            yield self._map()[start:end]
+
     def verify(self) -> None:
         """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
-        if _hash(self.path / "tokens.bin", self._starts, self._dtype, self.length) != self.hash:
+        if _hash(self.path / "tokens.bin", self._starts, self._dtype, int(self.index["length"])) != self.hash:
             raise HarpeError(f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again.")
 
     def _map(self) -> np.ndarray:
@@ -125,45 +135,14 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self._stream
 
 
-def prepare(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    out: Path,
-    *,
-    seed: int = 0,
-    max_tokens: int | None = None,
-    description: str = "",
-) -> PackedDataset:
-    """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
+def is_packed(path: str | Path) -> bool:
+    """Whether a folder is a packed data set."""
+    folder = Path(path).expanduser()
+    return all((folder / name).is_file() for name in ("index.json", "tokens.bin", "documents.npy"))
 
-    A document is its ids as the tokenizer gives them, and then the end-of-sequence id if the tokenizer has one and did not
-    set it. Where begin and end are the same id (GPT-2), one stands between two documents. No text is repeated; what is left
-    after the last whole sequence is dropped.
 
-    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
-    texts; the disk holds the ids twice while they are put in order. The folder appears when it is complete. A killed run
-    leaves a hidden folder `.NAME.*` beside it, which may be deleted.
-
-    Parameters
-    ----------
-    length
-        Tokens a sequence, at least 2.
-    out
-        The folder that is made. It must not exist, or be empty.
-    seed
-        Of the order of the documents.
-    max_tokens
-        Keep max_tokens // length sequences, or as many as there are.
-    description
-        A line on what the corpus is, for the index.
-
-    Raises
-    ------
-    HarpeError
-        When `out` is taken, the documents give less than one sequence, the disk is full, or an option is out of range.
-    """
-    out = Path(out)
+def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> None:
+    """Refuse options out of range, and a folder that is taken, before anything is read."""
     if length < 2:
         raise HarpeError(f"--length is {length}; a sequence needs at least 2 tokens, one of which is predicted.")
     if max_tokens is not None and max_tokens < length:
@@ -174,10 +153,63 @@ def prepare(
         raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise HarpeError(f"{out} exists and is not an empty folder. Name another one.")
+
+
+def prepare(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    upsampling: Upsampling | None = None,
+    description: str = "",
+    details: Callable[[], dict[str, Any]] | None = None,
+) -> PackedDataset:
+    """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
+
+    A document is its ids as the tokenizer gives them, and then the end-of-sequence id if the tokenizer has one and did not
+    set it. Where begin and end are the same id (GPT-2), one stands between two documents. No text is repeated unless `upsampling`
+    allows it; what is left after the last whole sequence is dropped.
+
+    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
+    texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is
+    complete. A killed run leaves a hidden folder `.NAME.*` beside it, which may be deleted.
+
+    Parameters
+    ----------
+    length
+        Tokens a sequence, at least 2.
+    out
+        The folder that is made. It must not exist, or be empty.
+    seed
+        Of the order of the documents.
+    max_tokens
+        Keep max_tokens // length sequences. With `upsampling` there must be as many; without, all are kept where there are less.
+    upsampling
+        Sources keep their shares of the tokens, and inside them long documents may get more (`harpe.data.sampling`); None: every
+        document once, in one random order, whatever its source.
+    description
+        A line on what the corpus is, for the index.
+    details
+        Called when all documents were read; what it returns is added to the index.
+
+    Raises
+    ------
+    HarpeError
+        When `out` is taken, the documents give less than one sequence or too little for `upsampling`, the disk is full, or an option is out
+        of range.
+    """
+    out, rule = Path(out), upsampling or Upsampling()
+    check_request(length, out, seed, max_tokens)
+    rule.check()
     with _temporary_sibling(out) as folder:
-        dtype = "uint16" if _vocabulary(tokenizer) <= 2**16 else "uint32"
-        lengths = _write_unordered(folder / "unordered.bin", documents, tokenizer, DTYPES[dtype])
-        available = int(lengths.sum())
+        dtype = id_type(tokenizer)
+        reading = _Reading(documents, one_source=upsampling is None)
+        lengths = _write_unordered(folder / "unordered.bin", reading, tokenizer, DTYPES[dtype])
+        corpus = Corpus(lengths, np.array(reading.sources, np.int32), tuple(reading.names))
+        available = corpus.tokens
         if not available:
             raise HarpeError("--data gave no documents with text in them.")
         if available < length:
@@ -185,8 +217,13 @@ def prepare(
                 f"--data gave {available} tokens in {len(lengths)} documents, and one sequence needs {length}. Give more "
                 "--data, or lower --length."
             )
-        total = min(available, max_tokens or available) // length * length
-        order = np.random.default_rng(seed).permutation(len(lengths))
+        wanted = max_tokens if upsampling or not max_tokens else min(available, max_tokens)
+        total = tokens_to_draw(corpus, rule, wanted) // length * length
+        if not total:
+            raise HarpeError(
+                f"The upsampling leaves less than one sequence of {length} tokens. Give more --data, or allow more --max-copies."
+            )
+        order = draw(corpus, rule, total, seed)
         starts = _write_ordered(folder / "unordered.bin", folder / "tokens.bin", lengths, order, total, DTYPES[dtype])
         (folder / "unordered.bin").unlink()
         with (folder / "documents.npy").open("wb") as stream:
@@ -204,9 +241,42 @@ def prepare(
                 "seed": seed,
                 "tokenizer": tokenizer_identity(tokenizer),
                 "description": description,
+                "corpus": {"sha256": reading.digest.hexdigest(), "documents": len(lengths), "tokens": available},
+                "sources": describe_draw(corpus, rule, total, order),
+                **(details() if details else {}),
             },
         )
     return PackedDataset(out)
+
+
+def number_of(source: str, names: dict[str, int]) -> int:
+    """The number of a source; a new one gets the next. HarpeError for more sources than a corpus has."""
+    if len(names) == MAX_SOURCES and source not in names:
+        raise HarpeError(f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values.")
+    return names.setdefault(source, len(names))
+
+
+class _Reading:
+    """Documents as they pass by, with what is kept of them: sources in the order of their first document, and a hash of it all."""
+
+    def __init__(self, documents: Iterable[Document], one_source: bool) -> None:
+        self._documents, self._one_source = documents, one_source
+        self.names: dict[str, int] = {}
+        self.sources = array("i")
+        """Of every document that was kept."""
+        self.digest = hashlib.sha256()
+        """Of sources, lengths and texts of all documents, in order."""
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            raw = document.text.encode()
+            self.digest.update(f"{document.source}\n{len(raw)}\n".encode())
+            self.digest.update(raw)
+            yield document
+
+    def keep(self, document: Document) -> None:
+        """Note the source of a document that has tokens."""
+        self.sources.append(number_of("" if self._one_source else document.source, self.names))
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -221,26 +291,26 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer), "sha256": sha256_json(content)}
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id: added tokens may stand behind a gap."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
+def id_type(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name in `DTYPES` of the smallest type that holds the largest id: added tokens may stand behind a gap."""
+    return "uint16" if max(tokenizer.get_vocab().values(), default=-1) < 2**16 else "uint32"
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     characters = 0
     for document in documents:
         if batch and (characters + len(document.text) > BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS):
             yield batch
             batch, characters = [], 0
-        batch.append(document.text)
+        batch.append(document)
         characters += len(document.text)
     if batch:
         yield batch
 
 
-def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """The ids of every document that has any of its own, with the end-of-sequence id where it belongs."""
+def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
+    """Every document that has any ids of its own, and these, with the end-of-sequence id where it belongs."""
     # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a loader's
     # worker) runs on one, where "true" could let it hang
     options = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
@@ -249,18 +319,19 @@ def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase)
     if end is not None and end == tokenizer.bos_token_id and nothing[:1] == [end]:
         end = None  # every document begins with the one id that separates it from the last
     for batch in _batches(documents):
-        for ids in tokenizer(batch, **options)["input_ids"]:
+        for document, ids in zip(batch, tokenizer([each.text for each in batch], **options)["input_ids"], strict=True):
             if ids != nothing:
-                yield ids if end is None or ids[-1] == end else [*ids, end]
+                yield document, ids if end is None or ids[-1] == end else [*ids, end]
 
 
-def _write_unordered(file: Path, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:
+def _write_unordered(file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:
     """Write all ids in the order of the documents; returns the documents' lengths, int64 [documents]."""
     lengths = array("q")
     with file.open("wb") as stream:
-        for ids in _tokenize(documents, tokenizer):
+        for document, ids in _tokenize(documents, tokenizer):
             stream.write(np.array(ids, dtype).tobytes())
             lengths.append(len(ids))
+            documents.keep(document)
     return np.array(lengths, np.int64)
 
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.experiment import extend as extension
+from harpe.experiment import prepare as preparation
 from harpe.experiment.comparison import run as comparison
-from harpe.experiment.options import CompareOptions, ExtendOptions
+from harpe.experiment.options import CompareOptions, ExtendOptions, PrepareOptions
 from harpe.experiment.reporter import Reporter
 from harpe.methods.registry import make_stages, method_named
 from harpe.models.apply import apply_encoding
@@ -41,6 +42,24 @@ def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Rep
         For bad options or input before any work starts, and for failures later.
     """
     return extension.extend(ExtendOptions(model=model, length=length, data=data, out=str(out), **options), reporter)
+
+
+def prepare(data: str, model: str, length: int, out: str | Path, *, reporter: Reporter | None = None, **options: Any) -> Path:
+    """Tokenise, upsample and pack a corpus once; returns the folder, which `extend` takes as its `data`.
+
+    Parameters
+    ----------
+    data, model, length, out, options
+        As `harpe prepare` takes them: see `harpe.experiment.options.PrepareOptions`.
+    reporter
+        Receives what there is to say; silent where None.
+
+    Raises
+    ------
+    HarpeError
+        For bad options or input before any work starts, and where the texts turn out to be too few.
+    """
+    return preparation.prepare(PrepareOptions(data=data, model=model, length=length, out=str(out), **options), reporter)
 
 
 def compare(recipe: str | Path, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any) -> Path:

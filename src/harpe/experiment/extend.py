@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harpe.data.packing import PackedDataset
+from harpe.data.packing import PackedDataset, is_packed
 from harpe.experiment.arms import Arm, arm_of, make_arm
 from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
@@ -131,7 +131,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     run = open_run(options.out, options.recipe(), options.resume)
     with removed_on_refusal(run, unless=options.resume):
         write_environment(run)
-        reporter.say("Reading and packing the training texts.")
+        reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
         data = packed(
             run / "data" / str(options.length),
             options.data,

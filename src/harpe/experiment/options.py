@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harpe.data.sampling import PUBLISHED_LENGTH
 from harpe.methods.ranges import RangeRule
 from harpe.positions.assignment import Assignment, LayerBases
 from harpe.positions.base_sets import Rule, Strategy
@@ -24,7 +25,8 @@ class ExtendOptions:
     length: int
     """Target context in tokens; 128k is 131072."""
     data: str
-    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, or embedded."""
+    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, embedded, or what
+    `harpe prepare` made."""
     out: str
     """Run directory to make."""
     method: str = "harpe"
@@ -88,6 +90,57 @@ class ExtendOptions:
     def recipe(self) -> dict[str, Any]:
         """What decides the result: all options but where it is written and whether it is resumed."""
         return {key: value for key, value in asdict(self).items() if key not in ("out", "resume")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Tokenise, upsample and pack a corpus once, for `harpe extend` and `harpe compare` to train on as it lies (--data OUT).
+
+    Every source keeps its share of the tokens; inside each, long documents may be drawn more often (Fu et al. 2024, arXiv 2402.10171). OUT
+    gets the packed tokens, where documents start, and index.json with hashes, options and what was drawn by source. It appears when it is
+    whole.
+    """
+
+    data: str
+    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, or embedded."""
+    model: str
+    """Checkpoint that will be trained, for its tokenizer: a folder, a hub name, or embedded. No weights are read."""
+    length: int
+    """Tokens of a sequence: the target context. Runs may train on shorter ones that divide it, not on longer ones."""
+    out: str
+    """Folder to make."""
+    tokens: int = 0
+    """Tokens to write; 0: as many as there are under --max-copies."""
+    upsample_factor: float = 1.0
+    """How much more often a long document is drawn than a short one of its source. 1: no upsampling. 10: the published program."""
+    upsample_length: int = PUBLISHED_LENGTH
+    """Tokens from which on a document is long; the published 4096."""
+    long_share: float | None = None
+    """In place of --upsample-factor: the share of every source's tokens that long documents get, where they have less (0.7: the paper's
+    outcome over all of SlimPajama)."""
+    max_copies: int = 1
+    """How often a document may be drawn; 1: none is repeated."""
+    source_field: str | None = None
+    """Field that says which source a row is from, with dots into nested ones (meta.redpajama_set_name); default: all texts are one
+    source."""
+    by_folder: bool = False
+    """Each sub-folder of --data is a source."""
+    held_out: str | None = None
+    """Texts that will be evaluated on, as for --data: documents with the same text are left out."""
+    documents: int = 0
+    """Read the first so many documents only, of a corpus that lies in random order; 0: all."""
+    seed: int = 0
+    """Of the order of the documents, and of which are drawn."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+    text_field: str = "text"
+    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result: all options but where it is written."""
+        return {key: value for key, value in asdict(self).items() if key != "out"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harpe.experiment.texts import training_documents
+from harpe.experiment.texts import training_ids
 from harpe.models.head_distance import SHORTEST, cached_head_distances
 
 DOCUMENTS = 8
@@ -27,8 +27,7 @@ def measured_reach(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, text_field: str, context: int
 ) -> tuple[list[list[float]], str]:
     """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence that says so."""
-    documents, description = training_documents(data, text_field, EMBEDDED_TOKENS)
-    ids = (tokenizer(document.text, verbose=False).input_ids for document in documents)
+    ids, description = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
     texts = list(islice((each for each in ids if len(each) >= SHORTEST), DOCUMENTS))
     found, path = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
     low, high = found.min(), found.max()

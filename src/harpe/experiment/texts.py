@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
-from harpe.data.packing import PackedDataset, prepare
+from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
 from harpe.data.sources import Document, read_documents
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
+from harpe.files import new_folder
 
 EMBEDDED = "embedded"
 CHARACTERS_PER_TOKEN = 6
@@ -41,6 +43,14 @@ def training_documents(data: str, text_field: str, tokens: int) -> tuple[Iterabl
     return read_documents(data, text_field=text_field), data
 
 
+def training_ids(data: str, tokenizer: PreTrainedTokenizerBase, text_field: str, tokens: int) -> tuple[Iterator[list[int]], str]:
+    """Token ids of the documents to train on, one at a time, and a line that names them; `data` may be prepared."""
+    if is_packed(data):
+        return (ids.tolist() for ids in PackedDataset(data).documents()), data
+    documents, description = training_documents(data, text_field, tokens)
+    return (tokenizer(document.text, verbose=False).input_ids for document in documents), description
+
+
 def packed(
     folder: Path,
     data: str,
@@ -51,11 +61,51 @@ def packed(
     tokens: int = 0,
     seed: int = 0,
 ) -> PackedDataset:
-    """The packed data set in `folder`; made where it is not there yet."""
+    """The packed data set in `folder`; made where it is not there yet, or linked to where `data` was prepared (`harpe prepare`).
+
+    Raises
+    ------
+    HarpeError
+        As `harpe.data.packing.prepare`; where prepared data are of another tokenizer, have shorter sequences, were changed, or are gone.
+    """
+    if is_packed(data):
+        return _linked(folder, Path(data).expanduser(), tokenizer, length)
+    if (file := folder / "tokens.bin").is_symlink() and not file.exists():
+        raise HarpeError(f"The prepared data that {folder} links to are no longer in {file.readlink().parent}. Put them back.")
     if (folder / "index.json").is_file():
         return PackedDataset(folder)
     documents, description = training_documents(data, text_field, tokens)
     return prepare(documents, tokenizer, length, folder, seed=seed, max_tokens=tokens or None, description=description)
+
+
+def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> PackedDataset:
+    """Prepared data as those of a run: the run has a copy of the index, which says what it trains on, and links to the rest."""
+    data = PackedDataset(prepared)
+    there, wanted = data.index.get("tokenizer"), tokenizer_identity(tokenizer)
+    if there != wanted:
+        raise HarpeError(
+            f"--data {prepared} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is {_short(wanted)}). Prepare "
+            "the texts again with this --model, or name the --tokenizer that they were prepared with."
+        )
+    if length > data.length:
+        raise HarpeError(
+            f"--data {prepared} was prepared in sequences of {data.length} tokens, and --length is {length}. Prepare the texts again with "
+            f"--length {length}."
+        )
+    data = data.cut(length)
+    if not (folder / "index.json").is_file():
+        data.verify()
+        with new_folder(folder) as temporary:
+            (temporary / "index.json").write_bytes((data.path / "index.json").read_bytes())
+            for name in ("tokens.bin", "documents.npy"):
+                (temporary / name).symlink_to(data.path / name)
+    elif PackedDataset(folder).hash != data.hash:
+        raise HarpeError(f"--data {prepared} does not hold what this run began with: its hash is another one. Name another --out.")
+    return PackedDataset(folder, length)
+
+
+def _short(identity: Any) -> str:
+    return str(identity.get("sha256", "unknown"))[:12] if isinstance(identity, dict) else "unknown"
 
 
 def _long_enough(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
@@ -81,6 +131,10 @@ def held_out_texts(
         documents: Iterable[Document] = [Document(file.name, file.text) for file in files]
         kind = "tuned on" if tuning else "reported from"
         description = f"Python files that are never trained on and that figures are {kind}"
+    elif is_packed(data):
+        raise HarpeError(
+            f"--data {data} was prepared for training (harpe prepare). Name texts to evaluate on: a file, a folder or a data set."
+        )
     else:
         documents, description = read_documents(data, text_field=text_field), data
     found = list(islice(_long_enough(documents, tokenizer, length), count))

@@ -83,6 +83,29 @@ def score_table(folder: Path) -> Table:
     return table
 
 
+def sources_table(folder: Path) -> Table:
+    """What `harpe prepare` found and drew, by source: shares of the tokens, and of long documents, before and after."""
+    index = read_json(folder / "index.json")
+    long = f"{index['options']['upsample_length']:,}"
+    caption = (
+        f"share: of all tokens; long: share of the source's tokens in documents of at least {long} tokens\n"
+        "copies: tokens drawn over tokens there, of long and of short documents, and the most of one document"
+    )
+    table = Table(title=Text(str(folder)), caption=Text(caption), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.padding = (0, 1, 1, 0)
+    table.add_column("source", overflow="fold", max_width=16)
+    table.add_column("")
+    for head in ("documents", "tokens", "share", "long", "copies\nof long", "\nof short", "\nmost"):
+        table.add_column(head, justify="right")
+    for row in index["sources"]:
+        copies = ["-" if row["copies"][key] is None else f"{row['copies'][key]:.2f}" for key in ("long", "short")]
+        both = [(f"{row[key]:,}", f"{row[key + '_drawn']:,}") for key in ("documents", "tokens")]
+        both += [(f"{row[key]:.1%}", f"{row[key + '_drawn']:.1%}") for key in ("share", "long_share")]
+        pairs = [Text(f"{there}\n{drawn}") for there, drawn in both]
+        table.add_row(Text(row["source"] or "all"), "there\ndrawn", *pairs, *(f"\n{c}" for c in copies), f"\n{row['copies']['most']}")
+    return table
+
+
 def _number(value: dict[str, Any], key: str, factor: float, digits: int, unit: str = "") -> tuple[str, str]:
     shown = [f"{factor * value[k]:.{digits}f}{unit}" for k in (key, "low", "high")]
     return shown[0], f"{shown[1]} - {shown[2]}"

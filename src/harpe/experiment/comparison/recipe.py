@@ -95,6 +95,7 @@ class ComparisonRecipe:
     model: str
     length: int
     data: str
+    """Training texts, or a folder of `harpe prepare`; {seed} in it stands for the seed."""
     tokens: int
     methods: list[Row]
     evaluation: EvaluationRecipe
@@ -123,6 +124,10 @@ class ComparisonRecipe:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def data_of(self, seed: int) -> str:
+        """The training texts of a seed: prepared data have one order, so that several seeds need a folder each (`texts/seed-{seed}`)."""
+        return self.data.replace("{seed}", str(seed))
 
 
 def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:

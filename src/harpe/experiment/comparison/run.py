@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from harpe.data.packing import is_packed
 from harpe.errors import HarpeError
 from harpe.experiment.arms import Arm
 from harpe.experiment.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
@@ -49,13 +50,19 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     recipe = read_recipe(options.recipe, **changes)
     if options.jobs < 1:
         raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
+    if is_packed(recipe.data) and len(recipe.seeds) > 1:
+        raise HarpeError(
+            f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
+            "or prepare the texts once for every seed (harpe prepare --seed) and write {seed} in the place of it in data."
+        )
     source = source_of(recipe)
     run = Path(options.out or Path("runs") / Path(options.recipe).stem)
 
     def reach() -> Sequence[Sequence[float]]:
         if options.plan:
             raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
-        found, note = measured_reach(source.load(), source.tokenizer, recipe.data, recipe.text_field, source.geometry.original_length)
+        texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
+        found, note = measured_reach(source.load(), source.tokenizer, texts, recipe.text_field, context)
         reporter.say(note)
         return found
 
@@ -124,7 +131,7 @@ def _prepare_data(run: Path, recipe: ComparisonRecipe, source: Source, trains: b
         reporter.progress("packing the training texts", number, len(recipe.seeds))
         data = packed(
             data_folder(run, seed, recipe.length),
-            recipe.data,
+            recipe.data_of(seed),
             source.tokenizer,
             recipe.length,
             text_field=recipe.text_field,
@@ -132,6 +139,8 @@ def _prepare_data(run: Path, recipe: ComparisonRecipe, source: Source, trains: b
             seed=seed,
         )
         check_budget(training_options(recipe, seed, "float32"), data)
+        if data.hash in corpus["hashes"].values():
+            raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
         corpus["hashes"][str(seed)] = data.hash
         corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
         reporter.progress("packing the training texts", number + 1, len(recipe.seeds))

@@ -87,7 +87,8 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
     arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
-    source, data = source_of(recipe), PackedDataset(data_folder(run, seed, recipe.length)) if arm.trained else None
+    source = source_of(recipe)
+    data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if arm.trained else None
     model = recipe.model
     if arm.changes:
         options = training_options(recipe, seed, dtype)
