@@ -8,12 +8,15 @@ import traceback
 from pathlib import Path
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")
+CORES = sorted(os.sched_getaffinity(0))
 
 
 def ask(path: str, prompts: list, tokens: int, options: dict) -> dict:
     """Log-probabilities of the prompts' tokens, what is generated greedily, and its log-probabilities."""
     from vllm import LLM, SamplingParams
 
+    if options.get("tensor_parallel_size", 1) > 1:  # vLLM wants to be told where there is one NUMA node
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"{CORES[0]}|{CORES[-1]}"
     engine = LLM(model=path, model_impl="transformers", dtype="float32", skip_tokenizer_init=True, seed=0, **options)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, prompt_logprobs=0)
     found = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)

@@ -6,6 +6,7 @@ Neither is installed for the tests; `scripts/vllm_check.py` runs vLLM itself.
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_the_mark_among_the_weights_is_passed_over_by_servers(served: Any) -> No
 
 
 class Merged(torch.nn.Module):
-    """What vLLM's and SGLang's QKVParallelLinear tells of itself."""
+    """What vLLM's QKVParallelLinear tells of itself."""
 
     def __init__(self, rank: int, size: int, heads: int) -> None:
         super().__init__()
@@ -86,8 +87,18 @@ class Merged(torch.nn.Module):
         self.num_kv_heads, self.num_kv_head_replicas = (heads // size, 1) if size < heads else (1, size // heads)
 
 
+class OfGroup(torch.nn.Module):
+    """What SGLang's ColumnParallelLinear tells of itself: the group in the place of the rank."""
+
+    def __init__(self, rank: int, size: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1))
+        self.tp_group = SimpleNamespace(rank_in_group=rank, world_size=size) if size > 1 else None
+        self.output_size, self.output_size_per_partition, self.gather_output = outputs, outputs // size, False
+
+
 class Columns(torch.nn.Module):
-    """What their ColumnParallelLinear tells of itself."""
+    """What vLLM's ColumnParallelLinear tells of itself."""
 
     def __init__(self, rank: int, size: int, outputs: int, gather_output: bool = False) -> None:
         super().__init__()
@@ -112,6 +123,7 @@ def test_a_device_of_a_server_takes_the_bases_of_the_heads_that_it_holds(size: i
         assert bases("qkv_proj", Merged(rank, size, 4)) == holds
         if size <= 4:
             assert bases("k_proj", Columns(rank, size, 64)) == holds
+            assert bases("k_proj", OfGroup(rank, size, 64)) == holds
         assert bases("k_proj", Columns(rank, size, 64, gather_output=True)) == [0, 1, 2, 3]
 
 

@@ -26,16 +26,20 @@ PYTHON = os.environ.get("HARPE_VLLM_PYTHON")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="HARPE_VLLM_PYTHON does not name a Python with vLLM")]
 SIZES = {"vocab_size": 128, "hidden_size": 128, "head_dim": 32, "intermediate_size": 128}
 """Heads of 32 are the smallest that vLLM's attention has for a CPU."""
+ONE_SIZE = ("mixtral", "granitemoe", "olmoe")
+"""Families without a size of experts of its own, which vLLM would read nevertheless."""
 TOKENS = 12
 PROMPTS = [torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 70, 400)]
 """Of unequal lengths: vLLM runs them behind one another, each with positions of its own."""
-TWO_DEVICES = (*REPRESENTATIVES, "gemma2", "gpt_neox", "phi3", "qwen3")
-"""Split over two processes as well: layers of one and of two kinds, q, k and v in one weight, norms of q and k."""
+TWO_DEVICES = (*REPRESENTATIVES, "gemma2", "gpt_neox", "cohere", "qwen3_moe")
+"""Split over two processes as well: layers of one and of two kinds, q, k and v in one weight, interleaved, experts. (Not Phi-3: vLLM
+0.32 fails on its stock model in the same way.)"""
 
 
 def small(family: str) -> PreTrainedModel:
     """A random model of heads large enough for vLLM."""
-    model = tiny(family, **SIZES)
+    sizes = {**SIZES, "moe_intermediate_size": None} if family in ONE_SIZE else SIZES
+    model = tiny(family, **sizes)
     model.set_attn_implementation("eager")
     return model
 

@@ -173,10 +173,18 @@ def _share_of_heads(attention: torch.nn.Module) -> tuple[int, int] | None:
                     return weight.device_mesh.get_local_rank(dim), weight.device_mesh.size(dim)
         told = vars(child)
         if "num_kv_head_replicas" in told:  # q, k and v in one; a head may be on several devices
-            return child.tp_rank // child.num_kv_head_replicas, child.total_num_kv_heads // child.num_kv_heads
+            return _server_rank(told) // child.num_kv_head_replicas, child.total_num_kv_heads // child.num_kv_heads
         if "output_size_per_partition" in told and not told.get("gather_output"):
-            return child.tp_rank, child.output_size // child.output_size_per_partition
+            return _server_rank(told), child.output_size // child.output_size_per_partition
     return None
+
+
+def _server_rank(told: dict[str, Any]) -> int:
+    """This process among those that share a parallel layer of vLLM (`tp_rank`) or SGLang (the group; none where nothing is shared)."""
+    if "tp_rank" in told:
+        return int(told["tp_rank"])
+    group = told.get("kv_tp_group") or told.get("tp_group")
+    return 0 if group is None else int(group.rank_in_group)
 
 
 def _own_pair(attention: Any, pair: Any) -> Any:
