@@ -14,7 +14,7 @@ from typing import Any
 
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, OtherFailed
 from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.options import (
     BasesOptions,
@@ -80,11 +80,13 @@ def extend(options: ExtendOptions, terminal: Any) -> None:
 def evaluate(options: EvaluateOptions, terminal: Any) -> None:
     """Measure a checkpoint or a run."""
     _prepare()
+    from harpe.evaluation.processes import is_first
     from harpe.experiment.evaluate import evaluate as run
     from harpe.report.terminal import main_table, score_table
 
     folder = run(options, terminal)
-    terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
+    if is_first():
+        terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
 
 
 def compare(options: CompareOptions, terminal: Any) -> None:
@@ -156,12 +158,14 @@ def ruler(options: RulerOptions, terminal: Any) -> None:
 def short(options: ShortOptions, terminal: Any) -> None:
     """Run short benchmarks."""
     _prepare()
+    from harpe.evaluation.processes import is_first
     from harpe.experiment.short import measure_short
     from harpe.report.score_tables import against_table, short_table
 
     folder = measure_short(options, terminal)
-    terminal.table(short_table(folder))
-    if options.against is not None:
+    if is_first():
+        terminal.table(short_table(folder))
+    if options.against is not None and is_first():
         terminal.table(against_table(folder))
 
 
@@ -196,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     terminal = Terminal()
     try:
         FUNCTIONS[parsed.verb](options_of(parsed, VERBS), terminal)
+    except OtherFailed:
+        terminal.close()
+        return 0  # the launcher ends all with the code of the process that failed, when that one has spoken
     except HarpeError as error:
         terminal.close()
         print(f"harpe {parsed.verb}: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harpe.evaluation.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import make_arm
 from harpe.experiment.differences import gated_mean, summarise_run
@@ -36,6 +37,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     HarpeError
         When the directory holds something else, the disk is full, or an option is out of range.
     """
+    refuse_several("harpe quickstart", "it uses the processor's cores as it is.")
     reporter = reporter or Reporter()
     out = Path(options.out)
     going_on = (out / "recipe.yaml").is_file()
