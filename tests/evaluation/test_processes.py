@@ -19,6 +19,7 @@ from harpe.cli.main import main
 from harpe.errors import HarpeError
 from harpe.experiment.options import CompareOptions
 from harpe.files import read_json, read_jsonl, whole_lines, write_jsonl
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 LAUNCHED = Path(__file__).parent / "launched.py"
 MEASURED_TIME = ("seconds",)
@@ -68,7 +69,8 @@ def written(folder: Path) -> dict[str, Any]:
 
 def interrupted(whole: Path, folder: Path, records: str, keep: Sequence[int], drop: Sequence[str], head: int = 0) -> None:
     """A copy that two killed processes have left: `keep` records in the parts of each, the last of them with a cut line behind it."""
-    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    if folder != whole:
+        shutil.copytree(whole, folder)
     path = folder / records
     rows, _ = whole_lines(path)
     path.unlink()
@@ -195,8 +197,22 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
     asked = [{"context": f"Question: Who is {i}{'!' * i}?\nAnswer:", "answer": f"N{i}", "aliases": [f"N{i}"]} for i in range(105)]
     (data / "llm-foundry" / "triviaqa_sm_sub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
 
+    model = load_model("embedded")
+    model.config.max_position_embeddings = 1024  # room for answers in words
+    save_checkpoint(model, load_tokenizer("embedded"), tmp_path / "model", 1024)
+
     def command(name: str) -> list[str]:
-        given = ["short", "embedded", "--tasks", "piqa,triviaqa_local", "--shots", "1", "--offline", "--data", str(tmp_path / "data")]
+        given = [
+            "short",
+            str(tmp_path / "model"),
+            "--tasks",
+            "piqa,triviaqa_local",
+            "--shots",
+            "1",
+            "--offline",
+            "--data",
+            str(tmp_path / "data"),
+        ]
         return [*given, "--batch-size", "2", "--dtype", "float32", "--out", str(tmp_path / name)]
 
     kept: dict[str, bytes] = {}

@@ -102,16 +102,18 @@ def compare(options: CompareOptions, terminal: Any) -> None:
 
 
 def report(options: ReportOptions, terminal: Any) -> None:
-    """Write the report page again; of a comparison that was cut short also the statistics behind it."""
+    """Write the report page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
+    from harpe.experiment.comparison.summary import complete
+    from harpe.experiment.positions import write_positions
     from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
     from harpe.report.terminal import run_table
 
     run = Path(options.run)
-    if is_comparison(run) and not (run / "summary.json").is_file():
-        from harpe.experiment.comparison.summary import summarise
-
-        summarise(run)
+    if not is_comparison(run):
+        write_positions(run)
+    else:
+        complete(run)
     page = write_report(run)
     terminal.table(run_table(run))
     terminal.say(f"The report: {page}")

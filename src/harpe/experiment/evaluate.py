@@ -16,6 +16,7 @@ from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
+from harpe.experiment.positions import write_positions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
@@ -126,6 +127,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     if team.first:
         work.plan["corpus"]["held_out_documents"] = len(work.held_out.documents)
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
+        write_positions(run)
         reporter.say(f"The report is in {write_report(run)}.")
     return run
 

@@ -13,6 +13,7 @@ from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.positions import write_positions
 from harpe.experiment.reload import reload_and_generate
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
@@ -110,6 +111,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         f"{made['text'].strip()!r} (right: {made['expected']})."
     )
     write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
+    write_positions(run)
     page = write_report(run)
     reporter.table(main_table(run))
     reporter.say(f"The extended model: {extended}\nThe report: {page}")
