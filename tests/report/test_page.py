@@ -314,7 +314,7 @@ def test_two_writes_are_byte_identical(run: Path) -> None:
 def test_figures_are_well_formed_named_and_say_what_they_show(run: Path) -> None:
     page = write_report(run).read_text()
     figures = re.findall(r'<svg [^>]*class="figure[^>]*>(?:<svg .*?</svg>|(?!<svg).)*?</svg>', page, re.DOTALL)
-    assert len(figures) == 5 + len(METHODS)
+    assert len(figures) == 6 + len(METHODS)
     for figure in figures:
         root = ElementTree.fromstring(figure)
         assert root.get("role") == "img" and len(root.get("aria-label") or "") > 40
@@ -355,6 +355,6 @@ def test_differences_by_position_are_those_of_the_file_with_a_picture_and_number
         for value, low, high in zip(*(found[name][key] for key in ("value", "low", "high")), strict=True):
             words = [f"{number:+.3f}".replace("-", "−") for number in (value, low, high)]
             assert f"<b>{words[0]}</b><small>{words[1]} to {words[2]}</small>" in part
-    assert part.count('role="img"') == 1 and "Before: positions 1,024 to 2,048" in part
+    assert part.count('role="img"') == 2 and re.search(r'aria-label="Before: loss by position[^"]* positions 1,024 to 2,048', part)
     (run / "positions.json").unlink()
     assert "Loss by position, minus" not in write_report(run).read_text()

@@ -28,7 +28,7 @@ def made(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("box", [(520, 340), (270, 176)])
 def test_points_and_bands_lie_where_the_values_are_and_only_clear_ones_are_filled(box: tuple[int, int]) -> None:
-    picture = difference_plot(made(), [METHOD], "one base", 64, box)
+    picture = difference_plot(made(), METHOD, "one base", 64, box)
     assert picture is not None
     root = ElementTree.fromstring(picture)
     points = [(float(p.get("cx")), float(p.get("cy")), p.get("class")) for p in root.iter("circle")]
@@ -51,7 +51,7 @@ def test_points_and_bands_lie_where_the_values_are_and_only_clear_ones_are_fille
     expected = {(x, y1 + up * (end - VALUE[0])) for (x, *_), low, high in zip(points, LOW, HIGH, strict=True) for end in (low, high)}
     for x, y in expected:
         assert any(math.hypot(x - a, y - b) < 0.4 for a, b in corners)
-    assert "positions 256 to 1,024: −0.400 (−0.550 to −0.250) nats a token" in root.get("aria-label")
+    assert "at 2 of 3 positions; positions 256 to 1,024: −0.400 (−0.550 to −0.250) nats a token" in root.get("aria-label")
     tips = [title.text for title in root.iter("title")]
     assert tips[0] == "HARPE & co minus one base, positions 0 to 64: +0.010 (−0.030 to +0.050) nats a token, not clear"
 
@@ -68,9 +68,9 @@ def test_the_table_has_every_difference_with_its_interval() -> None:
 
 
 def test_what_is_not_finite_leaves_a_gap_and_what_is_damaged_is_refused() -> None:
-    picture = difference_plot(made(value=[0.1, math.nan, 0.3], low=[0.0, math.nan, 0.2], high=[0.2, math.nan, 0.4]), [METHOD], "r", 64)
+    picture = difference_plot(made(value=[0.1, math.nan, 0.3], low=[0.0, math.nan, 0.2], high=[0.2, math.nan, 0.4]), METHOD, "r", 64)
     assert picture is not None and "nan" not in picture and picture.count("<circle") == 2
-    assert difference_plot(made(), [], "r", 64) is None
+    assert difference_plot(made(), Drawn("other", "other", "a"), "r", 64) is None
     with pytest.raises(ValueError, match="one for each of 3 bins"):
         made(low=[0.1])
 

@@ -78,7 +78,7 @@ def paired_panels(c: Comparison) -> list[tuple[Drawn, Markup]]:
     if positions is None:
         return []
     found = [
-        (m, difference_plot(positions, [m], c.baseline.title, c.original_length, (270, 176), "panel"))
+        (m, difference_plot(positions, m, c.baseline.title, c.original_length, (270, 176), "panel"))
         for m in drawn(c)
         if m.name != c.baseline.name
     ]

@@ -138,6 +138,10 @@ def write_report(run: Path) -> Path:
     reference = next((m for m in value.methods if value.positions and m.name == value.positions.reference), None)
     others = [Drawn(m.name, m.title, slots[m.name]) for m in value.methods if m is not reference]
     compared = value.positions if reference else None
+    pictures = []
+    if compared and reference:
+        drawn = [(m, difference_plot(compared, m, reference.title, value.original_length)) for m in others]
+        pictures = [(m, picture) for m, picture in drawn if picture is not None]
     page = render(
         "report.html.j2",
         run=value,
@@ -154,7 +158,7 @@ def write_report(run: Path) -> Path:
         training=figures.training_curves(value),
         positions=figures.perplexity_by_position(value),
         reference=reference,
-        differences=difference_plot(compared, others, reference.title, value.original_length) if compared and reference else None,
+        differences=pictures,
         differences_table=position_table(compared, others) if compared else None,
         heat_maps=[(m, figures.heat_map(m.grid, m.title) if m.grid else None) for m in value.methods],
         gradient=figures.heat_gradient(),

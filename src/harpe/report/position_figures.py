@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -41,9 +41,9 @@ def position_table(p: PositionDifferences, methods: Sequence[Drawn]) -> Table:
 
 
 def difference_plot(
-    p: PositionDifferences, methods: Sequence[Drawn], reference: str, trained: int, box: tuple[int, int] = (520, 340), kind: str = ""
+    p: PositionDifferences, method: Drawn, reference: str, trained: int, box: tuple[int, int] = (520, 340), kind: str = ""
 ) -> Markup | None:
-    """Differences by position (logarithmic) as lines with bands; points are filled where the interval leaves out zero, else hollow.
+    """A method's differences by position (logarithmic): a line with a band; points are filled where the interval leaves out zero.
 
     Parameters
     ----------
@@ -54,19 +54,21 @@ def difference_plot(
     box
         Width and height of the picture; below 300 it has no names of axes.
     """
-    shown = [(m, steps) for m in methods if (steps := p.methods.get(m.name))]
-    finite = [v for _, steps in shown for s in steps for v in (s.value, s.low, s.high) if math.isfinite(v)]
+    steps = p.methods.get(method.name, ())
+    finite = [v for s in steps for v in (s.value, s.low, s.high) if math.isfinite(v)]
     if not finite:
         return None
     small = box[0] < 300
-    last = "; ".join(f"{m.title}: {steps[-1].words()}" for m, steps in shown)
-    label = f"Loss by position minus that of {reference} on the same documents, with 95 % intervals. {last}."
+    clear = sum(step.clear for step in steps)
+    label = (
+        f"{method.title}: loss by position minus that of {reference} on the same documents, with 95 % intervals, which leave out zero at "
+        f"{clear} of {len(steps)} positions; {steps[-1].words()}."
+    )
     area = (50, 10, box[0] - 8, box[1] - 38) if small else (62, 34, box[0] - 26, box[1] - 54)
     plot = Plot(label, *box, area, kind)
     low, high = min(0.0, *finite), max(0.0, *finite)
     room = 0.07 * (high - low or 1.0)
-    every = shown[0][1]
-    ends = max(every[0].start, 1), every[-1].end
+    ends = steps[0].middle / 1.25, steps[-1].middle * 1.25
     x = logarithmic(*ends, plot.left, plot.right)
     y = linear(low - room, high + room, plot.bottom, plot.top)
     powers = [2**k for k in range(64) if ends[0] <= 2**k <= ends[1]]
@@ -79,20 +81,20 @@ def difference_plot(
         plot.line(x(trained), plot.top, x(trained), plot.bottom, "limit")
         if not small:
             plot.text(x(trained) - 6, plot.bottom - 8, f"trained length {trained:,}", "t small halo", "end")
-    for method, steps in shown:
-        plot.add(f'<g class="m-{method.slot}">')
-        _band(plot, [(x(s.middle), y(s.low), y(s.high)) for s in steps])
-        plot.path([(x(s.middle), y(s.value)) for s in steps], "curve")
-        for s in steps:
-            if math.isfinite(s.value):
-                tip = f"{method.title} minus {reference}, {s.words()}"
-                plot.mark(x(s.middle), y(s.value), "circle", f"tip {'point' if s.clear else 'open'}", size=3.0, tip=tip)
-        plot.add("</g>")
+    plot.add(f'<g class="m-{method.slot}">')
+    _band(plot, [(x(s.middle), y(s.low), y(s.high)) for s in steps])
+    plot.path([(x(s.middle), y(s.value)) for s in steps], "curve")
+    for s in steps:
+        if math.isfinite(s.value):
+            tip = f"{method.title} minus {reference}, {s.words()}"
+            plot.mark(x(s.middle), y(s.value), "circle", f"tip {'point' if s.clear else 'open'}", size=3.0, tip=tip)
+    plot.add("</g>")
     return plot.svg()
 
 
 def _band(plot: Plot, edges: Sequence[tuple[float, float, float]]) -> None:
-    """Between the lower and the upper ends; open where one of them is not finite."""
-    for left, right in pairwise(edges):
-        if all(map(math.isfinite, (*left, *right))):
-            plot.path([(left[0], left[1]), (right[0], right[1]), (right[0], right[2]), (left[0], left[2])], "band", closed=True)
+    """Between the lower and the upper ends, in one piece for each row of finite ones."""
+    for finite, group in groupby(edges, key=lambda edge: all(map(math.isfinite, edge))):
+        if finite:
+            row = list(group)
+            plot.path([*((x, low) for x, low, _ in row), *((x, high) for x, _, high in reversed(row))], "band", closed=True)
