@@ -63,8 +63,12 @@ def run_short_tasks(
     named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
     options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
     manager = TaskManager(include_defaults=named)
-    if named and team.count > 1:  # what the hub gives is put into the local cache by one process, before the others look for it
-        team.from_first(lambda: _run(tasks, lambda: manager.load(list(tasks)) and None))
+
+    def fetch() -> None:
+        _run(tasks, lambda: manager.load(list(tasks)))
+
+    if named and team.count > 1:
+        team.from_first(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
     return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
 
 
