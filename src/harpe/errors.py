@@ -8,3 +8,7 @@ class HarpeError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class OtherFailed(HarpeError):
+    """Another one of the processes that work together could not go on. It tells why, and this one ends without another word."""

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,6 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file; a last line that a crash cut short is dropped, a broken line elsewhere is an error."""
     return whole_lines(path)[0]
-
-
-def recover_jsonl(path: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The rows of a file that is appended to, none where it does not exist yet; a last line that was cut short is removed, and told."""
-    if not Path(path).exists():
-        return []
-    rows, cut = whole_lines(path)
-    if cut:
-        tell(f"The last line of {path} was cut short and is dropped; what it held is measured again.")
-    write_jsonl(path, rows)
-    return rows
 
 
 def whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

@@ -15,8 +15,10 @@ import harpe
 from harpe.errors import HarpeError
 from harpe.evaluation import generation
 from harpe.evaluation.flops import reading_cost
+from harpe.evaluation.generation import key_of
 from harpe.evaluation.grid import Cell, GridSample, answer_grid, grid_samples, reading_report, way_of
 from harpe.evaluation.needles import NeedleWriter
+from harpe.evaluation.processes import Processes
 from harpe.models.load import load_tokenizer
 
 LENGTHS, DEPTHS = (64, 128, 192), (0.0, 0.25, 0.5, 0.6, 1.0)
@@ -95,6 +97,27 @@ def test_one_prefill_a_cell_gives_the_same_records(make_tiny: Any, tokenizer: An
         return sorted(kept, key=lambda r: (r["length"], r["depth"], r["index"]))
 
     assert plain(every_record(model, tokenizer, samples)) == plain(every_record(model, tokenizer, samples, reuse="none"))
+
+
+@pytest.mark.parametrize("reuse", ["crop", "none"])
+def test_processes_share_the_grid_and_a_batch_that_is_left_is_read_as_a_whole(
+    make_tiny: Any, tokenizer: Any, samples: list[GridSample], reuse: Any
+) -> None:
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+
+    def records(**changes: Any) -> dict[Any, Any]:
+        found = every_record(model, tokenizer, samples, reuse=reuse, batch_tokens=192, **changes)
+        assert len({key_of(record) for record in found}) == len(found)
+        return {key_of(record): {k: v for k, v in record.items() if k != "seconds"} for record in found}
+
+    whole, shares = records(), [records(team=Processes(rank, 2)) for rank in (0, 1)]
+    assert len(whole) == len(CELLS) * len(samples) and shares[0] | shares[1] == whole and min(map(len, shares)) > 0
+    assert not shares[0].keys() & shares[1].keys()
+    first = ("single", CELLS[0][0], 0, CELLS[0][1])
+    done = {key for key in whole if key[2] > 0} | {first}  # all of two samples and one cell of the third
+    left = records(done=done)
+    assert all(whole[key] == record for key, record in left.items()) and whole.keys() - done <= left.keys()
+    assert (first in left) == (reuse == "crop")  # cells that share nothing are batches of their own
 
 
 def prefixes(sample: GridSample, answers: dict[Cell, list[int]]) -> set[tuple[int, ...]]:

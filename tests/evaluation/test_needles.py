@@ -12,6 +12,7 @@ from harpe.data.embedded import reported_files
 from harpe.errors import HarpeError
 from harpe.evaluation.generation import answer_batch, answer_samples, key_of, score
 from harpe.evaluation.needles import TASKS, NeedleWriter
+from harpe.evaluation.processes import Processes
 from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer
@@ -100,6 +101,17 @@ def test_samples_that_are_answered_already_are_passed_over(make_tiny: Any, write
     done = {key_of(record) for record in first[0]}
     rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done))
     assert rest == first[1:] and len(first) == 3
+
+
+def test_processes_share_the_batches_that_are_left(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+    samples = [sample for n in (128, 256) for sample in writer.samples(TASKS["single"], n, 6)]
+    whole = list(answer_samples(model, tokenizer, samples, batch_tokens=512))
+    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, team=Processes(rank, 2))) for rank in (0, 1)]
+    assert shares == [whole[0::2], whole[1::2]] and len(whole) == 5
+    done = {key_of(record) for record in whole[0]}
+    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done, team=Processes(rank, 2))) for rank in (0, 1)]
+    assert shares == [whole[1::2], whole[2::2]]
 
 
 def test_the_embedded_model_retrieves_in_its_context_and_not_beyond(writer: NeedleWriter, tokenizer: Any) -> None:

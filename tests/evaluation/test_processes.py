@@ -7,66 +7,283 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from harpe.experiment.evaluation_options import RulerOptions
-from harpe.experiment.ruler import run_ruler
-from harpe.files import read_jsonl
+import harpe
+from harpe.cli.main import main
+from harpe.errors import HarpeError
+from harpe.experiment.options import CompareOptions
+from harpe.files import read_json, read_jsonl, whole_lines, write_jsonl
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
-
-GIVEN = {"model": "embedded", "length": 512, "beyond_context": True, "samples": 6, "tasks": "niah_multikey_2,fwe", "batch_tokens": 1500}
-FILES = ["answers.jsonl", "fwe.jsonl", "niah_multikey_2.jsonl", "protocol.json", "ruler.json"]
+LAUNCHED = Path(__file__).parent / "launched.py"
+MEASURED_TIME = ("seconds",)
+"""Of the grid: the only entries that no two evaluations share."""
 
 
-def in_two_processes(folder: Path) -> str:
-    options = [
-        text
-        for name, value in GIVEN.items()
-        for text in ([f"--{name.replace('_', '-')}", str(value)] if value is not True else [f"--{name.replace('_', '-')}"])
-    ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harpe", "ruler"]
+def launch(commands: Sequence[Sequence[str]], folder: Path, code: int = 0, **environment: str) -> tuple[str, str]:
+    """Run commands in two processes, one behind the other; what they have printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "commands.json").write_text(json.dumps(commands))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(LAUNCHED)]
     done = subprocess.run(
-        [*launcher, *options, "--dtype", "float32", "--out", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*launcher, str(folder / "commands.json"), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=500,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert (done.returncode == 0) == (code == 0), done.stderr[-4000:]
+    return done.stdout, done.stderr
 
 
-def in_one(folder: Path) -> None:
-    run_ruler(RulerOptions(**GIVEN, dtype="float32", out=str(folder)))
+def alone(commands: Sequence[Sequence[str]]) -> None:
+    """Run commands in this process, on one thread as the two have, so that sums of floats are formed alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for command in commands:
+            assert main([*command]) == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
-def interrupted(whole: Path, folder: Path) -> None:
-    """A copy that two killed processes have left: two and three answers, and a line that was cut short."""
-    shutil.copytree(whole, folder)
-    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_jsonl(whole / "answers.jsonl")]
-    (folder / "ruler.json").unlink()
-    (folder / "answers.jsonl").unlink()
-    (folder / "answers.0.jsonl").write_text("".join(rows[3:5]), encoding="utf-8")
-    (folder / "answers.1.jsonl").write_text("".join(rows[6:9]) + rows[9][:30], encoding="utf-8")
+def written(folder: Path) -> dict[str, Any]:
+    """Every file by name: its bytes, or, where it holds measured time, its values without that."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "grid.json":
+            found["grid.json"] = read_json(path)
+            del found["grid.json"]["reading"]["seconds"]
+        elif path.name == "grid.jsonl":
+            found["grid.jsonl"] = [{key: value for key, value in row.items() if key != "seconds"} for row in read_jsonl(path)]
+        elif path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
 
 
-def test_two_processes_write_the_files_of_one_and_go_on_for_each_other(tmp_path: Path) -> None:
-    in_one(tmp_path / "one")
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == FILES
+def interrupted(whole: Path, folder: Path, records: str, keep: Sequence[int], drop: Sequence[str], head: int = 0) -> None:
+    """A copy that two killed processes have left: `keep` records in the parts of each, the last of them with a cut line behind it."""
+    if folder != whole:
+        shutil.copytree(whole, folder)
+    path = folder / records
+    rows, _ = whole_lines(path)
+    path.unlink()
+    if head:
+        write_jsonl(path, rows[:head])
+    for name in drop:
+        (folder / name).unlink()
+    rest = rows[head:]
+    for rank, count in enumerate(keep):
+        write_jsonl(path.with_name(f"{path.name}.{rank}"), rest[rank::2][:count])
+    with path.with_name(f"{path.name}.1").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(rest[-1])[:30])
+
+
+def shares(folder: Path, records: Path) -> list[int]:
+    return [read_json(folder / f"shares.{rank}.json").get(str(records), 0) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven documents of different lengths, the shortest of some 600 tokens."""
+    folder = tmp_path_factory.mktemp("texts")
+    for n in range(7):
+        lines = (f"value_{i} = compute({i % (n + 3)}, name='{i * 7}')" for i in range(60 + 9 * n))
+        (folder / f"{n}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp_path: Path) -> None:
+    def commands(name: str) -> list[list[str]]:
+        given = ["perplexity", "embedded", "--data", str(texts), "--documents", "7", "--dtype", "float32"]
+        out = tmp_path / name
+        return [
+            [*given, "--lengths", "32,100,500", "--out", str(out / "prefixes" / "p.json")],
+            [*given, "--window", "300", "--stride", "90", "--out", str(out / "windows" / "p.json")],
+        ]
+
+    alone(commands("one"))
+    for kind in ("prefixes", "windows"):
+        for name in ("two after two", "one after two"):
+            drop = [path.name for path in (tmp_path / "one" / kind).iterdir() if path.name != "p.jsonl"]
+            interrupted(tmp_path / "one" / kind, tmp_path / name / kind, "p.jsonl", (2, 1), drop, head=1)
+    told, _ = launch([*commands("two"), *commands("two after two")], tmp_path / "log")
+    alone(commands("one after two"))
+    assert told.count("process 1 of 2") >= 4 and told.count("Written: ") == 4 and told.count("was cut short") == 2
+    for kind in ("prefixes", "windows"):
+        whole = written(tmp_path / "one" / kind)
+        assert {"p.json", "p.jsonl", "p-positions.svg"} <= whole.keys()
+        for name in ("two", "two after two", "one after two"):
+            assert written(tmp_path / name / kind) == whole
+        assert shares(tmp_path / "log", tmp_path / "two" / kind / "p.jsonl") == [4, 3]
+        assert shares(tmp_path / "log", tmp_path / "two after two" / kind / "p.jsonl") == [2, 2]  # and not the three that were there
+
+
+@pytest.mark.slow
+def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_for_a_run(texts: Path, tmp_path: Path) -> None:
+    def checkpoint(name: str) -> list[str]:
+        return ["evaluate", "embedded", "--length", "512", *given, "--grid-samples", "34", "--out", str(tmp_path / name / "scores")]
+
+    def run(name: str) -> list[str]:
+        return ["evaluate", str(tmp_path / name / "run"), *given, "--grid-samples", "1"]
+
+    given = ["--data", str(texts), "--documents", "5", "--samples", "3", "--dtype", "float32"]
+    make_run(tmp_path / "one" / "run", texts)
+    for name in ("two", "one after two", "two after two"):
+        shutil.copytree(tmp_path / "one" / "run", tmp_path / name / "run")
+    alone([checkpoint("one"), run("one")])
+    for name in ("two after two", "one after two"):
+        folder = tmp_path / name / "scores"
+        interrupted(tmp_path / "one" / "scores", folder, "perplexity.jsonl", (2, 1), ["perplexity.json"])
+        interrupted(folder, folder, "needles.jsonl", (3, 8), ["needles.json"])
+        interrupted(folder, folder, "grid.jsonl", (0, 5), ["grid.json"])
+        shutil.copytree(tmp_path / "one" / "run" / "base" / "scores", tmp_path / name / "run" / "base" / "scores")
+        interrupted(
+            tmp_path / "one" / "run" / "harpe" / "scores",
+            tmp_path / name / "run" / "harpe" / "scores",
+            "needles.jsonl",
+            (5, 0),
+            [
+                "needles.json",
+                "grid.json",
+                "grid.jsonl",
+            ],
+        )
+    names = ("two", "two after two")
+    told, _ = launch([command for name in names for command in (checkpoint(name), run(name))], tmp_path / "log")
+    alone([checkpoint("one after two"), run("one after two")])
+    assert told.count("process 1 of 2") >= 8 and told.count("The report is in") == 2
+    scores, runs = written(tmp_path / "one" / "scores"), written(tmp_path / "one" / "run")
+    assert {"perplexity.json", "perplexity.jsonl", "needles.json", "needles.jsonl", "grid.json", "grid.jsonl"} <= scores.keys()
+    assert {"report/index.html", "plan.json", "base/scores/needles.json", "harpe/scores/needles.json"} <= runs.keys()
+    for name in ("two", "one after two", "two after two"):
+        assert written(tmp_path / name / "scores") == scores
+        there = written(tmp_path / name / "run")
+        for page in (runs, there):  # the page shows the folder's name and the grid's measured time
+            page.pop("report/index.html", None)
+        assert there == runs
+    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 340)):
+        share = shares(tmp_path / "log", tmp_path / "two" / "scores" / file)
+        assert sum(share) == records and min(share) > 0
+        assert sum(shares(tmp_path / "log", tmp_path / "two" / "run" / "harpe" / "scores" / file)) > 0
+
+
+def make_run(run: Path, texts: Path) -> None:
+    """A run of `harpe extend` on the embedded model, with the fewest steps."""
+    options = {"length": 512, "tokens": 1024, "batch_tokens": 512, "dtype": "float32"}
+    harpe.extend("embedded", data=str(texts), out=run, **options)
+    for scores in run.glob("*/scores"):
+        shutil.rmtree(scores)
+    shutil.rmtree(run / "report", ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Path) -> None:
+    """Questions of both kinds, likelihoods of given answers and answers in words; a kill changes no digit either."""
+    pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
+    data = tmp_path / "data" / "short_bench"
+    (data / "piqa").mkdir(parents=True)
+    goals = [{"goal": f"open the jar {'and wait ' * i}", "sol1": f"turn lid {i}", "sol2": "hit it with a longer text"} for i in range(9)]
+    (data / "piqa" / "valid.jsonl").write_text("".join(json.dumps(goal) + "\n" for goal in goals))
+    (data / "piqa" / "valid-labels.lst").write_text("0\n1\n0\n" * 3)
+    (data / "llm-foundry").mkdir()
+    asked = [{"context": f"Question: Who is {i}{'!' * i}?\nAnswer:", "answer": f"N{i}", "aliases": [f"N{i}"]} for i in range(105)]
+    (data / "llm-foundry" / "triviaqa_sm_sub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+    model = load_model("embedded")
+    model.config.max_position_embeddings = 1024  # room for answers in words
+    save_checkpoint(model, load_tokenizer("embedded"), tmp_path / "model", 1024)
+
+    def command(name: str) -> list[str]:
+        given = [
+            "short",
+            str(tmp_path / "model"),
+            "--tasks",
+            "piqa,triviaqa_local",
+            "--shots",
+            "1",
+            "--offline",
+            "--data",
+            str(tmp_path / "data"),
+        ]
+        return [*given, "--batch-size", "2", "--dtype", "float32", "--out", str(tmp_path / name)]
+
+    kept: dict[str, bytes] = {}
+    unlink = Path.unlink
+
+    def keep(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".requests.jsonl"):
+            kept[self.name] = self.read_bytes()
+        unlink(self, missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", keep)
+        alone([command("one")])
+    lines = kept["piqa.requests.jsonl"].splitlines(keepends=True)
+    assert len(lines) == 18
+    for name in ("one after two", "two after two"):
+        (tmp_path / name).mkdir()
+        begun = {key: value for key, value in read_json(tmp_path / "one" / "short.json").items() if key != "schema_version"}
+        (tmp_path / name / "short.json").write_text(json.dumps({**begun, "tasks": {}}))
+        (tmp_path / name / "piqa.requests.jsonl.0").write_bytes(b"".join(lines[:3]))
+        (tmp_path / name / "piqa.requests.jsonl.1").write_bytes(b"".join(lines[9:14]) + lines[15][:20])
+    told, _ = launch([command("two"), command("two after two")], tmp_path / "log")
+    alone([command("one after two")])
+    assert told.count("piqa: 8 requests were answered before.") == 1 and told.count("Short benchmarks") == 2
+    whole = written(tmp_path / "one")
+    assert whole.keys() == {"short.json", "piqa.jsonl", "triviaqa_local.jsonl"}
+    for name in ("two", "one after two", "two after two"):
+        assert written(tmp_path / name) == whole
+    for task, least in (("piqa", 8), ("triviaqa_local", 2)):
+        assert min(shares(tmp_path / "log", tmp_path / "two" / f"{task}.requests.jsonl")) >= least
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_process_ends_all_with_its_sentence_and_the_command_goes_on_later(texts: Path, tmp_path: Path) -> None:
+    command = ["perplexity", "embedded", "--data", str(texts), "--documents", "7", "--dtype", "float32", "--window", "300"]
+    command = [*command, "--out", str(tmp_path / "p.json")]
+    _, told = launch([command], tmp_path / "log", code=2, HARPE_TEST_FAILS="1:the text of this process cannot be read.")
+    assert told.count("harpe perplexity: the text of this process cannot be read.") == 1
+    assert not (tmp_path / "p.json").exists()
+    alone([command])
+    assert len(read_jsonl(tmp_path / "p.jsonl")) == 8
+    _, told = launch([["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]], tmp_path / "log", code=2)
+    assert told.count("Give either --lengths") == 1  # what all processes would say is said once
+
+
+@pytest.mark.slow
+def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_other(tmp_path: Path) -> None:
+    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+
+    def command(name: str) -> list[str]:
+        given = ["ruler", "--model", "embedded", "--length", "512", "--beyond-context", "--samples", "6", "--tasks", "niah_multikey_2,fwe"]
+        return [*given, "--batch-tokens", "1500", "--dtype", "float32", "--out", str(tmp_path / name)]
+
+    alone([command("one")])
+    whole = written(tmp_path / "one")
+    assert whole.keys() == {"answers.jsonl", "fwe.jsonl", "niah_multikey_2.jsonl", "protocol.json", "ruler.json"}
     rows = read_jsonl(tmp_path / "one" / "answers.jsonl")
     assert [(row["task"], row["sample"]) for row in rows] == [(task, i) for task in ("niah_multikey_2", "fwe") for i in range(6)]
     assert len({row["prediction"] for row in rows}) > 6  # answers that tell the samples apart
-    interrupted(tmp_path / "one", tmp_path / "one after two")
-    interrupted(tmp_path / "one", tmp_path / "two after two")
-    in_one(tmp_path / "one after two")
-    told = in_two_processes(tmp_path / "two")
-    assert told.count("process 1 of 2") >= 2 and told.count("RULER at 512 tokens") == 1
-    assert "was cut short" in in_two_processes(tmp_path / "two after two")
-    for folder in ("two", "one after two", "two after two"):
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == FILES
-        for name in FILES:
-            assert (tmp_path / folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    for name in ("one after two", "two after two"):
+        interrupted(tmp_path / "one", tmp_path / name, "answers.jsonl", (2, 3), ["ruler.json"])
+    told, _ = launch([command("two"), command("two after two")], tmp_path / "log")
+    alone([command("one after two")])
+    assert told.count("process 1 of 2") >= 2 and told.count("RULER at 512 tokens") == 2 and "was cut short" in told
+    for name in ("two", "one after two", "two after two"):
+        assert written(tmp_path / name) == whole
+
+
+def test_a_comparison_that_a_launcher_starts_several_times_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from harpe.experiment.comparison.run import compare
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(HarpeError, match=r"harpe compare was started as 2 processes.*--jobs"):
+        compare(CompareOptions(recipe=str(tmp_path / "none.yaml")))

@@ -115,7 +115,7 @@ def test_a_server_that_goes_down_in_mid_run_is_told_and_the_run_goes_on_later(
         run_ruler(options(tmp_path / "a", stub.address, requests=2))
     assert ("out of memory" in str(told.value)) == (status == 500)
     assert not (tmp_path / "a" / "ruler.json").exists()
-    kept = {(row["task"], row["sample"]) for file in (tmp_path / "a").glob("answers*.jsonl") for row in read_jsonl(file)}
+    kept = {(row["task"], row["sample"]) for file in (tmp_path / "a").glob("answers.jsonl*") for row in read_jsonl(file)}
     assert len(kept) == 7 and len(stub.bodies) <= 7 + 2 * 2  # the others were not even asked
     with StubServer(echo) as again, StubServer(echo) as steady:
         run_ruler(options(tmp_path / "a", again.address, requests=2))

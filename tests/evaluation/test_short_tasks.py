@@ -203,7 +203,7 @@ def test_a_task_tells_how_much_of_its_prompts_the_models_run_has_trained_on(fold
 
 
 @pytest.mark.slow
-def test_a_measurement_that_was_killed_asks_only_what_it_had_not_asked(
+def test_a_measurement_that_was_killed_asks_only_the_questions_that_it_had_not_ended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside the second task, in the middle of a line of its record."""
@@ -238,13 +238,13 @@ def test_a_measurement_that_was_killed_asks_only_what_it_had_not_asked(
             said.append(text)
 
     measure_short(options("killed"), Listener())
-    assert len(asked) == 3 and any("was cut short" in text for text in said) and "piqa: 3 requests were answered before." in said
+    assert len(asked) == 4 and any("was cut short" in text for text in said) and "piqa: 3 requests were answered before." in said
     asked.clear()
     measure_short(options("whole"))
     assert len(asked) == 10
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == ["arc_challenge_local.jsonl", "piqa.jsonl", "short.json"]
-    for name in names:  # one question a batch: the same numbers to the last digit
+    for name in names:  # a question whose answers were not all there was asked again as a whole: the same numbers to the last digit
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     tasks = read_json(tmp_path / "whole" / "short.json")["tasks"]
     assert tasks["arc_challenge_local"]["note"] == NOT_COMPARABLE and "note" not in tasks["piqa"]

@@ -301,7 +301,8 @@ def fake(tmp_path: Path, losses: dict[str, list[list[float]]], trained: set[str]
             ]
             folder.mkdir(parents=True)
             write_jsonl(folder / "perplexity.jsonl", rows)
-            write_json(folder / "perplexity.json", {"short": {"length": 64}, "long": {"start": 128, "end": 256}})
+            bins = [{"start": 0, "end": 128}, {"start": 128, "end": 256}]
+            write_json(folder / "perplexity.json", {"bins": bins, "short": {"length": 64}, "long": {"start": 128, "end": 256}})
     methods = [{"name": name, "title": name.upper(), "trained": name in trained} for name in losses]
     plan = {"methods": methods, "seeds": list(range(max(map(len, losses.values())))), "baseline": baseline, "target_length": 256}
     write_json(tmp_path / "plan.json", plan)
@@ -327,6 +328,8 @@ def test_differences_are_paired_and_only_the_real_ones_are_claimed(tmp_path: Pat
     assert found["better"]["value"] == pytest.approx(np.mean(losses["better"]) - np.mean(losses["base"]))
     assert (found["none"]["real"], found["same"]["real"], found["better"]["real"]) == (True, False, True)
     assert found["better"]["high"] < 0 < found["none"]["low"]
+    at_the_end = {name: {key: d[key][-1] for key in ("value", "low", "high")} for name, d in value["positions"]["differences"].items()}
+    assert at_the_end == {name: {key: d[key] for key in ("value", "low", "high")} for name, d in found.items()}
     (sentence,) = [s for s in value["reading"] if "positions 128 to 256" in s]
     assert sentence == "Loss at positions 128 to 256, against BASE. Better: BETTER. Worse: NONE. No difference shown: SAME."
 

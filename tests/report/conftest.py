@@ -158,7 +158,24 @@ def make_summary(names: list[str], seeds: list[int], ruler: tuple[int, ...], rng
         "YaRN is ahead of all others in perplexity and needles at this size.",
     ]
     interval = "seeds and documents" if whole else "documents only"
-    return {"baseline": BASELINE, "seeds": seeds, "resamples": 10_000, "interval": interval, "measures": measures, "reading": reading}
+    value = {"baseline": BASELINE, "seeds": seeds, "resamples": 10_000, "interval": interval, "measures": measures, "reading": reading}
+    return value | {
+        "positions": make_positions({n: loss[n] - loss[BASELINE] for n in names if n != BASELINE}) if BASELINE in names else None
+    }
+
+
+def make_positions(last: dict[str, float]) -> dict[str, Any]:
+    """Differences that grow from zero to `last` at the end, with intervals that hold zero at the first half of the positions."""
+    edges = list(pairwise([0, *(2**k for k in range(4, 12))]))
+    shares = [i / (len(edges) - 1) for i in range(len(edges))]
+    differences = {}
+    for name, end in last.items():
+        value = [end * share for share in shares]
+        half = [0.004 + (abs(v) if share < 0.5 else 0.3 * abs(v)) for v, share in zip(value, shares, strict=True)]
+        ends = {"low": [v - h for v, h in zip(value, half, strict=True)], "high": [v + h for v, h in zip(value, half, strict=True)]}
+        differences[name] = {"value": value, **ends, "seeds": 3}
+    bins = [list(edge) for edge in edges]
+    return {"reference": BASELINE, "documents": DOCUMENTS, "resamples": 10_000, "bins": bins, "differences": differences}
 
 
 def make_comparison(

@@ -127,6 +127,12 @@ def make_run(run: Path) -> Path:
     ]
     text = " the wind had turned at noon, and the boats <did> not return.\n"
     generation = {"prompt": "The lighthouse keeper wrote in his log that", "text": text}
+    bins = [list(edge) for edge in pairwise([0, *(2**k for k in range(4, 12))])]
+    rising = [0.004 * i * i for i in range(len(bins))]
+    values = {"base": [9 * v for v in rising], "harpe": [-v / 3 for v in rising]}
+    ends = {name: {"value": v, "low": [x - 0.02 for x in v], "high": [x + 0.02 for x in v], "seeds": 1} for name, v in values.items()}
+    positions = {"reference": "one-base", "documents": 40, "resamples": 10_000, "bins": bins, "differences": ends}
+    write_json(run / "positions.json", positions)
     marked = [d | {"significant": i < 2} for i, d in enumerate(differences)]
     write_json(run / "summary.json", {"differences": marked, "reading": reading, "generation": generation})
     return run
@@ -308,7 +314,7 @@ def test_two_writes_are_byte_identical(run: Path) -> None:
 def test_figures_are_well_formed_named_and_say_what_they_show(run: Path) -> None:
     page = write_report(run).read_text()
     figures = re.findall(r'<svg [^>]*class="figure[^>]*>(?:<svg .*?</svg>|(?!<svg).)*?</svg>', page, re.DOTALL)
-    assert len(figures) == 4 + len(METHODS)
+    assert len(figures) == 6 + len(METHODS)
     for figure in figures:
         root = ElementTree.fromstring(figure)
         assert root.get("role") == "img" and len(root.get("aria-label") or "") > 40
@@ -339,3 +345,16 @@ def test_waveform_is_the_formula_and_its_gaussian_average() -> None:
     weights = np.exp(-((around / deviation) ** 2) / 2)
     smoothed = (waveform(base, dim, 20.0 + around) * weights).sum() / weights.sum()
     np.testing.assert_allclose(waveform(base, dim, np.array([20.0]), 16.0), smoothed, atol=1e-9)
+
+
+def test_differences_by_position_are_those_of_the_file_with_a_picture_and_numbers(run: Path) -> None:
+    page = write_report(run).read_text()
+    part = page.split("Loss by position, minus One base (control)")[1].split("</figure>")[0]
+    found = json.loads((run / "positions.json").read_text())["differences"]
+    for name in ("base", "harpe"):
+        for value, low, high in zip(*(found[name][key] for key in ("value", "low", "high")), strict=True):
+            words = [f"{number:+.3f}".replace("-", "−") for number in (value, low, high)]
+            assert f"<b>{words[0]}</b><small>{words[1]} to {words[2]}</small>" in part
+    assert part.count('role="img"') == 2 and re.search(r'aria-label="Before: loss by position[^"]* positions 1,024 to 2,048', part)
+    (run / "positions.json").unlink()
+    assert "Loss by position, minus" not in write_report(run).read_text()

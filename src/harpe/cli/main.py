@@ -14,7 +14,7 @@ from typing import Any
 
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, OtherFailed
 from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.options import (
     BasesOptions,
@@ -91,11 +91,13 @@ def extend(options: ExtendOptions, terminal: Any) -> None:
 def evaluate(options: EvaluateOptions, terminal: Any) -> None:
     """Measure a checkpoint or a run."""
     _prepare()
+    from harpe.evaluation.processes import is_first
     from harpe.experiment.evaluate import evaluate as run
     from harpe.report.terminal import main_table, score_table
 
     folder = run(options, terminal)
-    terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
+    if is_first():
+        terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))
 
 
 def compare(options: CompareOptions, terminal: Any) -> None:
@@ -111,16 +113,18 @@ def compare(options: CompareOptions, terminal: Any) -> None:
 
 
 def report(options: ReportOptions, terminal: Any) -> None:
-    """Write the report page again; of a comparison that was cut short also the statistics behind it."""
+    """Write the report page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
+    from harpe.experiment.comparison.summary import complete
+    from harpe.experiment.positions import write_positions
     from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
     from harpe.report.terminal import run_table
 
     run = Path(options.run)
-    if is_comparison(run) and not (run / "summary.json").is_file():
-        from harpe.experiment.comparison.summary import summarise
-
-        summarise(run)
+    if not is_comparison(run):
+        write_positions(run)
+    else:
+        complete(run)
     page = write_report(run)
     terminal.table(run_table(run))
     terminal.say(f"The report: {page}")
@@ -167,12 +171,14 @@ def ruler(options: RulerOptions, terminal: Any) -> None:
 def short(options: ShortOptions, terminal: Any) -> None:
     """Run short benchmarks."""
     _prepare()
+    from harpe.evaluation.processes import is_first
     from harpe.experiment.short import measure_short
     from harpe.report.score_tables import against_table, short_table
 
     folder = measure_short(options, terminal)
-    terminal.table(short_table(folder))
-    if options.against is not None:
+    if is_first():
+        terminal.table(short_table(folder))
+    if options.against is not None and is_first():
         terminal.table(against_table(folder))
 
 
@@ -208,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     terminal = Terminal()
     try:
         FUNCTIONS[parsed.verb](options_of(parsed, VERBS), terminal)
+    except OtherFailed:
+        terminal.close()
+        return 0  # the launcher ends all with the code of the process that failed, when that one has spoken
     except HarpeError as error:
         terminal.close()
         print(f"harpe {parsed.verb}: {error}", file=sys.stderr)

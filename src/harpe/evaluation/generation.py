@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.evaluation.needles import NeedleSample
+from harpe.evaluation.processes import ALONE, Processes
 
 Key = tuple[str, int, int, float | None]
 """Task, length, index and depth of a sample."""
@@ -110,6 +111,7 @@ def answer_samples(
     samples: Iterable[NeedleSample],
     batch_tokens: int = 16384,
     done: Container[Key] = (),
+    team: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score samples; yields the records of one batch at a time.
 
@@ -120,14 +122,18 @@ def answer_samples(
     done
         Keys of samples that need no answer: batches that hold no other sample are passed over. Batches are always formed from all
         samples, so that a resumed evaluation computes what an uninterrupted one does.
+    team
+        Processes that share the batches that are left.
     """
     model.eval()
+    batches = []
     for _, group in groupby(sorted(samples, key=lambda s: (s.shape, s.task, s.length)), key=lambda s: s.shape):
         same = list(group)
         size = max(1, batch_tokens // max(1, sum(same[0].shape)))
         for start in range(0, len(same), size):
             batch = same[start : start + size]
-            if all((s.task, s.length, s.index, s.depth) in done for s in batch):
-                continue
-            texts = answer_batch(model, tokenizer, batch)
-            yield [record_of(sample, answers) for sample, answers in zip(batch, texts, strict=True)]
+            if not all((s.task, s.length, s.index, s.depth) in done for s in batch):
+                batches.append(batch)
+    for batch in team.share(batches):
+        texts = answer_batch(model, tokenizer, batch)
+        yield [record_of(sample, answers) for sample, answers in zip(batch, texts, strict=True)]

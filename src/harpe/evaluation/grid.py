@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harpe.evaluation.flops import SLIDING, ReadingCost
 from harpe.evaluation.generation import Key, generate, read, record_of
 from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter, Turn
+from harpe.evaluation.processes import ALONE, Processes
 from harpe.models.geometry import GLOBAL, text_config
 
 CLOSE = 1e-3
@@ -173,19 +174,29 @@ def _answer_shared(
 
 
 def _answer_alone(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[GridSample], cells: Sequence[Cell], batch_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[GridSample], cells: Sequence[Cell]
 ) -> Iterator[Answers]:
     """One prefill a cell, in one piece."""
-    for length, depth in cells:
-        samples, texts, margins = [sample.cell(length, depth) for sample in batch], [], []
-        size = max(1, batch_tokens // length)
-        for start in range(0, len(samples), size):
-            rows = [(*sample.context, *sample.turns[0].question) for sample in samples[start : start + size]]
-            pending = torch.tensor(rows, device=model.device)
-            ids, found = generate(model, pending, None, batch[0].turn.budget, whole=True)
-            texts += _texts(tokenizer, ids)
-            margins += found
-        yield (length, depth), texts, margins
+    for cell in cells:
+        documents = [sample.cell(*cell) for sample in batch]
+        pending = torch.tensor([(*each.context, *each.turns[0].question) for each in documents], device=model.device)
+        ids, margins = generate(model, pending, None, batch[0].turn.budget, whole=True)
+        yield cell, _texts(tokenizer, ids), margins
+
+
+Unit = tuple[list[GridSample], Sequence[Cell]]
+"""Samples of one shape and the cells that they are read in; what one unit gives does not depend on the others."""
+
+
+def _units(samples: Sequence[GridSample], cells: Sequence[Cell], reuse: Reuse, batch_tokens: int) -> list[Unit]:
+    """As many samples as fit into a batch: in all cells, or, where cells share nothing, in one cell each."""
+    units: list[Unit] = []
+    for _, group in groupby(sorted(samples, key=lambda s: (s.shape, s.index)), key=lambda s: s.shape):
+        same = list(group)
+        for together in [cells] if reuse != "none" else [[cell] for cell in cells]:
+            size = max(1, batch_tokens // max(length for length, _ in together))
+            units += [(same[start : start + size], together) for start in range(0, len(same), size)]
+    return units
 
 
 @torch.inference_mode()
@@ -197,6 +208,7 @@ def answer_grid(
     reuse: Reuse,
     batch_tokens: int = 16384,
     done: Container[Key] = (),
+    team: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score the samples in all cells; yields the records of one cell of one batch at a time.
 
@@ -210,25 +222,22 @@ def answer_grid(
     done
         Keys of records that are there already. A batch that lacks any is read as a whole, so that a resumed evaluation computes what an
         uninterrupted one does.
+    team
+        Processes that share the batches that are left.
     """
     model.eval()
-    for _, group in groupby(sorted(samples, key=lambda s: (s.shape, s.index)), key=lambda s: s.shape):
-        same = list(group)
-        size = max(1, batch_tokens // max(length for length, _ in cells)) if reuse != "none" else len(same)
-        for start in range(0, len(same), size):
-            batch, began = same[start : start + size], time.perf_counter()
-            if all(("single", length, sample.index, depth) in done for sample in batch for length, depth in cells):
-                continue
-            if reuse == "none":
-                answers = _answer_alone(model, tokenizer, batch, cells, batch_tokens)
-            else:
-                answers = _answer_shared(model, tokenizer, batch, cells, reuse)
-            for cell, texts, margins in answers:
-                now = time.perf_counter()
-                share, began = (now - began) / len(batch), now
-                rows = zip(batch, texts, margins, strict=True)
-                yield [record_of(s.cell(*cell), [text]) | {"margin": margin, "seconds": share} for s, text, margin in rows]
-                began = time.perf_counter()
+    units = _units(samples, cells, reuse, batch_tokens)
+    units = [(batch, of) for batch, of in units if not all(("single", n, s.index, depth) in done for s in batch for n, depth in of)]
+    for batch, of in team.share(units):
+        began = time.perf_counter()
+        alone = reuse == "none"
+        answers = _answer_alone(model, tokenizer, batch, of) if alone else _answer_shared(model, tokenizer, batch, of, reuse)
+        for cell, texts, margins in answers:
+            now = time.perf_counter()
+            share, began = (now - began) / len(batch), now
+            rows = zip(batch, texts, margins, strict=True)
+            yield [record_of(s.cell(*cell), [text]) | {"margin": margin, "seconds": share} for s, text, margin in rows]
+            began = time.perf_counter()
 
 
 def reading_report(

@@ -52,9 +52,9 @@ def document_records(
     length: int,
     record: Callable[[dict[str, Any]], None],
     batch_tokens: int = 16384,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> None:
-    """Measure documents from number `first` on and hand one record of each to `record`.
+    """Measure documents and hand one record of each to `record`.
 
     Parameters
     ----------
@@ -62,13 +62,15 @@ def document_records(
         Token ids, at least length + 1 of each; the first length + 1 are used.
     original_length
         Also the window of the short-context perplexity: the same tokens, cut into windows of this many.
+    numbers
+        Which of the documents; None: all.
 
     Notes
     -----
     A record has document, nll [bins] (sums over the tokens of a bin), tokens [bins], short_nll (a sum) and short_tokens.
     """
     bins = position_bins(original_length, length)
-    for number in range(first, len(documents)):
+    for number in range(len(documents)) if numbers is None else numbers:
         ids = torch.tensor(documents[number][: length + 1], dtype=torch.int64)
         losses = token_losses(model, ids[None])[0]
         # windows overlap in one token, so that all of the same tokens but the first are predicted

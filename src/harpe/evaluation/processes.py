@@ -1,13 +1,20 @@
-"""Several processes that share one evaluation, started by `torchrun` or `accelerate launch`."""
+"""Several processes that share one evaluation, started by `torchrun` or `accelerate launch`.
+
+What decides an evaluation (options, texts, what is there already) is settled by the first process and told to the others. What is
+computed is cut into units whose results do not depend on each other (a document, a batch of samples), and each process takes its share.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+
+from harpe.errors import HarpeError, OtherFailed
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -26,17 +33,86 @@ class Processes:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until all processes have come here."""
-        if self.count > 1:
-            torch.distributed.barrier()
+    @property
+    def note(self) -> str:
+        """Which process this is, for its progress; nothing where it is the only one."""
+        return f"process {self.rank + 1} of {self.count}" if self.count > 1 else ""
 
-    def from_first(self, value: T) -> T:
-        """The first process's value, on every process."""
-        values = [value]
+    def wait(self) -> None:
+        """Until all processes have come here.
+
+        Raises
+        ------
+        HarpeError
+            Where one of the others has ended.
+        """
         if self.count > 1:
-            torch.distributed.broadcast_object_list(values, src=0)
-        return values[0]
+            _together(torch.distributed.barrier)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on the first process, which alone does it, on every process.
+
+        Raises
+        ------
+        HarpeError
+            On the first process that of `work`, on the others `OtherFailed`; on all where another process has ended.
+        """
+        if self.count == 1:
+            return work()
+        told: list[Any] = [None, None]
+        failure: HarpeError | None = None
+        if self.first:
+            try:
+                told[0] = work()
+            except HarpeError as error:
+                failure, told[1] = error, str(error)
+        _together(lambda: torch.distributed.broadcast_object_list(told, src=0))
+        if failure is not None:
+            raise failure
+        if told[1] is not None:
+            raise OtherFailed(told[1])
+        value: T = told[0]
+        return value
+
+    def alike(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which every process does for itself.
+
+        Raises
+        ------
+        HarpeError
+            Where `work` failed on any process: on the first such one that of `work`, on the others `OtherFailed`.
+        """
+        if self.count == 1:
+            return work()
+        failure: HarpeError | None = None
+        try:
+            value = work()
+        except HarpeError as error:
+            failure = error
+        told: list[Any] = [None] * self.count
+        _together(lambda: torch.distributed.all_gather_object(told, str(failure) if failure is not None else None))
+        failed = [rank for rank, sentence in enumerate(told) if sentence is not None]
+        if failed:
+            raise failure if failure is not None and failed[0] == self.rank else OtherFailed(told[failed[0]])
+        return value
+
+    def share(self, units: Sequence[T]) -> list[T]:
+        """This process's part of `units`: every `count`-th one, so that neighbours, which are alike, go to different processes."""
+        return list(units[self.rank :: self.count])
+
+
+ALONE = Processes()
+"""One process, which does everything."""
+
+
+def _together(exchange: Callable[[], object]) -> None:
+    try:
+        exchange()
+    except RuntimeError as error:  # what gloo raises where a connection is closed
+        raise HarpeError(
+            "Another process has ended before its share was done; where it could, it has said why. What was measured is kept: the same "
+            "command goes on."
+        ) from error
 
 
 def world_size() -> int:
@@ -49,13 +125,26 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def refuse_several(verb: str, instead: str) -> None:
+    """Refuse a launcher of several processes, each of which would do all of the work and write over the others' files.
+
+    Raises
+    ------
+    HarpeError
+        On the first process; on the others `OtherFailed`.
+    """
+    if world_size() > 1:
+        sentence = f"{verb} was started as {world_size()} processes, and each would do all of it. Start it without a launcher: {instead}"
+        raise HarpeError(sentence) if is_first() else OtherFailed(sentence)
+
+
 def join() -> Processes:
-    """Join the other processes that the launcher has started, on a GPU of its own where there are any.
+    """Join the other processes that the launcher has started, on a GPU of its own (by LOCAL_RANK) where there are any.
 
     They only exchange decisions, so gloo connects them on GPUs too. One process needs no group.
     """
     if world_size() == 1:
-        return Processes()
+        return ALONE
     from accelerate import PartialState
 
     gpus = torch.cuda.is_available()

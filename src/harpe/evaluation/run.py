@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from harpe.evaluation.generation import Key, answer_samples, key_of
 from harpe.evaluation.grid import answer_grid, grid_samples, reading_report, way_of
 from harpe.evaluation.needles import TASKS, NeedleWriter
 from harpe.evaluation.perplexity import document_records, summarise
+from harpe.evaluation.processes import ALONE, Processes
+from harpe.evaluation.records import Records
 from harpe.evaluation.statistics import weighted_mean, wilson
-from harpe.files import append_jsonl, read_json, recover_jsonl, sha256_json, write_json
+from harpe.files import read_json, sha256_json, write_json
 
 GRID = "one haystack and needle a sample for all cells; depth in tokens of the length"
 """How the grid's samples are drawn, for protocol.json: grids drawn in another way are not mixed with it."""
@@ -55,6 +57,11 @@ class Protocol:
     def task_lengths(self) -> tuple[int, ...]:
         """Where the needle tasks are asked: within the original context and at the target length."""
         return tuple(sorted({self.original_length, self.length}))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The summaries that are written."""
+        return ("perplexity.json", *(["needles.json"] if self.samples else []), *(["grid.json"] if self.grid_samples else []))
 
     def tokens(self) -> int:
         """Tokens that the model reads, roughly: what the expected time is counted from."""
@@ -128,6 +135,7 @@ def evaluate_model(
     dtype: str = "float32",
     identity: dict[str, Any] | None = None,
     overlap: dict[str, Any] | None = None,
+    team: Processes = ALONE,
     progress: Progress = lambda what, done, total: None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
@@ -140,28 +148,38 @@ def evaluate_model(
     identity
         Names what is evaluated (checkpoint, revision); kept in protocol.json, so that a folder holds one model's scores.
     overlap
-        What is known of the overlap between the texts and the training data; written into every file.
+        What is known of the overlap between the texts and the training data; written into every file, by the first process.
+    team
+        Processes that share the documents and batches of samples; all of them call this with the same arguments.
     tell
         Called with a sentence where something was repaired.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **(identity or {})})
+
+    def missing() -> list[str]:
+        check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **(identity or {})})
+        files = [name for name in protocol.files if not (folder / name).exists()]
+        if "perplexity.json" in files:
+            long_documents(held_out, protocol)
+        return files
+
+    files = team.from_first(missing)
     known = {"overlap": overlap if overlap is not None else unknown_overlap("The texts that this model was trained on are not known.")}
-    writer = NeedleWriter(tokenizer, held_out.haystacks, protocol.seed)
-    work = _Work(model, tokenizer, writer, protocol, folder, known, progress, tell)
+    writer = team.alike(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
+    work = _Work(model, tokenizer, writer, protocol, folder, known, team, progress, tell)
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        if not (folder / "perplexity.json").exists():
+        if "perplexity.json" in files:
             work.perplexity(long_documents(held_out, protocol))
-        if protocol.samples and not (folder / "needles.json").exists():
+        if "needles.json" in files:
             work.needles()
-        if protocol.grid_samples and not (folder / "grid.json").exists():
+        if "grid.json" in files:
             work.grid()
+    team.wait()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What the three measurements share. Each appends its records to a .jsonl file and then writes its summary."""
+    """What the three measurements share. Each adds its records to a .jsonl file, and then the first process writes its summary."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -170,65 +188,84 @@ class _Work:
     folder: Path
     known: dict[str, Any]
     """Entries of every summary."""
+    team: Processes
     progress: Progress
     tell: Callable[[str], None]
 
     def perplexity(self, documents: list[list[int]]) -> None:
-        path, lengths = self.folder / "perplexity.jsonl", (self.protocol.original_length, self.protocol.length)
-        rows = {row["document"]: row for row in recover_jsonl(path, self.tell)}
+        lengths = (self.protocol.original_length, self.protocol.length)
+        records = Records(self.folder / "perplexity.jsonl", lambda row: row["document"], self.team, self.tell)
+        mine = self.team.share([number for number in range(len(documents)) if number not in records.rows])
+        before = len(records.rows)
 
         def record(row: dict[str, Any]) -> None:
-            append_jsonl(path, row)
-            rows[row["document"]] = row
-            self.progress("perplexity", len(rows), len(documents))
+            records.add(row)
+            self.progress("perplexity", len(records.rows), before + len(mine))
 
-        document_records(self.model, documents, *lengths, record, first=len(rows))
-        write_json(self.folder / "perplexity.json", summarise(list(rows.values()), *lengths) | self.known)
+        document_records(self.model, documents, *lengths, record, numbers=mine)
+        self._write("perplexity.json", records, lambda rows: summarise(rows, *lengths))
 
     def needles(self) -> None:
         protocol = self.protocol
-        samples = [
-            sample
-            for length in protocol.task_lengths
-            for name in protocol.tasks
-            for sample in self.writer.samples(TASKS[name], length, protocol.samples)
-        ]
-        records = self._answer(
-            lambda done: answer_samples(self.model, self.tokenizer, samples, done=done), len(samples), "needles.jsonl", "needles"
+        samples = self.team.alike(
+            lambda: [
+                sample
+                for length in protocol.task_lengths
+                for name in protocol.tasks
+                for sample in self.writer.samples(TASKS[name], length, protocol.samples)
+            ]
         )
-        tasks = [
-            {"task": name, "length": n, **_share([r["score"] for r in records if (r["task"], r["length"]) == (name, n)])}
-            for n in protocol.task_lengths
-            for name in protocol.tasks
-        ]
-        write_json(self.folder / "needles.json", {"tasks": tasks} | self.known)
+        records = self._answer(
+            lambda done: answer_samples(self.model, self.tokenizer, samples, done=done, team=self.team),
+            [(s.task, s.length, s.index, s.depth) for s in samples],
+            "needles.jsonl",
+            "needles",
+        )
+
+        def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            tasks = [
+                {"task": name, "length": n, **_share([r["score"] for r in rows if (r["task"], r["length"]) == (name, n)])}
+                for n in protocol.task_lengths
+                for name in protocol.tasks
+            ]
+            return {"tasks": tasks}
+
+        self._write("needles.json", records, summary)
 
     def grid(self) -> None:
         lengths, depths, way = self.protocol.grid_lengths, self.protocol.depths, way_of(self.model)
-        samples = grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples)
+        samples = self.team.alike(lambda: grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples))
         places = [(n, d) for n in lengths for d in depths]
         records = self._answer(
-            lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done),
-            len(samples) * len(places),
+            lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done, team=self.team),
+            [("single", n, sample.index, depth) for sample in samples for n, depth in places],
             "grid.jsonl",
             "needle grid",
         )
-        cells = [[_share([r["score"] for r in records if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
-        value: dict[str, Any] = {"task": "single", "lengths": list(lengths), "depths": list(depths), "cells": cells}
-        value["reading"] = reading_report(samples, places, reading_cost(self.model), way, records)
-        write_json(self.folder / "grid.json", value | self.known)
+
+        def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            cells = [[_share([r["score"] for r in rows if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
+            value: dict[str, Any] = {"task": "single", "lengths": list(lengths), "depths": list(depths), "cells": cells}
+            return value | {"reading": reading_report(samples, places, reading_cost(self.model), way, rows)}
+
+        self._write("grid.json", records, summary)
 
     def _answer(
-        self, answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]], count: int, file: str, what: str
-    ) -> list[dict[str, Any]]:
-        """All `count` records: those in the file, and those that `answers` makes beside them, which are appended as they come."""
-        path = self.folder / file
-        rows = {key_of(row): row for row in recover_jsonl(path, self.tell)}
-        self.progress(what, len(rows), count)
-        for batch in answers(rows.keys()):
+        self, answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]], keys: Sequence[Key], file: str, what: str
+    ) -> Records:
+        """The records named by `keys`, in their order: those that are there, and this process's share of those that `answers` makes."""
+        order = {key: number for number, key in enumerate(keys)}
+        records = Records(self.folder / file, lambda row: order[key_of(row)], self.team, self.tell)
+        done = frozenset(key_of(row) for row in records.rows.values())
+        self.progress(what, len(done), len(keys))
+        for batch in answers(done):
             for record in batch:
-                if key_of(record) not in rows:
-                    append_jsonl(path, record)
-                    rows[key_of(record)] = record
-            self.progress(what, len(rows), count)
-        return list(rows.values())
+                records.add(record)
+            self.progress(what, len(records.rows), len(keys))
+        return records
+
+    def _write(self, file: str, records: Records, summary: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        """The summary of what all processes have measured, by the first of them."""
+        rows = records.gather()
+        if self.team.first:
+            write_json(self.folder / file, summary(rows) | self.known)

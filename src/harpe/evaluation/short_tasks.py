@@ -5,12 +5,13 @@ The data come from the hub, or from files (`short_offline`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import ALONE, Processes
 from harpe.evaluation.short_record import Record, recorded_model
 from harpe.evaluation.statistics import wilson
 
@@ -28,6 +29,7 @@ def run_short_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     record: Record | None = None,
+    team: Processes = ALONE,
 ) -> dict[str, Any]:
     """lm-eval's results for tasks on a loaded model: its dict with `results` and, by task, `samples`.
 
@@ -40,8 +42,9 @@ def run_short_tasks(
     limit
         Questions of each task; None: all.
     record
-        Answers that an interrupted measurement has left; new ones are added. Questions share a batch with others than they would have
-        without an interruption, so that their log-likelihoods may differ in the last digits.
+        Answers that an interrupted measurement has left, or other processes give; new ones are added.
+    team
+        Processes that share the requests; only the first one's result is whole.
 
     Raises
     ------
@@ -59,8 +62,22 @@ def run_short_tasks(
     wrapped = recorded_model(record, **facts) if record is not None else HFLM(**facts)
     named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
     options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
+    manager = TaskManager(include_defaults=named)
+
+    def fetch() -> None:
+        _run(tasks, lambda: manager.load(list(tasks)))
+
+    if named and team.count > 1:
+        team.from_first(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
+    return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
+
+
+def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
+    """What `work` gives; what lm-eval has to say against it as a sentence."""
     try:
-        return dict(simple_evaluate(wrapped, tasks=list(tasks), task_manager=TaskManager(include_defaults=named), **options) or {})
+        return work()
+    except HarpeError:
+        raise
     except (KeyError, ValueError, OSError, AssertionError) as error:
         names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
         raise HarpeError(f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]}).") from error

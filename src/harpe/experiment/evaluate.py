@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import ALONE, Processes, join
 from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
+from harpe.experiment.positions import write_positions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
@@ -34,15 +37,19 @@ def evaluate_checkpoint(
     *,
     title: str = "",
     revision: str | None = None,
+    team: Processes = ALONE,
 ) -> None:
-    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there."""
-    wanted = ["perplexity.json"] + ["needles.json"] * bool(protocol.samples) + ["grid.json"] * bool(protocol.grid_samples)
-    if all((folder / file).exists() for file in wanted):
+    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a team."""
+    if team.from_first(lambda: all((folder / file).exists() for file in protocol.files)):
         return
-    overlap = training_overlap(name, tokenizer, held_out, reporter)
-    model = load_model(name, torch.float32, revision)
-    check_vocabulary(model, tokenizer, str(name))
-    to_accelerator(model)
+    overlap = team.from_first(lambda: training_overlap(name, tokenizer, held_out, reporter))
+
+    def load() -> PreTrainedModel:
+        model = load_model(name, torch.float32, revision)
+        check_vocabulary(model, tokenizer, str(name))
+        return to_accelerator(model)
+
+    model = team.alike(load)
     evaluate_model(
         model,
         tokenizer,
@@ -52,33 +59,92 @@ def evaluate_checkpoint(
         dtype=dtype,
         identity={"model": Path(name).name, "revision": revision},
         overlap=overlap,
-        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total),
+        team=team,
+        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, team.note),
         tell=reporter.say,
     )
     del model
     gc.collect()
 
 
+@dataclass(frozen=True)
+class _Model:
+    """One model to measure."""
+
+    name: str | Path
+    revision: str | None
+    scores: Path
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the options come to; plain values, which the first process tells the others."""
+
+    models: list[_Model]
+    tokenizer: tuple[str, str | None]
+    """Name and revision."""
+    protocol: Protocol
+    held_out: HeldOut
+    dtype: str
+    reason: str
+    plan: dict[str, Any] | None = None
+    """Of a run directory."""
+
+
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path:
     """Measure what `options.model` names; returns the folder of the scores, or the run directory.
+
+    Started as several processes, each of them calls this and does its share; the first one writes the summaries and the page.
 
     Raises
     ------
     HarpeError
         For bad options or input, before any model is loaded.
     """
-    reporter = reporter or Reporter()
+    team = join()
+    reporter = (reporter if team.first else None) or Reporter()
+    work = team.from_first(lambda: _planned(options))
+    reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
+    tokenizer = team.alike(lambda: load_tokenizer(*work.tokenizer))
+    for model in work.models:
+        evaluate_checkpoint(
+            model.name,
+            tokenizer,
+            work.held_out,
+            work.protocol,
+            model.scores,
+            work.dtype,
+            reporter,
+            title=model.title,
+            revision=model.revision,
+            team=team,
+        )
+    if work.plan is None:
+        reporter.say(f"The scores are in {work.models[0].scores}.")
+        return work.models[0].scores
+    run = Path(options.model)
+    if team.first:
+        work.plan["corpus"]["held_out_documents"] = len(work.held_out.documents)
+        write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
+        write_positions(run)
+        reporter.say(f"The report is in {write_report(run)}.")
+    return run
+
+
+def _planned(options: EvaluateOptions) -> _Work:
     if is_comparison(Path(options.model)):
         raise HarpeError(
             f"{options.model} is a comparison, and its recipe says what is measured: start `harpe compare` again, which measures what is "
             "missing. A single model of it is measured by its folder, METHOD/seed-SEED/model, with --out."
         )
     if (Path(options.model) / "plan.json").is_file():
-        return _evaluate_run(Path(options.model), options, reporter)
+        return _planned_run(Path(options.model), options)
     if options.out is None:
         raise HarpeError("--out is missing: name the folder that the scores of this checkpoint go to.")
     config = load_config(options.model, options.revision)
-    tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    named = (options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    tokenizer = load_tokenizer(*named)
     check_vocabulary(config, tokenizer, options.model)
     config = text_config(config)
     length = options.length or config.max_position_embeddings
@@ -86,10 +152,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     protocol, held_out = _protocol(options, tokenizer, min(short, length), length)
     folder = Path(options.out)
     dtype, reason = settled_dtype(options.dtype, folder / "protocol.json", "dtype")
-    reporter.say(f"{len(held_out.documents)} documents of more than {length} tokens. Arithmetic in {reason}.")
-    evaluate_checkpoint(options.model, tokenizer, held_out, protocol, folder, dtype, reporter, revision=options.revision)
-    reporter.say(f"The scores are in {folder}.")
-    return folder
+    return _Work([_Model(options.model, options.revision, folder)], named, protocol, held_out, dtype, reason)
 
 
 def _protocol(options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int) -> tuple[Protocol, HeldOut]:
@@ -105,7 +168,7 @@ def _protocol(options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, shor
     return protocol, held_out
 
 
-def _evaluate_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> Path:
+def _planned_run(run: Path, options: EvaluateOptions) -> _Work:
     if options.out is not None:
         raise HarpeError(f"{run} is a run directory and keeps its scores itself; leave --out out.")
     plan: dict[str, Any] = read_json(run / "plan.json")
@@ -113,25 +176,14 @@ def _evaluate_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> Pa
     if missing:
         raise HarpeError(f"{run} is not finished: {', '.join(missing)} has no model yet. Go on with it by its --resume first.")
     source, revision = plan["model"]["name"], plan["model"].get("revision")
-    tokenizer = load_tokenizer(options.tokenizer or source, revision if options.tokenizer is None else None)
+    named = (options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
-    protocol, held_out = _protocol(options, tokenizer, options.original_length or plan["original_length"], length)
+    protocol, held_out = _protocol(options, load_tokenizer(*named), options.original_length or plan["original_length"], length)
     dtype, reason = settled_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
-    reporter.say(f"{len(held_out.documents)} documents of more than {length} tokens. Arithmetic in {reason}.")
-    for method in plan["methods"]:
-        name = run / method["name"] / "model" if method["trained"] else source
-        evaluate_checkpoint(
-            name,
-            tokenizer,
-            held_out,
-            protocol,
-            run / method["name"] / "scores",
-            dtype,
-            reporter,
-            title=method["title"],
-            revision=None if method["trained"] else revision,
-        )
-    plan["corpus"]["held_out_documents"] = len(held_out.documents)
-    write_json(run / "plan.json", {k: v for k, v in plan.items() if k != "schema_version"})
-    reporter.say(f"The report is in {write_report(run)}.")
-    return run
+    models = [
+        _Model(run / m["name"] / "model", None, run / m["name"] / "scores", m["title"])
+        if m["trained"]
+        else _Model(source, revision, run / m["name"] / "scores", m["title"])
+        for m in plan["methods"]
+    ]
+    return _Work(models, named, protocol, held_out, dtype, reason, plan)

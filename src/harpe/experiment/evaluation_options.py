@@ -63,6 +63,8 @@ class PerplexityOptions:
     With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
     window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
     file says which one it holds.
+
+    Several processes share the documents: torchrun --nproc-per-node 4 -m harpe perplexity … The files are those of one process.
     """
 
     model: str
@@ -99,6 +101,8 @@ class ShortOptions:
 
     The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
     lm-eval can be named. What is already measured in --out is not measured again, question by question.
+
+    Several processes share the questions: torchrun --nproc-per-node 4 -m harpe short … The files are those of one process.
     """
 
     model: str

@@ -150,6 +150,8 @@ class EvaluateOptions:
     Perplexity by position (token-weighted, whole documents), short-context perplexity, needle tasks with generated answers, and a grid
     of needles by length and depth; all with 95% intervals. What is already measured is not measured again. For a run directory the
     untouched model is measured too, and the report page is written.
+
+    Several processes share the work: torchrun --nproc-per-node 4 -m harpe evaluate … The files are those of one process.
     """
 
     model: str

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.curves import prefix_curve, prefix_record, window_curve, window_totals
+from harpe.evaluation.processes import ALONE, join
+from harpe.evaluation.records import Records
 from harpe.evaluation.run import HeldOut
 from harpe.experiment.evaluation_options import PerplexityOptions
 from harpe.experiment.overlap import training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
-from harpe.files import append_jsonl, recover_jsonl, write_json, write_text
+from harpe.files import append_jsonl, write_json, write_text
 from harpe.models.dtype import choose_dtype
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 from harpe.report.perplexity_figures import perplexity_figures
@@ -41,15 +45,59 @@ def parse_lengths(text: str) -> list[int]:
     return lengths
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the options come to; plain values, which the first process tells the others."""
+
+    lengths: list[int]
+    """Empty where a window slides."""
+    held_out: HeldOut
+    bos: int | None
+    dtype: str
+    reason: str
+
+
 def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = None) -> Path:
     """Measure what `options` asks for; returns the file. Records of documents that lie beside it are not measured again.
+
+    Started as several processes, each of them calls this and reads its share of the documents; the first one writes the file.
 
     Raises
     ------
     HarpeError
         For bad options or input, before any model is loaded; where the records beside the file are of another measurement.
     """
-    reporter = reporter or Reporter()
+    team = join()
+    reporter = (reporter if team.first else None) or Reporter()
+    path = Path(options.out)
+    work = team.from_first(lambda: _planned(options, path, reporter))
+    documents = work.held_out.haystacks if work.bos is not None else work.held_out.documents
+    reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
+    records = Records(path.with_suffix(".jsonl"), _place, team, reporter.say)
+    missing = [number for number in range(len(documents)) if number not in records.rows]
+    if missing:
+        before = len(records.rows) - 1
+        mine = team.share(sorted(missing, key=lambda number: -len(documents[number])))
+        model = team.alike(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision))).eval()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
+            for done, number in enumerate(mine, 1):
+                ids = documents[number]
+                if work.lengths:
+                    record = prefix_record(model, ids, work.lengths, work.bos)
+                else:
+                    totals = window_totals(model, ids, int(options.window or 0), options.stride, work.bos)
+                    record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
+                records.add({"document": number, **record})
+                reporter.progress("perplexity", before + done, before + len(mine), team.note)
+    rows = records.gather()[1:]
+    if team.first:
+        _write(options, path, work, rows, reporter)
+    team.wait()
+    return path
+
+
+def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:
+    """Check the options, read the texts, and see what is there already."""
     if options.server is not None:
         raise HarpeError(
             "--server: perplexity needs the probability of every token that the model reads, and servers give text. Leave --server out: "
@@ -57,43 +105,45 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
         )
     if (options.lengths is None) == (options.window is None):
         raise HarpeError("Give either --lengths (documents cut to each length) or --window (a window that slides over whole documents).")
-    path = Path(options.out)
     if path.suffix != ".json":
         raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
     lengths = parse_lengths(options.lengths) if options.lengths else []
-    tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    tokenizer = _tokenizer(options)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
-    longest = lengths[-1] if lengths else int(options.window or 0)
-    held_out = held_out_texts(options.data, tokenizer, longest, options.documents, text_field=options.text_field)
+    held_out = held_out_texts(options.data, tokenizer, _longest(options, lengths), options.documents, text_field=options.text_field)
     bos = tokenizer.bos_token_id if options.average == "yarn" else None
-    documents = held_out.haystacks if bos is not None else held_out.documents
-    rows, dtype, reason = _begun(path.with_suffix(".jsonl"), _protocol(options, held_out, lengths, bos), options.dtype, reporter)
-    reporter.say(f"{len(documents)} documents of more than {longest} tokens. Arithmetic in {reason}.")
-    if len(rows) < len(documents):
-        model = to_accelerator(load_model(options.model, torch.float32, options.revision)).eval()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            for ids in documents[len(rows) :]:
-                if lengths:
-                    record = prefix_record(model, ids, lengths, bos)
-                else:
-                    totals = window_totals(model, ids, int(options.window or 0), options.stride, bos)
-                    record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
-                rows.append({"document": len(rows), **record})
-                append_jsonl(path.with_suffix(".jsonl"), rows[-1])
-                reporter.progress("perplexity", len(rows), len(documents))
-    value: dict[str, Any] = {"model": Path(options.model).name, "data": held_out.description, "average": options.average, "dtype": dtype}
-    if lengths:
-        value |= {"kind": "prefixes", **prefix_curve(rows, lengths, options.average)}
+    dtype, reason = _begun(path.with_suffix(".jsonl"), _protocol(options, held_out, lengths, bos), options.dtype, reporter)
+    return _Work(lengths, held_out, bos, dtype, reason)
+
+
+def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
+    return lengths[-1] if lengths else int(options.window or 0)
+
+
+def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
+    return load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+
+
+def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
+    """The curve and its figures from the documents' records."""
+    facts = {"model": Path(options.model).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
+    value: dict[str, Any] = dict(facts)
+    if work.lengths:
+        value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
-        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, bos is not None) | {"documents": rows}
-    write_json(path, value | {"overlap": training_overlap(options.model, tokenizer, held_out, reporter)})
+        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, work.bos is not None) | {"documents": rows}
+    write_json(path, value | {"overlap": training_overlap(options.model, _tokenizer(options), work.held_out, reporter)})
     written = [path]
     for ending, figure in perplexity_figures(value).items():
         written.append(path.with_name(f"{path.stem}{ending}.svg"))
         write_text(written[-1], figure)
     reporter.say(f"Written: {', '.join(map(str, written))}")
-    return path
+
+
+def _place(row: dict[str, Any]) -> int:
+    """A document's number; the line that holds the protocol is the first."""
+    return int(row.get("document", -1))
 
 
 def _protocol(options: PerplexityOptions, held_out: HeldOut, lengths: list[int], bos: int | None) -> dict[str, Any]:
@@ -106,18 +156,18 @@ def _protocol(options: PerplexityOptions, held_out: HeldOut, lengths: list[int],
     return {"model": name, "revision": options.revision, "weights": files, "held_out": held_out.identity(), **of, "bos": bos}
 
 
-def _begun(path: Path, protocol: dict[str, Any], wanted: str, reporter: Reporter) -> tuple[list[dict[str, Any]], str, str]:
-    """The documents' records that are there, the dtype of the arithmetic and why. The file's first line holds the protocol."""
-    rows = recover_jsonl(path, reporter.say)
+def _begun(path: Path, protocol: dict[str, Any], wanted: str, reporter: Reporter) -> tuple[str, str]:
+    """The dtype of the arithmetic and why. The first line of the records' file holds it, with the protocol."""
+    rows = Records(path, _place, ALONE, reporter.say).rows
     if not rows:
         dtype, reason = choose_dtype(wanted)
         append_jsonl(path, {"protocol": protocol, "dtype": dtype})
-        return [], dtype, reason
-    first = rows[0]
+        return dtype, reason
+    first = rows.get(-1, {})
     if first.get("protocol") != protocol or wanted not in ("auto", first["dtype"]):
         raise HarpeError(
             f"{path} holds records of another model, other texts or other options (see its first line). Delete it to measure again, or "
             "name another file with --out."
         )
     reporter.say(f"Going on behind the {len(rows) - 1} documents that {path} holds.")
-    return rows[1:], str(first["dtype"]), f"{first['dtype']}, in which this measurement began"
+    return str(first["dtype"]), f"{first['dtype']}, in which this measurement began"

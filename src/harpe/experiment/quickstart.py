@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harpe.evaluation.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import make_arm
 from harpe.experiment.differences import gated_mean, summarise_run
@@ -12,6 +13,7 @@ from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.experiment.positions import write_positions
 from harpe.experiment.reload import reload_and_generate
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
@@ -36,6 +38,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
     HarpeError
         When the directory holds something else, the disk is full, or an option is out of range.
     """
+    refuse_several("harpe quickstart", "it uses the processor's cores as it is.")
     reporter = reporter or Reporter()
     out = Path(options.out)
     going_on = (out / "recipe.yaml").is_file()
@@ -108,6 +111,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         f"{made['text'].strip()!r} (right: {made['expected']})."
     )
     write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
+    write_positions(run)
     page = write_report(run)
     reporter.table(main_table(run))
     reporter.say(f"The extended model: {extended}\nThe report: {page}")

@@ -59,9 +59,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
-    if team.first:
-        _write_samples(options, tokenizer, tasks, folder, reporter)
-    team.wait()
+    team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, reporter))
     if options.model is not None:
         write_answers(options, tokenizer, tasks, folder, server, team, reporter)
     if options.against is not None and team.first:

@@ -13,13 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import Processes
+from harpe.evaluation.records import Records
 from harpe.evaluation.ruler.answer import answer_from, answer_task, summary
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.server import CompletionServer
 from harpe.experiment.evaluation_options import RulerOptions
 from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
-from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines, write_json, write_jsonl
+from harpe.files import read_json, read_jsonl, write_json
 from harpe.models.dtype import choose_dtype
 from harpe.models.load import load_model, to_accelerator
 
@@ -37,39 +38,29 @@ def write_answers(
     team: Processes,
     reporter: Reporter,
 ) -> None:
-    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json.
-
-    While the work goes on, every process appends to a file of its own. Whatever such files hold counts as done, so that an evaluation may
-    be resumed with another number of processes. All of them need to see the same folder.
-    """
-    path = folder / "answers.jsonl"
-    if team.first:
-        _gather(folder, reporter)
-    team.wait()
-    rows = read_jsonl(path)
-    note = f"process 1 of {team.count}" if team.count > 1 else ""
-    mine = folder / f"answers.{team.rank}.jsonl"
+    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json."""
+    order = list(TASKS)
+    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), team, reporter.say)
     todo = [(task, read_jsonl(folder / f"{task.name}.jsonl")) for task in tasks]
-    todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in rows)]
-    dtype, reason = ("", "") if server else team.from_first(_settled_dtype(options, folder) if team.first else ("", ""))
+    todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in records.rows.values())]
+    dtype, reason = ("", "") if server else team.from_first(lambda: _settled_dtype(options, folder))
     if todo and not server:
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
         engine, arithmetic = _by_server(options, server) if server else _by_model(options, tokenizer, dtype, team)
     with arithmetic if todo else nullcontext():
         for task, samples in todo:
-            done = {row["sample"] for row in rows if row["task"] == task.name}
-            reporter.progress(task.name, len(done), len(samples), note)
+            done = {row["sample"] for row in records.rows.values() if row["task"] == task.name}
+            reporter.progress(task.name, len(done), len(samples), team.note)
             for batch in engine(task, samples, done):
                 for record in batch:
-                    if record["sample"] not in done:
-                        append_jsonl(mine, record)
-                        done.add(record["sample"])
-                reporter.progress(task.name, len(done), len(samples), note)
-    team.wait()
+                    records.add(record)
+                    done.add(record["sample"])
+                reporter.progress(task.name, len(done), len(samples), team.note)
+    answers = records.gather()
     if team.first:
         facts = {"server": options.endpoint} if server else {"dtype": dtype}
-        scores = summary(_gather(folder, reporter))
+        scores = summary(answers)
         asked = Prompts([_prompts(folder / f"{task}.jsonl") for task in scores["tasks"]], tokenizer)
         overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
         write_json(folder / "ruler.json", {"length": options.length, **facts, **scores, "overlap": overlap})
@@ -82,25 +73,6 @@ def _prompts(path: Path) -> Iterator[str]:
         for line in stream:
             sample = json.loads(line)
             yield sample["input"] + sample["answer_prefix"]
-
-
-def _gather(folder: Path, reporter: Reporter) -> Rows:
-    """Put what all processes have written into answers.jsonl, in the order of the samples; a line that a kill cut short is dropped."""
-    path, parts = folder / "answers.jsonl", sorted(folder.glob("answers.*.jsonl"))
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for file in [path, *parts]:
-        if file.is_file():
-            rows, cut = whole_lines(file)
-            if cut:
-                reporter.say(f"The last line of {file} was cut short; its sample is answered again.")
-            for row in rows:
-                found.setdefault((row["task"], row["sample"]), row)
-    order = list(TASKS)
-    rows = sorted(found.values(), key=lambda row: (order.index(row["task"]), row["sample"]))
-    write_jsonl(path, rows)
-    for part in parts:
-        part.unlink()
-    return rows
 
 
 def _by_model(

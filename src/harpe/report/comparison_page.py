@@ -7,12 +7,15 @@ import io
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from harpe.files import write_text
 from harpe.report import comparison_figures as figures
 from harpe.report import comparison_tables as tables
 from harpe.report.comparison_paper import PaperTable, paper_tables
 from harpe.report.comparison_read import INTERVALS, Comparison, read_comparison
 from harpe.report.figures import heat_gradient
+from harpe.report.position_figures import Drawn, difference_plot, position_table
 from harpe.report.published import Published
 from harpe.report.rendering import render
 from harpe.report.tables import NOT_RUN, Table, facts, markdown
@@ -62,6 +65,24 @@ def lead(c: Comparison) -> str:
     tokens = c.training.get("tokens")
     words += f"on {tokens:,} tokens each" if isinstance(tokens, int) else "on one budget"
     return words + f" (seed{'s' if len(c.seeds) > 1 else ''} {seeds}). Differences are taken to the baseline, {c.baseline.title}."
+
+
+def drawn(c: Comparison) -> list[Drawn]:
+    """The methods as pictures of differences show them."""
+    return [Drawn(entry.name, entry.title, figures.kind(entry)) for entry in c.methods]
+
+
+def paired_panels(c: Comparison) -> list[tuple[Drawn, Markup]]:
+    """For each method its loss by position minus the baseline's, with the paired interval; empty where nothing was compared."""
+    positions = c.summary.positions if c.summary else None
+    if positions is None:
+        return []
+    found = [
+        (m, difference_plot(positions, m, c.baseline.title, c.original_length, (270, 176), "panel"))
+        for m in drawn(c)
+        if m.name != c.baseline.name
+    ]
+    return [(m, panel) for m, panel in found if panel is not None]
 
 
 def markdown_tables(c: Comparison, paper: list[PaperTable], theirs: Published | None) -> str:
@@ -144,6 +165,8 @@ def write_comparison(run: Path) -> Path:
         training=figures.training_chart(c),
         positions=figures.position_chart(c),
         panels=figures.position_panels(c),
+        paired=paired_panels(c),
+        paired_table=position_table(c.summary.positions, drawn(c)) if c.summary and c.summary.positions else None,
         budget=tables.budget_table(c),
         budget_sentences=tables.budget_sentences(c),
         stages=tables.stage_table(c),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harpe.errors import HarpeError
+from harpe.report.position_differences import PositionDifferences, parse_positions
 from harpe.report.read import (
     BaseRange,
     Curve,
@@ -160,6 +161,7 @@ class Summary:
     resamples: int
     measures: tuple[Measure, ...]
     reading: tuple[str, ...]
+    positions: PositionDifferences | None
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,8 @@ def _summary(value: dict[str, Any], baseline: str, names: set[str], seeds: tuple
     if len({measure.id for measure in measures}) < len(measures):
         raise ValueError("two measures have the same id")
     reading = tuple(_text(sentence, "a sentence of the reading") for sentence in _list(value.get("reading", []), "reading"))
-    return Summary(interval, _whole(value["resamples"], "resamples"), measures, reading)
+    positions = _maybe(value.get("positions"), lambda entry: parse_positions(_object(entry, "positions")))
+    return Summary(interval, _whole(value["resamples"], "resamples"), measures, reading, positions)
 
 
 def _measure(value: dict[str, Any], names: set[str]) -> Measure:

@@ -11,6 +11,7 @@ from harpe.files import write_text
 from harpe.report import figures
 from harpe.report.comparison_page import write_comparison
 from harpe.report.comparison_read import is_comparison
+from harpe.report.position_figures import Drawn, difference_plot, position_table
 from harpe.report.read import Estimate, Method, Run, read_run
 from harpe.report.rendering import render
 from harpe.report.tables import NOT_RUN, TASKS, Cell, Column, Row, Table, markdown, percent, plain
@@ -133,11 +134,18 @@ def write_report(run: Path) -> Path:
     if is_comparison(run):
         return write_comparison(run)
     value = read_run(run)
-    control = value.control
+    control, slots = value.control, figures.slots(value)
+    reference = next((m for m in value.methods if value.positions and m.name == value.positions.reference), None)
+    others = [Drawn(m.name, m.title, slots[m.name]) for m in value.methods if m is not reference]
+    compared = value.positions if reference else None
+    pictures = []
+    if compared and reference:
+        drawn = [(m, difference_plot(compared, m, reference.title, value.original_length)) for m in others]
+        pictures = [(m, picture) for m, picture in drawn if picture is not None]
     page = render(
         "report.html.j2",
         run=value,
-        slots=figures.slots(value),
+        slots=slots,
         shapes=figures.SHAPES,
         tiles=tiles(value),
         main=main_cells(value),
@@ -149,6 +157,9 @@ def write_report(run: Path) -> Path:
         number_line=figures.number_line(value),
         training=figures.training_curves(value),
         positions=figures.perplexity_by_position(value),
+        reference=reference,
+        differences=pictures,
+        differences_table=position_table(compared, others) if compared else None,
         heat_maps=[(m, figures.heat_map(m.grid, m.title) if m.grid else None) for m in value.methods],
         gradient=figures.heat_gradient(),
     )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl
+from harpe.report.position_differences import PositionDifferences, parse_positions
 
 T = TypeVar("T")
 
@@ -161,6 +162,8 @@ class Run:
     corpus: dict[str, Any]
     environment: dict[str, str]
     summary: Summary | None
+    positions: PositionDifferences | None
+    """Every method minus a reference."""
 
     @property
     def before(self) -> Method | None:
@@ -213,6 +216,7 @@ def read_run(run: Path, seed: int | None = None) -> Run:
             corpus=dict(plan["corpus"]),
             environment=parse_if_there(run / "environment.json", parse_environment) or {},
             summary=parse_if_there(run / "summary.json", _summary) if seed is None else None,
+            positions=parse_if_there(run / "positions.json", parse_positions) if seed is None else None,
         )
 
     return parse_file(plan_path, parse)

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
-from harpe.evaluation.processes import Processes
+from harpe.evaluation.processes import ALONE, Processes
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.statistics import weighted_mean, wilson
@@ -50,7 +50,7 @@ def answer_task(
     samples: Sequence[dict[str, Any]],
     batch_tokens: int = 16384,
     done: Container[int] = (),
-    team: Processes = Processes(),  # noqa: B008 (frozen)
+    team: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer a task's samples; yields the records of one batch at a time.
 

@@ -18,6 +18,7 @@ import yaml
 
 from harpe.data.packing import is_packed
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import refuse_several
 from harpe.experiment.arms import Arm
 from harpe.experiment.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
 from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
@@ -45,6 +46,7 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     HarpeError
         For a bad recipe or input, before any work starts; at the end, where no method could be measured.
     """
+    refuse_several("harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs.")
     reporter = reporter or Reporter()
     changes = {"seeds": options.seeds, "model": options.model, "data": options.data, "evaluation_data": options.evaluation_data}
     recipe = read_recipe(options.recipe, **changes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from harpe.evaluation.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
 from harpe.experiment.comparison.measures import Measure, collect
+from harpe.experiment.positions import common_seeds, gathered, position_differences
 from harpe.files import read_json, write_json
 
 LEVEL = 0.05
@@ -25,10 +26,26 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "resamples": resamples,
         "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
         "measures": measures,
+        "positions": _positions(run, plan, resamples),
         "reading": _reading(plan, measures),
     }
     write_json(run / "summary.json", value)
     return value
+
+
+def complete(run: Path) -> None:
+    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has summarised."""
+    path = run / "summary.json"
+    if not path.is_file():
+        summarise(run)
+    elif "positions" not in (there := read_json(path)):
+        write_json(path, {**there, "positions": _positions(run, read_json(run / "plan.json"), RESAMPLES)})
+
+
+def _positions(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any] | None:
+    methods, trained = [m["name"] for m in plan["methods"]], {m["name"] for m in plan["methods"] if m["trained"]}
+    losses = gathered(methods, sorted({0, *plan["seeds"]}), lambda name, seed: run / name / f"seed-{seed}" / "scores")
+    return position_differences(losses, plan["baseline"], trained, resamples=resamples)
 
 
 def _measured(measure: Measure, methods: Sequence[str], trained: set[str], baseline: str, resamples: int) -> dict[str, Any]:
@@ -48,7 +65,7 @@ def _measured(measure: Measure, methods: Sequence[str], trained: set[str], basel
             "documents": len(units.weights),
             "by_seed": [scale * each for each in found.by_seed],
         }
-        if method != baseline and (common := _common(measure, method, baseline, trained)):
+        if method != baseline and (common := _seeds(measure, method, baseline, trained)):
             mine, other = common
             draws[method] = paired(measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples)
     p_values = [found.p_value() for found in draws.values()]
@@ -78,15 +95,8 @@ def _measured(measure: Measure, methods: Sequence[str], trained: set[str], basel
     }
 
 
-def _common(measure: Measure, method: str, baseline: str, trained: set[str]) -> tuple[list[int], list[int]] | None:
-    """Seeds of both that are compared: the same ones, or all against the one of a method without training."""
-    mine, other = measure.seeds(method), measure.seeds(baseline)
-    if not mine or not other:
-        return None
-    if not {method, baseline} <= trained:
-        return mine, other
-    both = [seed for seed in mine if seed in other]
-    return (both, both) if both else None
+def _seeds(measure: Measure, method: str, baseline: str, trained: set[str]) -> tuple[list[int], list[int]] | None:
+    return common_seeds(measure.seeds(method), measure.seeds(baseline), {method, baseline} <= trained)
 
 
 def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
