@@ -96,7 +96,7 @@ def test_parquet_gives_one_document_a_row_in_every_string_type(tmp_path: Path, k
     texts = [f"text {number}" for number in range(600)]  # more than two batches
     table = pa.table({"id": list(range(600)), "text": texts})
     stored = table.schema.set(1, pa.field("text", kind))
-    # What write_table stores beside the rows tells the reader the type. By hand, since pyarrow 18 cannot write views; it reads them as strings.
+    # Beside the rows write_table stores the type. By hand here, since pyarrow 18 cannot write views; it reads them as strings.
     with pq.ParquetWriter(tmp_path / "rows.parquet", table.schema, store_schema=False) as file:
         file.write_table(table)
         file.add_key_value_metadata({"ARROW:schema": base64.b64encode(stored.serialize()).decode()})
