@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test slow lint families quickstart base-model clean
+.PHONY: help install test slow lint families oldest quickstart base-model clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ lint: install  ## ruff, mypy and codespell; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+oldest:  ## the tests in the oldest versions that pyproject.toml admits (constraints-oldest.txt), under build/oldest
+	scripts/oldest_versions.sh
 
 quickstart: install  ## the demonstration on the model inside the package, without downloads
 	$(BIN)/harpe quickstart

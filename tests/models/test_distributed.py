@@ -75,8 +75,9 @@ def tensor_parallel(rank: int, folder: Path, family: str) -> None:
     import harpe
 
     harpe.register()
+    vocabulary = 98  # transformers 5.17 splits none that the number of ranks does not divide
     if rank == 0:
-        with_bases(tiny(family)).save_pretrained(folder / "m")
+        with_bases(tiny(family, vocab_size=vocabulary)).save_pretrained(folder / "m")
     dist.barrier()
     split = DistributedConfig(tp_plan="auto", tp_size=2)
     model = AutoModelForCausalLM.from_pretrained(folder / "m", distributed_config=split, dtype=torch.float32).eval()
@@ -84,7 +85,7 @@ def tensor_parallel(rank: int, folder: Path, family: str) -> None:
     assert weight.to_local().shape[0] == 16, "the keys' heads are split"
     ids = ids_of(2, 40)
     got = logits(model, ids)
-    expected = logits(with_bases(tiny(family)), ids)
+    expected = logits(with_bases(tiny(family, vocab_size=vocabulary)), ids)
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 

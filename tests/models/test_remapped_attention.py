@@ -269,15 +269,19 @@ def test_masks_that_it_cannot_honour_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_model_reads_eight_times_its_context_without_training() -> None:
-    """Untouched, its perplexity explodes beyond 256 tokens; with 64 exact positions and groups of 16 it falls."""
+    """Untouched, its perplexity explodes beyond 256 tokens; with 64 exact positions and groups of 16 it is about that of windows of 256.
+
+    Windows of the same text, since which file this is depends on the version of Python.
+    """
     model = load_model("embedded").eval()
     files = sorted((file for file in embedded.tuning_files(("stdlib",)) if len(file.text) > 20_000), key=lambda file: file.sha256)
     ids = load_tokenizer("embedded")(files[0].text, return_tensors="pt").input_ids[:, :2048]
     assert ids.shape[1] == 2048
 
     def perplexity(length: int) -> float:
+        windows = ids.view(-1, length)
         with torch.inference_mode():
-            return float(model(input_ids=ids[:, :length], labels=ids[:, :length], use_cache=False).loss.exp())
+            return float(model(input_ids=windows, labels=windows, use_cache=False).loss.exp())
 
     short, untouched = perplexity(256), perplexity(2048)
     apply_attention(model, SelfExtend(64, 16))
@@ -285,4 +289,4 @@ def test_the_embedded_model_reads_eight_times_its_context_without_training() -> 
     apply_attention(model, DualChunk(192, 64))
     chunked = perplexity(2048)
     assert untouched > 3 * short
-    assert extended < 1.3 * short and chunked < 2 * short
+    assert extended < 1.3 * short and chunked < 1.3 * short
