@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -80,6 +81,9 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
         model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=0, grid_samples=1, dtype="float32"
     )
     evaluate(options)
+    evaluate(options)  # nothing is left to do
+    with pytest.raises(HarpeError, match="measured in another way"):
+        evaluate(dataclasses.replace(options, documents=2))
     value = read_run(workspace / "run")
     assert [m.name for m in value.methods] == ["base", "harpe"]
     assert all(m.perplexity is not None and m.grid is not None for m in value.methods)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import ALONE, Processes, join
-from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
+from harpe.evaluation.run import HeldOut, Protocol, check_protocol, evaluate_model
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
@@ -39,8 +39,17 @@ def evaluate_checkpoint(
     revision: str | None = None,
     team: Processes = ALONE,
 ) -> None:
-    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a team."""
-    if team.from_first(lambda: all((folder / file).exists() for file in protocol.files)):
+    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a team.
+
+    Raises HarpeError where the folder holds scores of another protocol, other texts or another model.
+    """
+    identity = {"model": Path(name).name, "revision": revision}
+
+    def complete() -> bool:
+        check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **identity})
+        return all((folder / file).exists() for file in protocol.files)
+
+    if team.from_first(complete):
         return
     overlap = team.from_first(lambda: training_overlap(name, tokenizer, held_out, reporter))
 
@@ -57,7 +66,7 @@ def evaluate_checkpoint(
         protocol,
         folder,
         dtype=dtype,
-        identity={"model": Path(name).name, "revision": revision},
+        identity=identity,
         overlap=overlap,
         team=team,
         progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, team.note),
