@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import harpe
-from harpe.cli.main import main
 from harpe.errors import HarpeError
 from harpe.experiment.options import CompareOptions
 from harpe.files import read_json, read_jsonl, whole_lines, write_jsonl
@@ -42,15 +40,24 @@ def launch(commands: Sequence[Sequence[str]], folder: Path, code: int = 0, **env
     return done.stdout, done.stderr
 
 
-def alone(commands: Sequence[Sequence[str]]) -> None:
-    """Run commands in this process, on one thread as the two have, so that sums of floats are formed alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for command in commands:
-            assert main([*command]) == 0
-    finally:
-        torch.set_num_threads(threads)
+KEEPING = """
+from pathlib import Path
+unlink = Path.unlink
+def keep(self, missing_ok=False):
+    if self.name.endswith(".requests.jsonl"):
+        (Path({folder!r}) / self.name).write_bytes(self.read_bytes())
+    unlink(self, missing_ok)
+Path.unlink = keep
+"""
+"""Has a process leave a copy of the answers that `harpe short` removes when it is done."""
+
+
+def alone(commands: Sequence[Sequence[str]], before: str = "") -> None:
+    """Run commands in one process that was started with one thread, as the two are: how sums of floats are formed depends on it."""
+    code = "import json, sys; from harpe.cli.main import main; sys.exit(max(main(given) for given in json.loads(sys.argv[1])))"
+    given = [sys.executable, "-c", before + code, json.dumps([list(command) for command in commands])]
+    done = subprocess.run(given, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def written(folder: Path) -> dict[str, Any]:
@@ -215,18 +222,8 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
         ]
         return [*given, "--batch-size", "2", "--dtype", "float32", "--out", str(tmp_path / name)]
 
-    kept: dict[str, bytes] = {}
-    unlink = Path.unlink
-
-    def keep(self: Path, missing_ok: bool = False) -> None:
-        if self.name.endswith(".requests.jsonl"):
-            kept[self.name] = self.read_bytes()
-        unlink(self, missing_ok)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "unlink", keep)
-        alone([command("one")])
-    lines = kept["piqa.requests.jsonl"].splitlines(keepends=True)
+    alone([command("one")], KEEPING.format(folder=str(tmp_path)))
+    lines = (tmp_path / "piqa.requests.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 18
     for name in ("one after two", "two after two"):
         (tmp_path / name).mkdir()

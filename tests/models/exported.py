@@ -53,9 +53,11 @@ PADDED = {
 }
 WIDE = 32 * 64
 """Angles a position of the model `wide`: 32 heads of 64 pairs."""
+TILE = 2 * rotation.TILE // (2 * WIDE * 2)
+"""Tokens of it in a tile of two threads; there are two dimensions in a pair, and as many keys as queries."""
 LONG = {
     str(n): torch.randint(3, 97, (1, n), generator=torch.Generator().manual_seed(n))
-    for n in (rotation.TILE // WIDE - 1, rotation.TILE // WIDE + 1, rotation.HELD_ANGLES // WIDE, rotation.HELD_ANGLES // WIDE + 1)
+    for n in (TILE - 1, TILE + 1, rotation.HELD_ANGLES // WIDE, rotation.HELD_ANGLES // WIDE + 1)
 }
 """Lengths around one tile, and around the greatest that is held as cos and sin (above it: positions and steps)."""
 
