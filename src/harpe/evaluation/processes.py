@@ -6,6 +6,7 @@ computed is cut into units whose results do not depend on each other (a document
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def refuse_several(verb: str, instead: str) -> None:
 def join() -> Processes:
     """Join the other processes that the launcher has started, on a GPU of its own (by LOCAL_RANK) where there are any.
 
-    They only exchange decisions, so gloo connects them on GPUs too. One process needs no group.
+    They only exchange decisions, so gloo connects them on GPUs too. One process needs no group. The group is left at exit: a process that
+    ends with gloo's threads running is now and then aborted (SIGABRT) after all its work, and the launcher then ends the others.
     """
     if world_size() == 1:
         return ALONE
@@ -149,4 +151,11 @@ def join() -> Processes:
 
     gpus = torch.cuda.is_available()
     state = PartialState(cpu=not gpus, timeout=PATIENCE, **({"backend": "gloo"} if gpus else {}))
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     return Processes(state.process_index, state.num_processes)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
