@@ -136,7 +136,7 @@ def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp
 @pytest.mark.slow
 def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_for_a_run(texts: Path, tmp_path: Path) -> None:
     def checkpoint(name: str) -> list[str]:
-        return ["evaluate", "embedded", "--length", "512", *given, "--grid-samples", "20", "--out", str(tmp_path / name / "scores")]
+        return ["evaluate", "embedded", "--length", "512", *given, "--grid-samples", "34", "--out", str(tmp_path / name / "scores")]
 
     def run(name: str) -> list[str]:
         return ["evaluate", str(tmp_path / name / "run"), *given, "--grid-samples", "1"]
@@ -176,7 +176,7 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
         for page in (runs, there):  # the page shows the folder's name and the grid's measured time
             page.pop("report/index.html", None)
         assert there == runs
-    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 200)):
+    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 340)):
         share = shares(tmp_path / "log", tmp_path / "two" / "scores" / file)
         assert sum(share) == records and min(share) > 0
         assert sum(shares(tmp_path / "log", tmp_path / "two" / "run" / "harpe" / "scores" / file)) > 0
