@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harpe.positions import rotation
@@ -170,6 +171,59 @@ def test_rows_of_a_batch_with_padding_of_their_own_are_rotated_as_alone() -> Non
         one = slice(row, row + 1)
         alone = rotate_per_head(q[one], k[one], *compact(positions[one], table), Layout(), 2)
         assert all(torch.equal(a[one], b) for a, b in zip(got, alone, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_memory_that_is_kept_is_float32_whatever_the_default_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Servers and from_pretrained make the model's dtype the default one."""
+    q, k = random_qk(1, 500, 3, 2, 16, torch.bfloat16)
+    pair = compact(torch.arange(500)[None], table_of(BASES, 8))
+    expected = rotate_per_head(q, k, *pair, Layout(), 2)
+    monkeypatch.setattr(rotation, "_SCRATCH", rotation._Scratch())
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        got = rotate_per_head(q, k, *pair, Layout(), 2)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_tensors_without_data_leave_nothing_behind_for_those_with() -> None:
+    """Fake tensors say that they are on the CPU; memory that is kept must not become one of them."""
+    q, k = random_qk(2, 500, 3, 2, 16, torch.bfloat16)
+    positions, table = torch.stack((torch.arange(500), torch.arange(500) + 7)), table_of(BASES, 8)
+    with FakeTensorMode() as fake:
+        pretended = [fake.from_tensor(x) for x in (q, k, positions, table)]
+        out = rotate_per_head(*pretended[:2], *compact(*pretended[2:]), Layout(), 2)
+        assert [x.shape for x in out] == [q.shape, k.shape]
+    got = rotate_per_head(q, k, *compact(positions, table), Layout(), 2)
+    one = rotate_per_head(q[1:], k[1:], *compact(positions[1:], table), Layout(), 2)
+    assert all(type(a) is torch.Tensor and torch.equal(a[1:], b) for a, b in zip(got, one, strict=True))
+
+
+@pytest.mark.parametrize("dim", [16, 24])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("head_dim", [1, 2])
+def test_a_decoded_token_has_the_bits_of_the_long_pass_with_and_without_gradients(layout: Layout, head_dim: int, dim: int) -> None:
+    q, k = random_qk(2, 300, 3, 2, dim, torch.bfloat16)
+    positions, table = torch.stack((torch.arange(300) + 5, torch.arange(300))), table_of(BASES, 8)
+    whole = rotate_per_head(q, k, *compact(positions, table), layout, 2)
+    for grad in (False, True):
+        for form in (encode_positions, compact):  # the second: bases that differ by layer
+            one = [x[:, 150:151] if head_dim == 2 else x[:, 150:151].transpose(1, 2) for x in (q, k)]
+            with torch.set_grad_enabled(grad):
+                got = rotate_per_head(*one, *form(positions[:, 150:151], table), layout, head_dim)
+            for a, b in zip(got, whole, strict=True):
+                assert torch.equal(a if head_dim == 2 else a.transpose(1, 2), b[:, 150:151])
+
+
+@pytest.mark.parametrize("form", [encode_positions, compact])
+def test_nothing_to_rotate_is_nothing(form: Any) -> None:
+    for batch, length in ((1, 0), (0, 5)):
+        q, k = random_qk(batch, length, 3, 2, 16)
+        positions = torch.zeros(batch, length, dtype=torch.int64)
+        assert [x.shape for x in rotate_per_head(q, k, *form(positions, table_of(BASES, 8)), Layout(), 2)] == [q.shape, k.shape]
 
 
 def test_one_row_of_positions_serves_a_whole_batch() -> None:

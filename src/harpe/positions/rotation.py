@@ -45,13 +45,11 @@ class _Scratch(threading.local):
 
     memory: torch.Tensor | None = None
 
-    def take(self, rows: int, size: int, device: torch.device) -> torch.Tensor:
-        """float32 [rows, size], uninitialised; on a CPU good until the next call."""
-        if device.type != "cpu":
-            return torch.empty(rows, size, device=device)
+    def take(self, rows: int, size: int) -> torch.Tensor:
+        """float32 [rows, size] on the CPU, uninitialised, good until the next call."""
         if self.memory is None or self.memory.numel() < rows * size:
             with torch.inference_mode(False):  # else it could not be written to outside of it
-                self.memory = torch.empty(rows * size, device=device)
+                self.memory = torch.empty(rows * size, dtype=torch.float32, device="cpu")
         return self.memory[: rows * size].view(rows, size)
 
 
@@ -112,7 +110,7 @@ def _sum_of_angles(
 def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, float32 [B, S, H, N], for positions int64 [B, S] and steps int64 [H, N] or [H, N, 2] (with an attention factor).
 
-    On a CPU they are formed from those of the last multiple of `FINE` and those of the rest, as in `_rotate_runs`, so that a token
+    On a CPU they are formed from those of the last multiple of `FINE` and those of the rest, as in `_tiles`, so that a token
     has the same bits in a long text and alone. Largest error there 6e-7, elsewhere 3e-7.
     """
     if position_ids.device.type != "cpu":
@@ -246,11 +244,12 @@ def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
 
 
 def _tiles(
-    first: torch.Tensor, second: torch.Tensor, tokens: int, space: torch.Tensor
+    first: torch.Tensor, second: torch.Tensor, tokens: int, space: torch.Tensor, runs: list[tuple[int, int]]
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """The tokens of every tile, and their cos and sin [B or 1, s, H, N], for a pair of which `tokens` tokens are one tile.
 
-    Positions on a CPU are the same in all rows. `space`, float32 [2, at least the angles of a tile], holds what is yielded.
+    `runs` cuts a single row of positions as `_runs` does; where it is empty, every token's angles are formed for themselves. `space`,
+    float32 [2, at least the angles of a tile], holds what is yielded of runs.
     """
     length = first.shape[1]
     plain = [slice(start, start + tokens) for start in range(0, length, tokens)]
@@ -258,13 +257,12 @@ def _tiles(
         for part in plain:
             yield part, first[:, part].view(torch.float32), second[:, part, :, 1].view(torch.float32)
         return
-    runs = _runs(first[0], tokens) if first.device.type == "cpu" else []
     if not runs:
         for part in plain:
             yield part, *cos_and_sin(first[:, part], second)
         return
     steps = second if second.dim() == 2 else second[..., 0]
-    fine = _trigonometry(torch.arange(FINE)[None], steps)
+    fine = _trigonometry(torch.arange(FINE, device=first.device)[None], steps)
     for start, end in runs:
         anchors = first[:1, start:end:FINE]
         past, count = int(anchors[0, 0]) % FINE, min(FINE, end - start)
@@ -279,18 +277,21 @@ def _rotate_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
     axis = -1 if interleaved else -2
-    held, on_cpu, batch = first.dtype == torch.int32, q.device.type == "cpu", q.shape[0]
+    held, batch = first.dtype == torch.int32, q.shape[0]
+    real = q.device.type == "cpu" and type(first) is torch.Tensor  # not a stand-in without data, nor one that traces
+    long = real and not held and q.shape[1] >= 2 * FINE
     rows = [slice(0, batch)]
-    if on_cpu and not held and first.shape[0] > 1 and bool((first != first[:1]).any()):
+    if long and first.shape[0] > 1 and bool((first != first[:1]).any()):
         rows = [slice(row, row + 1) for row in range(batch)]
     token = rows[0].stop * q.shape[3]  # elements of one head's token
-    tile = TILE * min(torch.get_num_threads(), MOST_THREADS) if on_cpu else TILE_ON_DEVICES
-    tokens = min(q.shape[1], max(1, tile // (token * (q.shape[2] + k.shape[2]))))
-    elements = tokens * token * max(q.shape[2], k.shape[2])
-    space = _SCRATCH.take(4, elements, q.device)  # a tile has at most half as many angles
+    tile = TILE * min(torch.get_num_threads(), MOST_THREADS) if real else TILE_ON_DEVICES
+    tokens = max(1, min(q.shape[1], tile // max(1, token * (q.shape[2] + k.shape[2]))))
+    shape = (4, tokens * token * max(q.shape[2], k.shape[2]))  # two rows for q or k, two for angles, of which there are half as many
+    space = _SCRATCH.take(*shape) if real else torch.empty(shape, dtype=torch.float32, device=q.device)
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
     for row in rows:
-        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens, space[2:]):
+        runs = _runs(first[row][0], tokens) if long else []
+        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens, space[2:], runs):
             for x, out in ((q, out_q), (k, out_k)):
                 _turn(x[row, part], cos, sin, axis, direction, out[row, part], None if x.dtype == torch.float32 else space[:2])
     return out_q, out_k
@@ -381,8 +382,9 @@ def rotate_per_head(
             "heads): the configuration does not belong to these weights, or the heads were split in an unknown way."
         )
     compiling = torch.compiler.is_compiling()
-    if q.shape[3 - head_dim] == 1 and first.dtype == torch.int32 and not compiling and not torch.is_grad_enabled():
-        return _rotate_one(q, k, first, second, layout)
+    if q.shape[3 - head_dim] == 1 and not compiling and not torch.is_grad_enabled() and (KERNEL is None or not q.is_cuda):
+        pair = (first, second) if first.dtype == torch.int32 else hold(*cos_and_sin(first, second))
+        return _rotate_one(q, k, *pair, layout)
     if head_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
     interleaved, direction = layout
