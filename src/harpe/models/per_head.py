@@ -156,8 +156,8 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
 def _share_of_heads(attention: torch.nn.Module) -> tuple[int, int] | None:
     """(rank, size): this process has the keys of the rank-th of `size` equal parts of the heads; None where it has them all.
 
-    Read from the key projection itself: the placement of its weight (transformers' tensor parallelism), or what vLLM's and SGLang's
-    parallel linear layers tell of themselves, in the words that both use.
+    Read from the key projection itself: the placement of its weight (transformers' tensor parallelism), or what the parallel linear
+    layers of vLLM and SGLang tell of themselves.
     """
     children = attention._modules  # asked at every decoding step, where getattr on a module takes as long as an operation
     for name in ("k_proj", "qkv_proj", "query_key_value"):
