@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harpe.cli.main import VERBS
+from harpe.cli.main import VERBS, main
 from harpe.cli.parser import field_help
 
 # HARPE, arXiv 2412.07171, table 2, in millions
@@ -113,3 +113,16 @@ def test_options_come_from_a_yaml_file_and_the_command_line_wins(tmp_path: Path)
 def test_an_unknown_option_is_told() -> None:
     done = harpe("bases", "--lenght", "4096")
     assert done.returncode == 2 and "lenght" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["many", "inf", "nan", "1.5", "6e9x", ""])
+def test_what_is_no_whole_number_is_told_without_a_traceback(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bases", "--heads", "4", "--head-dim", "64", "--length", wrong])
+    assert ended.value.code == 2 and "--length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", ["8192", "8.192e3", "8192.0"])
+def test_a_whole_number_may_be_written_with_an_exponent(length: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bases", "--heads", "4", "--head-dim", "64", "--length", length, "--min", "1e5", "--max", "4e5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bases"] == [100_000, 200_000, 300_000, 400_000]

@@ -28,10 +28,13 @@ class WholeNumber:
     """Reads an integer, also one written 6e9, as people write tokens."""
 
     def __call__(self, value: str | int | float) -> int:
-        number = Decimal(str(value))
-        if isinstance(value, bool) or number != number.to_integral_value():
-            raise ValueError(f"{value} is not a whole number")
-        return int(number)
+        try:
+            number = Decimal(str(value))
+            if isinstance(value, bool) or number != number.to_integral_value():
+                raise ValueError
+            return int(number)
+        except (ArithmeticError, ValueError) as error:  # a word, an infinity
+            raise ValueError(f"{value} is not a whole number") from error
 
     def __repr__(self) -> str:
         return "int"  # in the help
