@@ -74,7 +74,7 @@ def difference_plot(
     powers = [2**k for k in range(64) if ends[0] <= 2**k <= ends[1]]
     across = {float(n): f"{n:,}" for n in powers[:: -max(-(-len(powers) // (4 if small else 7)), 1)]}
     up = {value: tick.replace("-", "−") for value, tick in even_ticks(low - room, high + room, 3 if small else 6).items()}
-    names = ("", "") if small else ("position", f"nats a token, minus {reference} (below zero: better)")
+    names = ("", "") if small else ("position", "nats a token (below zero: better)")  # the heading says, minus what
     plot.axes(x, across, y, up, *names)
     plot.line(plot.left, y(0.0), plot.right, y(0.0), "axis")
     if ends[0] <= trained <= ends[1]:
