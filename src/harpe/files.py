@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from harpe.errors import HarpeError
+from harpe.locks import locked
 
 SCHEMA_VERSION = 1
 """Raised whenever a key of a written JSON file changes its meaning."""
+
+
+PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}\.partial")
+"""Names of what is being written: .NAME.PID.RANDOM.partial. A killed process leaves one behind."""
+
+FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed")
+"""What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full disk."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,45 +42,144 @@ def write_text(path: Path, text: str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _partial(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with full_disk_told(path), temporary.open("x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HarpeError(f"The disk is full: {path} could not be written. Free some space and resume.") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that is renamed to it at the end: whole or not at all.
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path` that is renamed to it at the end: whole or not at all, and on the disk when this returns.
+
+    Of several processes that make the same folder, one works, and the others are told so at once. What a killed one left is removed.
+    Permissions are those that the umask gives.
+
+    Parameters
+    ----------
+    path
+        May be an empty folder, or a link to one.
+    replace
+        Take the place of the folder that is there; it goes when the new one is on the disk.
 
     Raises
     ------
     HarpeError
-        When `path` exists, also as a link to nowhere; when the disk is full.
+        As `check_new_folder`; when the disk is full.
     """
-    path = Path(path)
-    if path.exists() or path.is_symlink():
-        raise HarpeError(f"{path} exists already; it is not overwritten.")
-    temporary = path.absolute().with_name(f".{path.absolute().name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not replace:
+        check_new_folder(path)
+    target = Path(path).resolve()
+    with locked(_beside(target)):
+        if not replace:
+            check_new_folder(path)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            if PARTIAL.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        temporary = _partial(target)
+        temporary.mkdir()
+        try:
+            with full_disk_told(path):
+                yield temporary
+                _settle(temporary)
+            if old := _partial(target) if replace and target.exists() else None:
+                target.rename(old)
+            try:
+                temporary.rename(target)
+            except OSError as error:  # taken meanwhile
+                raise HarpeError(f"{path} cannot be written: {error.strerror}. Name another folder.") from error
+            _sync(target.parent)
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):
+        _beside(target).rmdir()  # where a killed process had made it
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse, before any work, a folder that could not be put in its place at the end.
+
+    Raises
+    ------
+    HarpeError
+        For a file, a folder that holds something, a link to nowhere, a mount point, the folder that the command runs in, and a place
+        where nothing can be written.
+    """
+    path, target = Path(path), Path(path).resolve()
+    if path.is_symlink() and not path.exists():
+        raise HarpeError(f"{path} is a link to {target}, which is not there. Name another folder.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise HarpeError(f"{path} exists already and is not an empty folder; it is not overwritten. Name another one.")
+    if path.exists() and path.samefile(Path.cwd()):
+        raise HarpeError(f"{path} is the folder that this command runs in. The new folder appears as a whole: name one inside it.")
     try:
-        yield temporary
-        temporary.rename(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        trial = _partial(target)
+        trial.mkdir()
+        try:
+            if path.exists():  # the same rename, with nothing in it: mount points and other hindrances show now
+                trial.rename(target)
+        finally:
+            if trial.exists():
+                trial.rmdir()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HarpeError(f"The disk is full: {path} could not be written. Free some space and try again.") from error
+        raise HarpeError(
+            f"{path} cannot be made or replaced by a whole new folder ({error.strerror}), as where it is a mount point. Name another one, "
+            "or one inside it."
+        ) from error
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, by whichever library, into a sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or (not isinstance(error, OSError) and any(words in str(error) for words in FULL)):
+            raise HarpeError(f"The disk is full: {path} could not be written. Free some space and start again or resume.") from error
         raise
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.partial")
+
+
+def _beside(target: Path) -> Path:
+    """The folder whose lock stands for a folder that is not there yet; it is gone when the lock is."""
+    return target.with_name(f".{target.name}.lock")
+
+
+def _settle(folder: Path) -> None:
+    """Give all files in a folder the permissions of the umask (safetensors writes 0600), and bring all of it to the disk."""
+    permissions = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for root, _, names in os.walk(folder):
+        for name in names:
+            file = Path(root, name)
+            if not file.is_symlink():
+                file.chmod(permissions)
+                _sync(file)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """Bring a file to the disk, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that do not do it for folders
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -79,11 +191,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that harpe wrote; refuse a newer schema than this version knows."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise HarpeError(f"{path} is not valid JSON ({error}). Delete it, or restore it from a copy.") from error
     if not isinstance(value, dict):
         raise HarpeError(f"{path} holds no JSON object.")
-    if value.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
+    version = value.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int):
+        raise HarpeError(f"{path} has {version!r} for its schema_version, which is a number. Restore it from a copy.")
+    if version > SCHEMA_VERSION:
         raise HarpeError(f"{path} was written by a newer harpe (schema {value['schema_version']}); update harpe.")
     return value
 
@@ -96,7 +211,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON object as a line; a crash can cut at most this last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
+    with full_disk_told(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         stream.flush()
 

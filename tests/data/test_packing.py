@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_iden
 from harpe.data.sampling import Upsampling
 from harpe.data.sources import Document
 from harpe.errors import HarpeError
+from harpe.files import new_folder
 
 BOS, EOS, WORDS = 0, 1, 50
 
@@ -351,13 +353,13 @@ def test_a_folder_that_was_taken_meanwhile_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["unordered.bin", "tokens.bin", "documents.npy"])
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def planted(dir: Path, prefix: str) -> str:
-        folder = Path(dir, f"{prefix}0")
-        folder.mkdir()
-        (folder / name).symlink_to("/dev/full")  # takes no byte: the disk is full
-        return str(folder)
+    @contextmanager
+    def planted(path: Path) -> Iterator[Path]:
+        with new_folder(path) as folder:
+            (folder / name).symlink_to("/dev/full")  # takes no byte: the disk is full
+            yield folder
 
-    monkeypatch.setattr(packing.tempfile, "mkdtemp", planted)
+    monkeypatch.setattr(packing, "new_folder", planted)
     with pytest.raises(HarpeError, match=f"The disk is full: {tmp_path / 'data'} could not be written"):
         prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / "data")
     assert not list(tmp_path.iterdir())
@@ -398,6 +400,7 @@ packing.prepare(documents(), PreTrainedTokenizerFast.from_pretrained("tokenizer"
     with pytest.raises(HarpeError, match="is no packed data set"):
         PackedDataset(tmp_path / "out" / "data")
     prepare(_documents(), tokenizer, 16, tmp_path / "out" / "data").verify()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data"]
 
 
 def test_a_run_killed_when_all_is_written_leaves_no_data_set(tmp_path: Path) -> None:
@@ -421,8 +424,8 @@ packing.prepare(documents, PreTrainedTokenizerFast.from_pretrained("tokenizer"),
     _tokenizer(**LLAMA).save_pretrained(tmp_path / "tokenizer")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path).returncode == -9
-    (left,) = (tmp_path / "out").iterdir()
-    assert left.name.startswith(".data.") and (left / "index.json").is_file()  # hidden, and under another name
+    (left,) = (tmp_path / "out").glob(".data.*.partial")
+    assert (left / "index.json").is_file()  # hidden, and under another name
     assert not is_packed(tmp_path / "out" / "data")
 
 

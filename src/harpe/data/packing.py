@@ -11,15 +11,10 @@ A packed data set is a folder of three files:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
 from harpe.data.sources import Document
 from harpe.errors import HarpeError
-from harpe.files import read_json, sha256_json, write_json
+from harpe.files import check_new_folder, new_folder, read_json, sha256_json, write_json
 
 BATCH_CHARACTERS = 2_000_000
 """Characters that are tokenised at a time: some hundred megabytes of memory, and work for every core."""
@@ -151,8 +146,7 @@ def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> 
         raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
         raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise HarpeError(f"{out} exists and is not an empty folder. Name another one.")
+    check_new_folder(out)
 
 
 def prepare(
@@ -175,7 +169,7 @@ def prepare(
 
     All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
     texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is
-    complete. A killed run leaves a hidden folder `.NAME.*` beside it, which may be deleted.
+    complete. A killed run leaves a hidden folder `.NAME.*.partial` beside it, which the next one of that name removes.
 
     Parameters
     ----------
@@ -204,7 +198,7 @@ def prepare(
     out, rule = Path(out), upsampling or Upsampling()
     check_request(length, out, seed, max_tokens)
     rule.check()
-    with _temporary_sibling(out) as folder:
+    with new_folder(out) as folder:
         dtype = id_type(tokenizer)
         reading = _Reading(documents, one_source=upsampling is None)
         lengths = _write_unordered(folder / "unordered.bin", reading, tokenizer, DTYPES[dtype])
@@ -228,7 +222,6 @@ def prepare(
         (folder / "unordered.bin").unlink()
         with (folder / "documents.npy").open("wb") as stream:
             np.save(stream, starts, allow_pickle=False)
-            _sync(stream)
         write_json(
             folder / "index.json",
             {
@@ -345,7 +338,6 @@ def _write_ordered(source: Path, target: Path, lengths: np.ndarray, order: np.nd
         for document, start in zip(order, starts, strict=False):
             first = ends[document] - lengths[document]
             stream.write(ids[first : min(ends[document], first + total - start)].tobytes())
-        _sync(stream)
     return starts
 
 
@@ -368,29 +360,3 @@ def _hash(tokens: Path, starts: np.ndarray, dtype: np.dtype, length: int) -> str
             digest.update(block)
     digest.update(starts.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-@contextmanager
-def _temporary_sibling(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block ends well, and is removed when it does not."""
-    folder: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HarpeError(f"The disk is full: {out} could not be written. Free some space and prepare again.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise HarpeError(f"{out} cannot be written ({error.strerror}). Name another folder.") from error
-        raise
-    finally:
-        if folder is not None and folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from harpe.errors import HarpeError
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import ExportOptions
 from harpe.experiment.reporter import Reporter
-from harpe.files import read_json
+from harpe.files import check_new_folder, read_json
 from harpe.models.card import model_card
 from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
@@ -43,8 +43,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     """
     reporter = reporter or Reporter()
     out, source = Path(options.out), Path(options.source)
-    if out.exists():
-        raise HarpeError(f"--out {out} exists already; it is not overwritten. Name another folder.")
+    check_new_folder(out)
     chosen = _choose(source, options.method, options.seed)
     folder = str(chosen.folder) if chosen else options.source
     config = load_config(folder)
