@@ -32,10 +32,11 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
     )
     reach, note, changed = None, "", None
+    notes: list[str] = []
     if options.assignment != "adaptive" and options.data is not None:
         raise HarpeError("--data is read for --assignment adaptive only; leave one out or give both.")
     if options.model is not None:
-        shape, (low, high, why), changed = _of_model(options)
+        shape, (low, high, why), changed, notes = _of_model(options)
         if options.assignment == "adaptive" and options.data is not None:
             reach, note = _reach(options, shape["original_length"])
     else:
@@ -71,20 +72,23 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         "min": low,
         "max": high,
         "range": why,
+        "notes": notes,
         "complementarity": complementarity(chosen.bases, head_dim, options.length).as_dict() if measured else None,
     }
 
 
-def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None]:
-    """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, and the layers that change."""
+def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None, list[str]]:
+    """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, the layers that change, and
+    sentences on how the configuration was read."""
     from harpe.methods.ranges import base_range
-    from harpe.models.geometry import read_geometry
+    from harpe.models.geometry import layer_notes, read_geometry
     from harpe.models.load import load_config
 
     assert options.model is not None
     if options.layers is not None:
         raise HarpeError("--layers is read from --model; give one or the other.")
-    geometry = read_geometry(load_config(options.model, options.revision), options.model, options.original_length)
+    config = load_config(options.model, options.revision)
+    geometry = read_geometry(config, options.model, options.original_length)
     bases = base_range(geometry, options.length, options.min, options.max, options.range)
     shape = {
         "heads": geometry.key_value_heads if options.heads is None else options.heads,
@@ -92,7 +96,7 @@ def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float
         "layers": geometry.layers,
         "original_length": geometry.original_length,
     }
-    return shape, (bases.low, bases.high, bases.why), geometry.changed_layers
+    return shape, (bases.low, bases.high, bases.why), geometry.changed_layers, layer_notes(config, geometry)
 
 
 def _of_numbers(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str]]:
@@ -153,6 +157,7 @@ def base_table(value: dict[str, Any]) -> Table:
     rows = value["layers"] or [value["heads"]]
     names = {None: ""} | {rule: f", rule {rule}" for rule in ("published", "printed", "general")}
     caption = [f"range {value['min']:,.0f} to {value['max']:,.0f}: {value['range']}"]
+    caption += value["notes"]
     caption += [f"rule: {value['rule_reason']}"] if value["rule_reason"] else []
     caption += [value["reach_note"]] if value["reach_note"] else []
     caption.append(f"bases span a factor of {value['bases'][-1] / value['bases'][0]:.3g}")

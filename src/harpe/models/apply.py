@@ -13,6 +13,7 @@ from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE
+from harpe.models.trained_base import check_applied
 
 
 def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
     if old.get("local") is not None:  # an earlier stage of a method has been here
         old = dict(old["local"])
     kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
+    if getattr(config, "harpe_original_length", None) is None and old.get("rope_theta") != geometry.base:
+        old = {"rope_type": "default", "rope_theta": geometry.base, **kept}  # the family raises the base by a rule of its own
     if encoding.stock is not None:
         return {**encoding.stock, **kept}
     factor = geometry.attention_factor
@@ -39,7 +42,8 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
             return shared
         none = [1.0] * (encoding.rotary_dim // 2)
         scaling = {"short_factor": none, "long_factor": list(none), "factor": 1.0, "original_max_position_embeddings": length}
-        return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor}
+        own = {name: factor for name in ("short_mscale", "long_mscale") if name in old}  # PhiMoE's names of it
+        return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor, **own}
     if factor != 1.0:
         kept["attention_factor"] = factor
     entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
@@ -78,7 +82,10 @@ def apply_encoding(
     dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"
     # transformers' dynamic NTK takes this number for the trained context, beyond which it changes the base
     config.max_position_embeddings = geometry.original_length if dynamic else length
-    config.validate_rope()
+    if entry["rope_type"] == ROPE_TYPE:
+        config.validate_rope()
+    else:
+        check_applied(config, family.rotary, dict(entry), key)
     device = next(model.parameters()).device
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):

@@ -70,6 +70,8 @@ def _discover(config: PreTrainedConfig, name: str) -> Family:
         source = inspect.getsource(inspect.unwrap(getattr(cls, "forward")))  # noqa: B009
         if PAIR in source and len(re.findall(r"\bcos\b", source)) != 2:
             raise _refusal(config, name, f"{cls.__name__} uses cos and sin in another way than to rotate queries and keys once")
+        if "rope_parameters" in source:
+            raise _refusal(config, name, f"{cls.__name__} reads rope parameters for another use than rotating")
         if getattr(config, "sliding_window", None) and _rotates_local_layers_only(source):
             raise _refusal(config, name, "only its layers with a sliding window have RoPE, and those see the same distances at any length")
     layout = _try_layouts(config, getattr(pristine, "apply_rotary_pos_emb"), rotaries[0])  # noqa: B009

@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig
 from harpe.errors import HarpeError
 from harpe.methods.types import ModelGeometry
 from harpe.models.families import find_family
-from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types, stock_frequencies
-from harpe.models.scaling import trained_with
+from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types
+from harpe.models.scaling import declared, trained_with
+from harpe.models.trained_base import trained_base
 
 GLOBAL = ("full_attention", "attention")
 """Names in `layer_types` of layers that attend to everything; layers of any other type keep what they have."""
@@ -71,23 +72,23 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     HarpeError
         For a model without RoPE, with latent attention, with bases per head already, or of a family that cannot have them.
     """
-    config = text_config(config)
-    rope = check_rope(config, name)
+    whole, config = config, text_config(config)
+    rope, key = check_rope(config, name), rope_key(config)
     family = find_family(config, name)
-    base = rope.get("rope_theta")
-    if base is None:
-        raise HarpeError(f"The configuration of {name} names no RoPE base (rope_theta); add it to its config.json.")
-    plain = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
-    frequencies, _ = stock_frequencies(config, family.rotary, plain, rope_key(config))
-    trained = trained_with(config, family.rotary, rope, frequencies, rope_key(config), original_length)
-    if trained.length < 2:
-        raise HarpeError(f"The trained context of {name} is {trained.length} tokens; give the real one with --original-length.")
-    heads, changed = config.num_attention_heads, changed_layers(config)
+    changed = changed_layers(config)
     if not changed:
         raise HarpeError(
             f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. Where the layers have "
             "a sliding window, --sliding-window off removes it."
         )
+    config.standardize_rope_params()  # as making the model does: moves an original_max_position_embeddings beside the entry into it
+    if rope.get("rope_theta") is None:
+        raise HarpeError(f"The configuration of {name} names no RoPE base (rope_theta); add it to its config.json.")
+    base, rope, frequencies = trained_base(config, family.rotary, rope, key, name)
+    trained = trained_with(config, family.rotary, rope, frequencies, key, original_length, whole)
+    if trained.length < 2:
+        raise HarpeError(f"The trained context of {name} is {trained.length} tokens; give the real one with --original-length.")
+    heads = config.num_attention_heads
     return ModelGeometry(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
@@ -96,7 +97,7 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         rotary_dim=2 * len(frequencies),
         original_length=trained.length,
-        base=float(base),
+        base=base,
         vocabulary=config.vocab_size,
         attention_factor=trained.attention_factor,
         reach=trained.reach,
@@ -157,17 +158,24 @@ def remove_window(config: PreTrainedConfig) -> None:
 
 def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
     """Sentences for the plan: which layers change, and what becomes of a scaling that the checkpoint has."""
-    config = text_config(config)
+    whole, config = config, text_config(config)
     changed, rope, notes = changed_layers(config), config.rope_parameters, []
     if len(changed) < config.num_hidden_layers:
         notes.append(f"Positions change in {len(changed)} of {config.num_hidden_layers} layers: {', '.join(map(str, changed))}.")
     key = rope_key(config)
     entry = rope if key is None else rope[key]
     kind = entry.get("rope_type", "default")
+    if geometry.base != entry["rope_theta"]:
+        notes.append(
+            f"The trained base is {geometry.base:,.0f}, from the frequencies that the rotary module computes; the configuration names "
+            f"{entry['rope_theta']:,.0f} (rope type {kind})."
+        )
+        return notes
     if kind == "default":
         return notes
     values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
     notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
+    notes += [why] if (why := declared(config, entry, whole).why) else []
     if geometry.reach is None:
         notes.append(
             f"It is taken not to have been trained with: {geometry.original_length} tokens are counted as the trained context. If it was, "
