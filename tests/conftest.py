@@ -30,7 +30,7 @@ def tiny_model(family: str, *, heads: int = 4, key_value_heads: int = 2, layers:
         head_dim=16,
         max_position_embeddings=changes.pop("max_position_embeddings", 512),
         initializer_range=0.1,
-        tie_word_embeddings=False,
+        tie_word_embeddings=changes.pop("tie_word_embeddings", False),
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,

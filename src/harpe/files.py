@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}\.partial")
 """Names of what is being written: .NAME.PID.RANDOM.partial. A killed process leaves one behind."""
 
-FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed")
+FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed", "iostream error")
 """What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full disk."""
 
 
@@ -135,6 +135,19 @@ def check_new_folder(path: Path) -> None:
             f"{path} cannot be made or replaced by a whole new folder ({error.strerror}), as where it is a mount point. Name another one, "
             "or one inside it."
         ) from error
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder of harpe's: renamed first, so that a kill leaves no half of it under its name."""
+    path.rename(going := _partial(path))
+    shutil.rmtree(going)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes were writing in a folder (not in those below it). Its caller holds the lock."""
+    for path in folder.iterdir():
+        if PARTIAL.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager

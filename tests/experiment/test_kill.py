@@ -24,7 +24,7 @@ def die():
 mark, log, save = stages.mark_complete, progress.JsonlLog.on_log, PreTrainedTokenizerBase.save_pretrained
 
 def in_checkpoint(checkpoint):  # weights and optimizer are written, the mark that makes the checkpoint count is not
-    if arm in str(checkpoint) and checkpoint.name == "checkpoint-4":
+    if arm in str(checkpoint) and checkpoint.name.startswith(".checkpoint-4."):
         die()
     mark(checkpoint)
 

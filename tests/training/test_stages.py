@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,11 @@ import torch
 from torch.utils.data import Dataset
 
 from harpe.errors import HarpeError
-from harpe.files import read_jsonl, write_json
+from harpe.files import new_folder, read_jsonl
 from harpe.methods.types import Stage, per_head_encoding, shared_encoding
 from harpe.models.geometry import read_geometry
-from harpe.training.checkpoints import is_complete, last_complete, mark_complete
+from harpe.training import stages as stages_of_training
+from harpe.training.checkpoints import is_complete, last_complete, load_weights
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import train_stages
 
@@ -42,11 +47,19 @@ def options(**changes: Any) -> TrainingOptions:
     return TrainingOptions(**{**values, **changes})
 
 
-def train(make_tiny: Any, folder: Path, data: Dataset[Any] | None = None, stages: list[Stage] | None = None, **changes: Any) -> Any:
-    model = make_tiny("llama", max_position_embeddings=32)
+def train(
+    make_tiny: Any,
+    folder: Path,
+    data: Dataset[Any] | None = None,
+    stages: list[Stage] | None = None,
+    family: str = "llama",
+    tell: Any = print,
+    **changes: Any,
+) -> Any:
+    model = make_tiny(family, max_position_embeddings=32)
     geometry = read_geometry(model.config, "tiny")
     stages = stages or [Stage(per_head_encoding((5e4, 9e4), geometry), LENGTH, 1.0)]
-    return train_stages(model, geometry, stages, data or Counting(200, stages[-1].length), options(**changes), folder)  # type: ignore[arg-type]
+    return train_stages(model, geometry, stages, data or Counting(200, stages[-1].length), options(**changes), folder, tell=tell)  # type: ignore[arg-type]
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -75,9 +88,10 @@ class Stop(Exception):
     pass
 
 
-def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_path: Path) -> None:
-    """The interruption comes from the data, in the middle of an accumulated step."""
-    expected = weights(train(make_tiny, tmp_path / "whole"))
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_path: Path, family: str) -> None:
+    """The interruption comes from the data, in the middle of an accumulated step. Experts have other names on the hub than in the model."""
+    expected = weights(train(make_tiny, tmp_path / "whole", family=family))
 
     class Breaking(Counting):
         def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
@@ -86,9 +100,9 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_
             return super().__getitem__(i)
 
     with pytest.raises(Stop):
-        train(make_tiny, tmp_path / "broken", Breaking(200))
+        train(make_tiny, tmp_path / "broken", Breaking(200), family=family)
     assert last_complete(tmp_path / "broken" / "stage-1").name == "checkpoint-4"  # type: ignore[union-attr]
-    got = weights(train(make_tiny, tmp_path / "broken"))
+    got = weights(train(make_tiny, tmp_path / "broken", family=family))
     assert all(torch.equal(got[name], value) for name, value in expected.items())
     rows = read_jsonl(tmp_path / "broken" / "stage-1" / "log.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -156,15 +170,94 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message:
         options(**changes).check(LENGTH)
 
 
-def test_broken_checkpoints_are_passed_over_and_removed(tmp_path: Path) -> None:
-    for step in (4, 8, 12):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x" * step)
-    mark_complete(tmp_path / "checkpoint-4")
-    mark_complete(tmp_path / "checkpoint-8")
-    (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(b"x")  # cut off after it was marked
-    assert not is_complete(tmp_path / "checkpoint-8") and not is_complete(tmp_path / "checkpoint-12")
-    assert last_complete(tmp_path) == tmp_path / "checkpoint-4"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
-    write_json(tmp_path / "checkpoint-4" / "extra.json", {})
-    assert is_complete(tmp_path / "checkpoint-4")
+def test_damaged_checkpoints_are_told_and_the_one_before_is_used(make_tiny: Any, tmp_path: Path) -> None:
+    """Each damage by itself, to a finished stage; what is not harpe's stays as it is."""
+    expected = weights(train(make_tiny, tmp_path / "whole"))
+    (tmp_path / "whole" / "stage-1" / "checkpoint-best").mkdir()
+    (tmp_path / "whole" / "stage-1" / "checkpoint-4-old").mkdir()
+    (tmp_path / "whole" / "stage-1" / "checkpoint-2").mkdir()  # a number of harpe's, without harpe's mark
+
+    def zeros(path: Path) -> None:
+        path.write_bytes(bytes(path.stat().st_size))
+
+    damages: dict[str, Callable[[Path], object]] = {
+        "optimizer.pt": zeros,
+        "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        "rng_state.pth": lambda path: path.write_bytes(b""),
+        "scheduler.pt": Path.unlink,
+        "complete.json": lambda path: path.write_text("{}"),
+        "trainer_state.json": zeros,
+    }
+    for name, damage in damages.items():
+        shutil.copytree(tmp_path / "whole", folder := tmp_path / name)
+        damage(folder / "stage-1" / "checkpoint-12" / name)
+        told: list[str] = []
+        got = weights(train(make_tiny, folder, tell=told.append))
+        assert all(torch.equal(got[key], value) for key, value in expected.items()), name
+        assert len(told) == 1 and "checkpoint-12 is not whole" in told[0]
+        assert is_complete(folder / "stage-1" / "checkpoint-12")  # made again
+        left = sorted(p.name for p in (folder / "stage-1").glob("*checkpoint-*"))
+        assert left == ["checkpoint-12", "checkpoint-2", "checkpoint-4-old", "checkpoint-8", "checkpoint-best"]
+
+
+def test_what_lies_where_a_checkpoint_would_is_told_before_the_training(make_tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "stage-1" / "checkpoint-8").mkdir(parents=True)
+    (tmp_path / "stage-1" / "checkpoint-8" / "thesis.tex").write_text("x")
+    with pytest.raises(HarpeError, match=r"checkpoint-8 is not harpe's .* Move it"):
+        train(make_tiny, tmp_path)
+    assert [p.name for p in (tmp_path / "stage-1").rglob("*")] == ["checkpoint-8", "thesis.tex"]
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, remove = os.fsync, stages_of_training.remove_checkpoints
+    monkeypatch.setattr("os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1])
+    monkeypatch.setattr(stages_of_training, "remove_checkpoints", lambda *a, **k: (done.append("remove"), remove(*a, **k))[1])
+    train(make_tiny, tmp_path)
+    for place in (i for i, name in enumerate(done) if name == "remove"):
+        assert done[place - 1] == str(tmp_path / "stage-1")  # the name is on the disk
+        assert done[place - 2].endswith(".partial")  # and before it all that the folder holds
+    assert done.count("remove") == 3
+    assert sum(name.endswith("/optimizer.pt") for name in done) == 3
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_a_disk_that_fills_up_inside_a_checkpoint_is_told_and_the_run_goes_on_later(
+    make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = weights(train(make_tiny, tmp_path / "whole"))
+
+    @contextmanager
+    def full(path: Path, replace: bool) -> Iterator[Path]:
+        with new_folder(path, replace) as folder:
+            if path.name == "checkpoint-8":
+                (folder / path.name).mkdir()
+                (folder / path.name / name).symlink_to("/dev/full")
+            yield folder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages_of_training, "new_folder", full)
+        with pytest.raises(HarpeError, match=r"The disk is full: .*checkpoint-8"):
+            train(make_tiny, tmp_path / "full")
+    assert [p.name for p in (tmp_path / "full" / "stage-1").glob("*checkpoint-*")] == ["checkpoint-4"]
+    got = weights(train(make_tiny, tmp_path / "full"))
+    assert all(torch.equal(got[key], value) for key, value in expected.items())
+
+
+def test_checkpoints_in_several_files_are_loaded_whole_and_nothing_else_is(make_tiny: Any, tmp_path: Path) -> None:
+    for family, changes in (("llama", {}), ("llama", {"tie_word_embeddings": True}), ("mixtral", {"num_local_experts": 4})):
+        model, other = make_tiny(family, **changes), make_tiny(family, seed=1, **changes)
+        folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
+        model.save_pretrained(folder, max_shard_size="20KB", save_original_format=False)
+        assert len(list(folder.glob("*.safetensors"))) > 2
+        load_weights(other, folder)
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    wider = make_tiny("mixtral", num_local_experts=4, layers=3)
+    with pytest.raises(HarpeError, match=r"does not hold the weights of this model: model\.layers\.2"):
+        load_weights(wider, folder)
+
+
+def test_a_training_uses_one_device_however_many_there_are(tmp_path: Path) -> None:
+    arguments = stages_of_training._arguments(tmp_path, options(), 4, 12)
+    arguments._n_gpu = 4  # what transformers finds on a machine with four
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 1)

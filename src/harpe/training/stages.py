@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler, Subset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 
 from harpe.errors import HarpeError
+from harpe.files import new_folder
 from harpe.methods.types import ModelGeometry, Stage
 from harpe.models.apply import apply_encoding
-from harpe.training.checkpoints import last_complete, mark_complete, step_of
+from harpe.training.checkpoints import KEPT, check_room, is_own, last_complete, load_weights, mark_complete, remove_checkpoints, step_of
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.options import TrainingOptions
@@ -49,13 +49,25 @@ class Schedule:
         return step / max(1, warm) if step < warm else max(0.0, (self.steps - step) / max(1, self.steps - warm))
 
 
+class OneDevice(TrainingArguments):
+    """Arguments of a training on one device, however many there are: on several the Trainer would multiply the batch (DataParallel)."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
 class StageTrainer(Trainer):
-    """The Trainer with three changes: data in the order of the data set, the learning rate of our schedule, and checkpoints that are marked
-    when whole."""
+    """The Trainer with four changes: data in the order of the data set, the learning rate of our schedule, checkpoints that appear whole,
+    and their weights in the model's own names.
+
+    The Trainer saves some families (experts) in the names of the hub and, when it resumes, passes over those that the model does not know.
+    """
 
     def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schedule = schedule
+        self._saving: Path | None = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -68,14 +80,30 @@ class StageTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        name = f"checkpoint-{step}"
+        with new_folder(folder / name, replace=is_own(folder / name)) as self._saving:
+            super()._save_checkpoint(model, trial)
+            for file in (self._saving / name).iterdir():
+                file.rename(self._saving / file.name)
+            (self._saving / name).rmdir()
+            mark_complete(self._saving)
+        self._saving = None
+        remove_checkpoints(folder, before=step, keep=KEPT - 1)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(model or self.model, Path(resume_from_checkpoint))
 
 
-def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: int) -> TrainingArguments:
+def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: int) -> OneDevice:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    return TrainingArguments(
+    return OneDevice(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=options.micro_batch,
@@ -91,7 +119,6 @@ def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: in
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=options.save_every,
-        save_total_limit=2,  # two, so that a whole one is left while the next is being written
         report_to=["tensorboard"],
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -131,6 +158,7 @@ def train_stages(
     *,
     sliding_window: str = "keep",
     report: Report | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> PreTrainedModel:
     """Train `model` in place through `stages` and return it.
 
@@ -147,12 +175,16 @@ def train_stages(
         Packed at the target length (`harpe.data.packing.PackedDataset`).
     folder
         Holds `stage-1`, `stage-2` … with checkpoints, `log.jsonl` and TensorBoard files. What is already there is continued: the
-        result is the same, bit for bit on a CPU with the same number of threads, as without the interruption.
+        result is the same, bit for bit on a CPU with the same number of threads, as without the interruption. The caller holds the
+        lock on the run.
+    tell
+        Hears of a checkpoint that was damaged; the one before it is used.
 
     Raises
     ------
     HarpeError
-        When the data are too few for the token budget, or the loss stops being finite.
+        When the data are too few for the token budget, the loss stops being finite, the disk is full, or what is not harpe's lies where
+        a checkpoint would.
     """
     target, steps = stages[-1].length, check_stages(stages, options)
     step_tokens, seen = options.step_tokens(target), 0
@@ -168,7 +200,7 @@ def train_stages(
         seen += count * step_tokens
         apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
         sequences = Subset(data.cut(stage.length), range(first, last))
-        _train_stage(model, sequences, options, folder / f"stage-{number}", stage.length, step_tokens, count, schedule, report)
+        _train_stage(model, sequences, options, folder / f"stage-{number}", stage.length, step_tokens, count, schedule, report, tell)
     return model
 
 
@@ -182,16 +214,15 @@ def _train_stage(
     steps: int,
     schedule: Schedule,
     report: Report | None,
+    tell: Callable[[str], None],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_complete(folder)
-    if checkpoint is not None and step_of(checkpoint) == steps:
-        missing, _ = model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        if set(missing) - tied:
-            raise HarpeError(f"{checkpoint} lacks the weights {sorted(set(missing) - tied)[:3]}; delete it and resume.")
-        model.tie_weights()
+    checkpoint = last_complete(folder, tell)
+    done = step_of(checkpoint) or 0 if checkpoint is not None else 0
+    if checkpoint is not None and done == steps:
+        load_weights(model, checkpoint)
         return
+    check_room(folder, done, steps, options.save_every)
     set_seed(options.seed)
     log = JsonlLog(folder / "log.jsonl", step_tokens, report)
     set_recompute(model, options.gradient_checkpointing)
