@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from harpe.data.embedded import reported_files
 from harpe.errors import HarpeError
@@ -58,6 +59,19 @@ def test_the_depth_is_where_the_needle_stands(writer: NeedleWriter, tokenizer: A
     before = tokenizer.decode(sample.context).split("# magic number:")[0]
     share = len(tokenizer(before, add_special_tokens=False).input_ids) / len(sample.context)
     assert share == pytest.approx(depth, abs=0.02)
+
+
+def test_a_tokenizer_that_ends_texts_ends_no_prefix_and_no_piece(tokenizer: Any) -> None:
+    """Against the tokenizer that only begins them."""
+    ending = load_tokenizer("embedded")
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert ending("").input_ids == [0, 0]
+    haystacks = [list(range(5, 900))]
+    for task in TASKS.values():
+        assert NeedleWriter(ending, haystacks, 1).sample(task, 512, 0) == NeedleWriter(tokenizer, haystacks, 1).sample(task, 512, 0)
+    assert NeedleWriter(ending, haystacks, 1).prefix == (0,)
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn(writer: NeedleWriter) -> None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
 from harpe.data.sources import Document
+from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
 from harpe.files import check_new_folder, new_folder, read_json, sha256_json, write_json
 
@@ -163,9 +164,9 @@ def prepare(
 ) -> PackedDataset:
     """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
 
-    A document is its ids as the tokenizer gives them, and then the end-of-sequence id if the tokenizer has one and did not
-    set it. Where begin and end are the same id (GPT-2), one stands between two documents. No text is repeated unless `upsampling`
-    allows it; what is left after the last whole sequence is dropped.
+    A document is its ids with what the tokenizer begins texts with, and then the end-of-sequence id, once (`document_ids`): where begin
+    and end are the same id, one stands between two documents. No text is repeated unless `upsampling` allows it; what is left after the
+    last whole sequence is dropped.
 
     All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
     texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is
@@ -303,18 +304,13 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
-    """Every document that has any ids of its own, and these, with the end-of-sequence id where it belongs."""
+    """Every document that has any ids of its own, and these (`document_ids`)."""
     # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a loader's
     # worker) runs on one, where "true" could let it hang
-    options = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
-    nothing = tokenizer("", **options)["input_ids"]
-    end = tokenizer.eos_token_id
-    if end is not None and end == tokenizer.bos_token_id and nothing[:1] == [end]:
-        end = None  # every document begins with the one id that separates it from the last
     for batch in _batches(documents):
-        for document, ids in zip(batch, tokenizer([each.text for each in batch], **options)["input_ids"], strict=True):
-            if ids != nothing:
-                yield document, ids if end is None or ids[-1] == end else [*ids, end]
+        for document, ids in zip(batch, document_ids(tokenizer, [each.text for each in batch]), strict=True):
+            if ids:
+                yield document, ids
 
 
 def _write_unordered(file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:

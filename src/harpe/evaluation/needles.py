@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.token_ids import begin_ids, piece_ids
 from harpe.errors import HarpeError
 
 KEYS = tuple(
@@ -99,7 +100,7 @@ class NeedleWriter:
     Parameters
     ----------
     tokenizer
-        Any tokenizer; its own prefix (BOS), where it has one, starts every sample.
+        Any tokenizer; what it begins texts with (BOS), where it does, starts every sample.
     haystacks
         Token ids of the documents that needles are hidden in, without special tokens.
     seed
@@ -112,11 +113,11 @@ class NeedleWriter:
         self.seed = seed
         if not self.haystacks:
             raise HarpeError("There is no text to hide needles in: the held-out documents are empty.")
-        self.prefix = tuple(tokenizer("").input_ids)
+        self.prefix = begin_ids(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special tokens."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Token ids of `text` in the middle of a document."""
+        return piece_ids(self.tokenizer, text)
 
     def haystack(self, rng: np.random.Generator, length: int) -> np.ndarray:
         """`length` tokens [length] int64: a stretch of one document, or of several in a row where none is long enough."""

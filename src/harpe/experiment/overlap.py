@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.overlap import NGRAM, count_overlap, unknown_overlap
 from harpe.data.packing import PackedDataset, tokenizer_identity
+from harpe.data.token_ids import plain_ids
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, sha256_json, write_json
 
@@ -60,7 +61,7 @@ class Prompts:
     @property
     def haystacks(self) -> list[list[int]]:
         special = set(self._tokenizer.all_special_ids)
-        found = (self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in self._texts)
+        found = (plain_ids(self._tokenizer, text) for text in self._texts)
         return [[i for i in ids if i not in special] for ids in found]
 
     def identity(self) -> str:

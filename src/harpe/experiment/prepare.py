@@ -17,6 +17,7 @@ from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is
 from harpe.data.packing import prepare as pack
 from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
 from harpe.data.sources import Document, find_files, read_documents
+from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import PrepareOptions
@@ -114,7 +115,7 @@ def _foretell(
             room[source] -= len(document.text)
     if not counts:
         raise HarpeError("--data gave no documents with text in them.")
-    per_character = np.array([sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) / sum(map(len, texts)) for texts in samples])
+    per_character = np.array([sum(map(len, document_ids(tokenizer, texts))) / sum(map(len, texts)) for texts in samples])
     lengths = np.maximum(1, np.array(counts) * per_character[np.array(sources)]).astype(np.int64)
     corpus = Corpus(lengths, np.array(sources), tuple(names))
     estimate = f"{sum(counts):,} characters in {len(counts):,} documents, about {corpus.tokens:,} tokens"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
 from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
 from harpe.data.sources import Document, read_documents
+from harpe.data.token_ids import document_ids, text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.files import new_folder
@@ -48,7 +49,7 @@ def training_ids(data: str, tokenizer: PreTrainedTokenizerBase, text_field: str,
     if is_packed(data):
         return (ids.tolist() for ids in PackedDataset(data).documents()), data
     documents, description = training_documents(data, text_field, tokens)
-    return (tokenizer(document.text, verbose=False).input_ids for document in documents), description
+    return (ids for document in documents for ids in document_ids(tokenizer, [document.text])), description
 
 
 def packed(
@@ -111,7 +112,7 @@ def _short(identity: Any) -> str:
 def _long_enough(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
     for document in documents:
         if len(document.text) > length:  # a token is at least one character, near enough
-            ids = tokenizer(document.text, verbose=False).input_ids
+            ids = text_ids(tokenizer, document.text)
             if len(ids) > length:
                 yield ids
 
