@@ -83,10 +83,10 @@ def yarn(model: Any, documents: list[list[int]], bos: int, max_length: int, stri
 
 def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
     model, documents = make_tiny("llama"), [ids_of(n, n) for n in (100, 61, 75)]
-    curve = prefix_curve([prefix_record(model, ids, [20, 40, 80], bos=0) for ids in documents], [20, 40, 80], "yarn")
+    curve = prefix_curve([prefix_record(model, ids, [20, 40, 80], begin=(0,)) for ids in documents], [20, 40, 80], "yarn")
     for point in curve["points"]:
         assert point["perplexity"] == pytest.approx(yarn(model, documents, 0, point["length"], 0, truncate=True), rel=1e-5)
-    totals = [t for document in documents for t in window_totals(model, document, 24, 8, bos=0)]
+    totals = [t for document in documents for t in window_totals(model, document, 24, 8, begin=(0,))]
     got = perplexity([s for s, _ in totals], [n for _, n in totals], "yarn")
     assert got == pytest.approx(yarn(model, documents, 0, 24, 8, truncate=False), rel=1e-5)
     weighted = perplexity([s for s, _ in totals], [n for _, n in totals], "tokens")
@@ -94,16 +94,30 @@ def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
 
 
 def test_a_stride_that_would_skip_tokens_is_refused(make_tiny: Any) -> None:
-    for stride in (0, 8, 9):
+    for stride, begin in ((0, ()), (8, ()), (9, ()), (8, (0,)), (7, (0, 1))):
         with pytest.raises(HarpeError, match="stride"):
-            window_totals(make_tiny("llama"), ids_of(30), 8, stride)
+            window_totals(make_tiny("llama"), ids_of(30), 8, stride, begin)
+
+
+@pytest.mark.parametrize("begin", [(), (5,), (5, 6)])
+def test_every_token_of_a_text_is_scored_once_whatever_windows_begin_with(make_tiny: Any, begin: tuple[int, ...]) -> None:
+    """Behind one BOS the windows end where they do without one, so that the same windows score the same tokens."""
+    model, ids = make_tiny("llama"), ids_of(50)
+    text = ids[len(begin[:1]) :]
+    totals = window_totals(model, text, 16, 7, begin)
+    assert sum(n for _, n in totals) == len(ids) - 1
+    if len(begin) < 2:
+        assert [n for _, n in totals] == [n for _, n in window_totals(model, ids, 16, 7)]
+    for number, (total, scored) in enumerate(totals):
+        window = [*begin, *text[7 * number : 7 * number + 16 - len(begin)]]
+        assert total == pytest.approx(stock_loss(model, window, scored), rel=1e-5)
 
 
 def test_long_documents_have_at_most_64_bins_of_windows_and_every_token_in_one() -> None:
     rng = np.random.default_rng(0)
     counts = [[9, *[5] * 149, 3], [9, *[5] * 70]]
     records = [{"nll": (rng.random(len(n)) * n).tolist(), "tokens": n} for n in counts]
-    found = window_curve(records, 10, 5, "tokens", bos=False)
+    found = window_curve(records, 10, 5, "tokens", 0)
     bins = found["positions"]
     assert len(bins) == 51 and [b["start"] for b in bins[:3]] == [0, 20, 35]  # three windows a bin
     assert all(a["end"] == b["start"] for a, b in pairwise(bins))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harpe.evaluation.perplexity import document_records, position_bins, summarise, token_losses
+from harpe.evaluation.perplexity import document_records, position_bins, short_windows, summarise, token_losses
 from harpe.evaluation.statistics import paired_difference, weighted_mean, wilson
 
 
@@ -46,6 +46,26 @@ def test_short_windows_and_bins_are_token_weighted(make_tiny: Any) -> None:
     assert value["short"]["perplexity"] == pytest.approx(math.exp(short.mean()), rel=1e-5)
     assert value["long"]["perplexity"] == pytest.approx(math.exp(long[:, 32:].mean()), rel=1e-5)
     assert value["short"]["low"] <= value["short"]["perplexity"] <= value["short"]["high"]
+
+
+@pytest.mark.parametrize("begin", [[], [5], [5, 6]])
+def test_every_short_window_begins_as_a_text_does_and_predicts_what_it_would_predict_without(make_tiny: Any, begin: list[int]) -> None:
+    """Tokens 1 to 64 of each document, each once, from a window of 16; the first token of another window makes room for BOS."""
+    model = make_tiny("llama")
+    ids = [*begin, *torch.randint(7, 97, (70,), generator=torch.Generator().manual_seed(7)).tolist()]
+    predicted = []
+    for number, window in enumerate(short_windows(torch.tensor(ids), 16, 64, begin)):
+        assert window[-16:].tolist() == ids[1 + 16 * number : 17 + 16 * number]
+        assert window[: len(begin)].tolist() == begin
+        predicted += naive_losses(model, window.tolist())[-16:]
+    assert len(predicted) == 64
+    records: list[dict[str, Any]] = []
+    document_records(model, [ids], 16, 64, records.append, begin=begin, batch_tokens=40)
+    assert records[0]["short_tokens"] == 64 and records[0]["short_nll"] == pytest.approx(sum(predicted), rel=1e-5)
+    without: list[dict[str, Any]] = []
+    document_records(model, [ids], 16, 64, without.append)
+    assert (without[0]["short_nll"] == records[0]["short_nll"]) == (not begin)
+    assert without[0]["nll"] == records[0]["nll"] and without[0]["short_tokens"] == 64
 
 
 @pytest.mark.parametrize(("short", "long"), [(256, 2048), (512, 4096), (512, 5000), (4096, 131072), (8, 64), (100, 101)])

@@ -113,10 +113,10 @@ def test_loss_by_position_is_that_of_single_tokens(texts: Path, tmp_path: Path) 
         assert b["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5) and b["tokens"] == len(here)
     first, second = windows["positions"][:2]
     here = [loss for ids in documents for loss in losses(ids[:300])]
-    assert (first["start"], first["end"], first["tokens"]) == (0, 300, len(here))
+    assert (first["start"], first["end"], first["tokens"]) == (0, 299, len(here))
     assert first["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5)
-    here = [loss for ids in documents for loss in losses(ids[77:377])[222:]]
-    assert (second["start"], second["end"], second["tokens"]) == (300, 377, len(here))
+    here = [loss for ids in documents for loss in losses([ids[0], *ids[78:377]])[222:]]  # every window begins as a text does
+    assert (second["start"], second["end"], second["tokens"]) == (299, 376, len(here))
     assert second["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5)
     assert prefixes["overlap"]["share"] is None and "not known" in prefixes["overlap"]["reason"]
 

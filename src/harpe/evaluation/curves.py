@@ -7,9 +7,11 @@ Two kinds of figure that are not comparable, and carry their kind with them:
 * `windows`: a window of W tokens that moves on by S (Press et al. 2021, arXiv 2108.12409); every token is scored once, with at least
   W - S tokens before it, but for the beginning of the document.
 
+Every document and every window begins as the tokenizer begins texts (with BOS, where it does), and that takes places of the window.
+
 Averages are over tokens. `yarn` is the way of YaRN's script (jquesnelle/yarn, eval/perplexity.py at 995db5b): a mean over windows, each
-of them counting the same however many tokens it scores, with one beginning-of-text token in front of every window. It is here to compare
-with published tables.
+of them counting the same however many tokens it scores, with one beginning-of-text token in front of every window, whatever the tokenizer
+does. It is here to compare with published tables.
 """
 
 from __future__ import annotations
@@ -63,32 +65,35 @@ def prefix_totals(losses: np.ndarray, lengths: Sequence[int]) -> tuple[list[floa
     return [float(sums[n]) for n in counts], counts
 
 
-def window_totals(model: PreTrainedModel, ids: Sequence[int], window: int, stride: int, bos: int | None = None) -> list[tuple[float, int]]:
+def window_totals(
+    model: PreTrainedModel, ids: Sequence[int], window: int, stride: int, begin: Sequence[int] = ()
+) -> list[tuple[float, int]]:
     """Sum of losses and number of scored tokens of every window of one document.
 
     Windows begin at 0, S, 2S, …; each scores the tokens that no earlier one has scored; the last may be shorter than `window`.
 
     Parameters
     ----------
+    ids
+        Token ids without `begin`.
     window, stride
-        W and S in tokens, 1 <= S < W (S <= W - 1 with `bos` too, which takes one place).
-    bos
-        Token put in front of every window, which then predicts the window's first token too and takes one place of the window.
+        W and S in tokens, 1 <= S < W, and S <= W - P where `begin` has P ids.
+    begin
+        Ids in front of every window, which then predicts its first token too; they take places of the window.
 
     Raises
     ------
     HarpeError
-        For a stride that leaves tokens unscored: longer than the window, or as long where no `bos` stands before a window's first token.
+        For a stride that leaves tokens unscored.
     """
-    width = window - (bos is not None)
-    if not 1 <= stride < window:
+    width = window - len(begin)
+    if not 1 <= stride <= width - (not begin):
         raise HarpeError(f"--window {window} --stride {stride}: the stride has to be at least 1 and less than the window.")
     totals, before = [], 0
-    for begin in range(0, len(ids), stride):
-        end = min(begin + width, len(ids))
-        part = list(ids[begin:end])
-        losses = document_losses(model, [bos, *part] if bos is not None else part)
-        new = end - before if bos is not None or begin > 0 else end - 1
+    for start in range(0, len(ids), stride):
+        end = min(start + width, len(ids))
+        losses = document_losses(model, [*begin, *ids[start:end]])
+        new = end - before if begin or start > 0 else end - 1
         totals.append((float(losses[len(losses) - new :].sum()), new))
         before = end
         if end == len(ids):
@@ -101,24 +106,23 @@ def position_edges(length: int) -> list[int]:
     return [0, *(2**k for k in range(4, 64) if 2**k < length - 1), length - 1]
 
 
-def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], bos: int | None = None) -> dict[str, Any]:
+def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], begin: Sequence[int] = ()) -> dict[str, Any]:
     """One document's sums of losses from one forward pass.
 
     Parameters
     ----------
     ids
-        Token ids, without special tokens where `bos` is given.
+        Token ids without `begin`.
     lengths
         Ascending, at least 2.
-    bos
-        Put in front of the document, where it takes one of the L places; None leaves it as it is.
+    begin
+        Ids in front of the document, where they take some of the L places.
 
     Returns
     -------
     nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of `position_edges(lengths[-1])`.
     """
-    row = [bos, *ids] if bos is not None else list(ids)
-    losses = document_losses(model, row[: lengths[-1]])
+    losses = document_losses(model, [*begin, *ids][: lengths[-1]])
     nll, tokens = prefix_totals(losses, lengths)
     parts = [losses[a:b] for a, b in pairwise(position_edges(lengths[-1]))]
     return {
@@ -148,8 +152,8 @@ def prefix_curve(records: Sequence[dict[str, Any]], lengths: Sequence[int], aver
     return {"points": points, "positions": _positions(list(pairwise(position_edges(lengths[-1]))), rows)}
 
 
-def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, average: Average, bos: bool) -> dict[str, Any]:
-    """Perplexity in sliding windows from documents' nll and tokens by window (`window_totals`), and loss by position.
+def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, average: Average, begin: int) -> dict[str, Any]:
+    """Perplexity in sliding windows, and loss by position, from documents' nll and tokens by window (`window_totals`, `begin` ids of it).
 
     Returns
     -------
@@ -157,7 +161,7 @@ def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, av
     several in a row: at most WINDOW_BINS bins).
     """
     sums, counts = [s for r in records for s in r["nll"]], [n for r in records for n in r["tokens"]]
-    width, windows = window - bos, max(len(r["nll"]) for r in records)
+    width, windows = window - begin, max(len(r["nll"]) for r in records)
     size = -(-windows // WINDOW_BINS)
     parts = range(0, windows, size)
     edges = [0, *(width + (first + size - 1) * stride for first in parts)]

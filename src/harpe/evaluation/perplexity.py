@@ -7,6 +7,7 @@ of the document. Losses are averaged over tokens (never over windows), and perpl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,20 @@ def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
     return torch.cat(parts, dim=1).double().cpu().numpy()
 
 
+def short_windows(ids: torch.Tensor, size: int, length: int, begin: Sequence[int] = ()) -> list[torch.Tensor]:
+    """The first `length` + 1 tokens of a document in windows, of which each predicts its last `size` tokens; int64 [1 + size] each.
+
+    Together they predict the tokens 1, 2, … `length` (as many as whole windows hold), each once. A window after the first begins with
+    `begin`, as the document does; where that is empty, with the token before what it predicts. (The windows after the first are
+    [P + size] where `begin` has P > 1 ids.)
+    """
+    windows = [ids[start : start + size + 1] for start in range(0, length - size + 1, size)]
+    if begin:
+        front = torch.tensor([*begin], dtype=ids.dtype)
+        windows[1:] = [torch.cat([front, window[1:]]) for window in windows[1:]]
+    return windows
+
+
 def document_records(
     model: PreTrainedModel,
     documents: Sequence[Sequence[int]],
@@ -53,6 +68,7 @@ def document_records(
     record: Callable[[dict[str, Any]], None],
     batch_tokens: int = 16384,
     numbers: Sequence[int] | None = None,
+    begin: Sequence[int] = (),
 ) -> None:
     """Measure documents and hand one record of each to `record`.
 
@@ -61,9 +77,12 @@ def document_records(
     documents
         Token ids, at least length + 1 of each; the first length + 1 are used.
     original_length
-        Also the window of the short-context perplexity: the same tokens, cut into windows of this many.
+        Also the window of the short-context perplexity: the same tokens, cut into windows of this many (`short_windows`).
     numbers
         Which of the documents; None: all.
+    begin
+        What the documents begin with (`harpe.data.token_ids.begin_ids`), and then all windows do: a model that never saw a text without BOS
+        is lost without it.
 
     Notes
     -----
@@ -73,10 +92,14 @@ def document_records(
     for number in range(len(documents)) if numbers is None else numbers:
         ids = torch.tensor(documents[number][: length + 1], dtype=torch.int64)
         losses = token_losses(model, ids[None])[0]
-        # windows overlap in one token, so that all of the same tokens but the first are predicted
-        windows = [ids[start : start + original_length + 1] for start in range(0, length - original_length + 1, original_length)]
+        windows = short_windows(ids, original_length, length, begin)
+        alike = [torch.stack(list(group)) for _, group in groupby(windows, key=len)]
         short = np.concatenate(
-            [token_losses(model, part).ravel() for part in torch.stack(windows).split(max(1, batch_tokens // original_length))]
+            [
+                token_losses(model, part)[:, -original_length:].ravel()
+                for rows in alike
+                for part in rows.split(max(1, batch_tokens // original_length))
+            ]
         )
         record(
             {

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.overlap import unknown_overlap
+from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.generation import Key, answer_samples, key_of
@@ -81,9 +82,9 @@ class HeldOut:
     """Texts that were never trained on, as token ids of the model's tokenizer."""
 
     documents: list[list[int]]
-    """With the tokenizer's own special tokens."""
+    """Behind what the tokenizer begins texts with (`harpe.data.token_ids.text_ids`)."""
     haystacks: list[list[int]]
-    """Without."""
+    """Without special tokens."""
     description: str
 
     def identity(self) -> str:
@@ -202,7 +203,7 @@ class _Work:
             records.add(row)
             self.progress("perplexity", len(records.rows), before + len(mine))
 
-        document_records(self.model, documents, *lengths, record, numbers=mine)
+        document_records(self.model, documents, *lengths, record, numbers=mine, begin=begin_ids(self.tokenizer))
         self._write("perplexity.json", records, lambda rows: summarise(rows, *lengths))
 
     def needles(self) -> None:

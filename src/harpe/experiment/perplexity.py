@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.curves import prefix_curve, prefix_record, window_curve, window_totals
 from harpe.evaluation.processes import ALONE, join
@@ -52,7 +53,10 @@ class _Work:
     lengths: list[int]
     """Empty where a window slides."""
     held_out: HeldOut
-    bos: int | None
+    behind: int
+    """How many ids the tokenizer begins the documents with; they are left out, for `begin` to stand in their place."""
+    begin: tuple[int, ...]
+    """What every document and every window begins with."""
     dtype: str
     reason: str
 
@@ -71,7 +75,7 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     reporter = (reporter if team.first else None) or Reporter()
     path = Path(options.out)
     work = team.from_first(lambda: _planned(options, path, reporter))
-    documents = work.held_out.haystacks if work.bos is not None else work.held_out.documents
+    documents = [ids[work.behind :] for ids in work.held_out.documents]
     reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
     records = Records(path.with_suffix(".jsonl"), _place, team, reporter.say)
     missing = [number for number in range(len(documents)) if number not in records.rows]
@@ -83,9 +87,9 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
             for done, number in enumerate(mine, 1):
                 ids = documents[number]
                 if work.lengths:
-                    record = prefix_record(model, ids, work.lengths, work.bos)
+                    record = prefix_record(model, ids, work.lengths, work.begin)
                 else:
-                    totals = window_totals(model, ids, int(options.window or 0), options.stride, work.bos)
+                    totals = window_totals(model, ids, int(options.window or 0), options.stride, work.begin)
                     record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
                 records.add({"document": number, **record})
                 reporter.progress("perplexity", before + done, before + len(mine), team.note)
@@ -111,9 +115,11 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
     tokenizer = _tokenizer(options)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     held_out = held_out_texts(options.data, tokenizer, _longest(options, lengths), options.documents, text_field=options.text_field)
-    bos = tokenizer.bos_token_id if options.average == "yarn" else None
-    dtype, reason = _begun(path.with_suffix(".jsonl"), _protocol(options, held_out, lengths, bos), options.dtype, reporter)
-    return _Work(lengths, held_out, bos, dtype, reason)
+    own = begin = begin_ids(tokenizer)
+    if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
+        begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    dtype, reason = _begun(path.with_suffix(".jsonl"), _protocol(options, held_out, lengths, begin), options.dtype, reporter)
+    return _Work(lengths, held_out, len(own), begin, dtype, reason)
 
 
 def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
@@ -132,7 +138,7 @@ def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
-        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, work.bos is not None) | {"documents": rows}
+        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {"documents": rows}
     write_json(path, value | {"overlap": training_overlap(options.model, _tokenizer(options), work.held_out, reporter)})
     written = [path]
     for ending, figure in perplexity_figures(value).items():
@@ -146,14 +152,14 @@ def _place(row: dict[str, Any]) -> int:
     return int(row.get("document", -1))
 
 
-def _protocol(options: PerplexityOptions, held_out: HeldOut, lengths: list[int], bos: int | None) -> dict[str, Any]:
+def _protocol(options: PerplexityOptions, held_out: HeldOut, lengths: list[int], begin: tuple[int, ...]) -> dict[str, Any]:
     """What records depend on, but for the dtype; the weights of a local folder by the names, sizes and times of their files."""
     folder, files = Path(options.model), []
     if folder.is_dir():
         files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.glob("*.safetensors"))]
     name = str(folder.absolute()) if folder.is_dir() else options.model
     of = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
-    return {"model": name, "revision": options.revision, "weights": files, "held_out": held_out.identity(), **of, "bos": bos}
+    return {"model": name, "revision": options.revision, "weights": files, "held_out": held_out.identity(), **of, "begin": list(begin)}
 
 
 def _begun(path: Path, protocol: dict[str, Any], wanted: str, reporter: Reporter) -> tuple[str, str]:
