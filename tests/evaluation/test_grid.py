@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.evaluation import generation
+from harpe.evaluation import greedy
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.generation import key_of
 from harpe.evaluation.grid import Cell, GridSample, answer_grid, grid_samples, reading_report, way_of
@@ -66,7 +66,7 @@ def test_answers_and_logits_are_those_of_one_prefill_a_cell(
     make_tiny: Any, tokenizer: Any, samples: list[GridSample], kind: str, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other side is a loop without any cache. Logits are caught at the output layer."""
-    monkeypatch.setattr(generation, "READ", pieces)
+    monkeypatch.setattr(greedy, "READ", pieces)
     model, caught = make(make_tiny, tokenizer, kind), []
     catch = model.lm_head.register_forward_hook(lambda module, inputs, output: caught.append(output[:, -1].clone()))
     records = every_record(model, tokenizer, samples)
@@ -131,7 +131,7 @@ def test_every_token_that_cells_share_is_read_once_and_counted_once(
 ) -> None:
     """Against the set of all beginnings of all texts: what is read is its size, what is counted is the sum over its members."""
     model, sizes = make_tiny("llama", vocab_size=len(tokenizer)), []
-    monkeypatch.setattr(generation, "READ", 32)
+    monkeypatch.setattr(greedy, "READ", 32)
     cost = reading_cost(model)
     for sample in samples:
         sizes.clear()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
+from harpe.evaluation.greedy import completions
 from harpe.evaluation.processes import Processes
-from harpe.evaluation.ruler.answer import answer_task, greedy, summary
+from harpe.evaluation.ruler.answer import answer_task, summary
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS
 from harpe.experiment.evaluation_options import RulerOptions
@@ -46,10 +47,10 @@ def test_answers_in_a_padded_batch_are_greedy_and_stop_at_the_end_of_text(make_t
             with torch.inference_mode():
                 ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
-    assert greedy(model, tokenizer, prompts, 8) == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
-    model.generation_config.eos_token_id = expected[1][4]
+    assert completions(model, tokenizer, prompts, 8) == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(expected[1][4])
     stop = expected[1].index(expected[1][4])
-    assert greedy(model, tokenizer, prompts[1:2], 8) == [tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)]
+    assert completions(model, tokenizer, prompts[1:2], 8) == [tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)]
 
 
 def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
@@ -117,4 +118,4 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
     sample = read_jsonl(tmp_path / "a" / "fwe.jsonl")[0]
     prompt = load_tokenizer("embedded")(sample["input"] + sample["answer_prefix"]).input_ids
     row = next(r for r in read_jsonl(tmp_path / "a" / "answers.jsonl") if r["sample"] == 0)
-    assert greedy(model, load_tokenizer("embedded"), [prompt], 50) == [row["prediction"]]
+    assert completions(model, load_tokenizer("embedded"), [prompt], 50) == [row["prediction"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from harpe.errors import HarpeError
 from harpe.evaluation import server as server_module
@@ -19,6 +20,7 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.short import measure_short
 from harpe.files import read_json, read_jsonl
+from harpe.models.load import load_tokenizer
 
 from .stub_server import StubServer, completion
 
@@ -55,7 +57,8 @@ def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(tmp_
     asked = {(body["prompt"], body["max_tokens"]) for body in stub.bodies}
     assert len(stub.bodies) == 12
     assert asked == {(s["input"] + s["answer_prefix"], TASKS[name].tokens) for name, rows in samples.items() for s in rows}
-    assert {(body["model"], body["temperature"]) for body in stub.bodies} == {("m", 0)}
+    settings = ("model", "temperature", "top_p", "frequency_penalty", "repetition_penalty")
+    assert {tuple(body[name] for name in settings) for body in stub.bodies} == {("m", 0, 1, 0, 1.0)}
     assert {header["authorization"] for header in stub.headers} == {"Bearer a-key"} and stub.at_once == 3
     rows = read_jsonl(tmp_path / "answers.jsonl")
     assert [(row["task"], row["sample"]) for row in rows] == [(name, i) for name in ("vt", "fwe") for i in range(6)]
@@ -84,6 +87,47 @@ def test_a_chat_server_gets_the_prompt_as_a_users_message(tmp_path: Path) -> Non
     assert read_jsonl(tmp_path / "answers.jsonl")[1]["prediction"] == (sample["input"] + sample["answer_prefix"])[-20:]
     with pytest.raises(HarpeError, match="would be a second one"):
         run_ruler(options(tmp_path, stub.address, endpoint="chat", template="Phi3"))
+
+
+def test_a_server_that_does_not_know_the_repetition_penalty_is_asked_without(tmp_path: Path) -> None:
+    """As `transformers serve` refuses it; another refusal is not taken for this one."""
+
+    def answer(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        if "repetition_penalty" in body:
+            return 422, {"detail": "Unexpected fields in the request: {'repetition_penalty'}"}
+        return echo(body, number)
+
+    with StubServer(answer) as strict, StubServer(echo) as other:
+        run_ruler(options(tmp_path / "strict", strict.address, tasks="vt", requests=1))
+        run_ruler(options(tmp_path / "other", other.address, tasks="vt"))
+    assert len(strict.bodies) == 7 and not any("repetition_penalty" in body for body in strict.bodies[1:])
+    assert (tmp_path / "strict" / "answers.jsonl").read_bytes() == (tmp_path / "other" / "answers.jsonl").read_bytes()
+    with StubServer(lambda body, number: (422, {"detail": "too long"})) as stub, pytest.raises(HarpeError, match="too long"):
+        run_ruler(options(tmp_path / "long", stub.address, tasks="vt", requests=1))
+    assert len(stub.bodies) == 1
+
+
+def test_a_prompt_that_spells_its_beginning_is_sent_without_it(tmp_path: Path) -> None:
+    """The server's tokenizer sets it. One that would set end-of-text behind prompts too is told."""
+    tokenizer = load_tokenizer("embedded")
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    around = {"special_tokens": [("<|begin_of_text|>", len(tokenizer) - 1), ("<|endoftext|>", 0)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin_of_text|> $A <|endoftext|>", **around)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    with StubServer(echo) as stub:
+        changes = {"tokenizer": str(tmp_path / "tokenizer"), "template": "meta-llama3", "tasks": "vt", "samples": 2}
+        run_ruler(options(tmp_path / "a", stub.address, **changes), Listener())
+    samples = read_jsonl(tmp_path / "a" / "vt.jsonl")
+    assert all(sample["input"].startswith("<|begin_of_text|><|start") for sample in samples)  # the published bytes
+    whole = [sample["input"] + sample["answer_prefix"] for sample in samples]
+    assert sorted(body["prompt"] for body in stub.bodies) == sorted(text.removeprefix("<|begin_of_text|>") for text in whole)
+    assert [text for text in said if "sets <|endoftext|> behind every text" in text]
 
 
 def test_failures_that_pass_are_tried_again_and_change_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.evaluation.ruler.answer import greedy
+from harpe.evaluation.greedy import completions
 from harpe.experiment.evaluation_options import RulerOptions
 from harpe.experiment.ruler import run_ruler
 from harpe.files import read_jsonl
@@ -129,7 +129,7 @@ def test_rulers_answers_by_the_server_are_those_of_generation_in_process(checkpo
     for row in rows:
         sample = read_jsonl(tmp_path / f"{row['task']}.jsonl")[row["sample"]]
         ids = tokenizer(sample["input"] + sample["answer_prefix"]).input_ids
-        assert [row["prediction"]] == greedy(model, tokenizer, [ids], {"fwe": 50, "niah_multikey_2": 128}[row["task"]])
+        assert [row["prediction"]] == completions(model, tokenizer, [ids], {"fwe": 50, "niah_multikey_2": 128}[row["task"]])
     with pytest.raises(HarpeError, match=r"HTTP 400: Server is pinned to .*has to be the one that the server gives"):
         run_ruler(RulerOptions(**{**given, "out": str(tmp_path / "other")}, server=server, model="other"))
 

@@ -10,49 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.evaluation.greedy import answer
 from harpe.evaluation.needles import NeedleSample
 from harpe.evaluation.processes import ALONE, Processes
 
 Key = tuple[str, int, int, float | None]
 """Task, length, index and depth of a sample."""
-
-
-READ = 4096
-"""Tokens, over all rows of a batch, in one forward pass of a long reading."""
-
-
-def read(model: PreTrainedModel, ids: torch.Tensor, cache: Any, whole: bool = False) -> Any:
-    """Read ids int64 [B, S] on from what the cache holds, a piece at a time unless `whole`; returns the last piece's output.
-
-    Without a cache (None) the model makes its own, and it has to be `whole`.
-    """
-    size = ids.shape[1] if whole else max(1, READ // ids.shape[0])
-    for start in range(0, ids.shape[1], size):
-        out = model(input_ids=ids[:, start : start + size], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out
-
-
-@torch.inference_mode()
-def generate(
-    model: PreTrainedModel, pending: torch.Tensor, cache: Any, budget: int, whole: bool = False
-) -> tuple[torch.Tensor, list[float]]:
-    """Greedy answers of `budget` tokens to pending int64 [B, S], which is read first.
-
-    Returns
-    -------
-    int64 [B, budget], and for every row the least distance between its two first logits at any of these tokens.
-    """
-    out = read(model, pending, cache, whole)
-    answer: list[torch.Tensor] = []
-    margins = []
-    for number in range(budget):
-        if number:
-            out = model(input_ids=answer[-1], past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float()
-        answer.append(logits.argmax(-1, keepdim=True))
-        values = logits.topk(2).values
-        margins.append(values[:, 0] - values[:, 1])
-    return torch.cat(answer, dim=1), torch.stack(margins).amin(0).tolist()
 
 
 @torch.inference_mode()
@@ -61,21 +24,15 @@ def answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bat
 
     Only the last position's logits are computed, and the key/value cache is carried from turn to turn.
     """
-    device = model.device
     texts: list[list[str]] = [[] for _ in batch]
     cache: Any = None
-    pending = torch.tensor([sample.context for sample in batch], device=device)
-    for number in range(len(batch[0].turns)):
-        question = torch.tensor([sample.turns[number].question for sample in batch], device=device)
-        pending = torch.cat([pending, question], dim=1)
-        answer = []
-        for _ in range(batch[0].turns[number].budget):
-            out = model(input_ids=pending, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            pending = out.logits[:, -1].argmax(-1, keepdim=True)
-            answer.append(pending)
-        for text, ids in zip(texts, torch.cat(answer, dim=1).tolist(), strict=True):
-            text.append(str(tokenizer.decode(ids)))
+    pending = torch.tensor([sample.context for sample in batch], device=model.device)
+    for number, turn in enumerate(batch[0].turns):
+        question = torch.tensor([sample.turns[number].question for sample in batch], device=model.device)
+        ids, _, cache = answer(model, torch.cat([pending, question], dim=1), cache, turn.budget, whole=True)
+        pending = ids[:, -1:]
+        for text, row in zip(texts, ids.tolist(), strict=True):
+            text.append(str(tokenizer.decode(row)))
     return texts
 
 

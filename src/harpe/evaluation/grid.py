@@ -26,7 +26,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harpe.evaluation.flops import SLIDING, ReadingCost
-from harpe.evaluation.generation import Key, generate, read, record_of
+from harpe.evaluation.generation import Key, record_of
+from harpe.evaluation.greedy import answer, read
 from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter, Turn
 from harpe.evaluation.processes import ALONE, Processes
 from harpe.models.geometry import GLOBAL, text_config
@@ -164,12 +165,12 @@ def _answer_shared(
                 rest = branch[:, at : first.end(length) - place]
                 at += rest.shape[1]
                 if number == len(group):
-                    ids, margins = generate(model, torch.cat([rest, question], dim=1), cache, first.turn.budget)
+                    ids, margins, _ = answer(model, torch.cat([rest, question], dim=1), cache, first.turn.budget)
                 else:
                     if rest.shape[1]:
                         read(model, rest, cache)
                     with forgotten(cache, reuse) as end:
-                        ids, margins = generate(model, question, end, first.turn.budget)
+                        ids, margins, _ = answer(model, question, end, first.turn.budget)
                 yield (length, depth), _texts(tokenizer, ids), margins
 
 
@@ -180,7 +181,7 @@ def _answer_alone(
     for cell in cells:
         documents = [sample.cell(*cell) for sample in batch]
         pending = torch.tensor([(*each.context, *each.turns[0].question) for each in documents], device=model.device)
-        ids, margins = generate(model, pending, None, batch[0].turn.budget, whole=True)
+        ids, margins, _ = answer(model, pending, None, batch[0].turn.budget, whole=True)
         yield cell, _texts(tokenizer, ids), margins
 
 

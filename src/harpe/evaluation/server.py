@@ -16,6 +16,13 @@ PATIENCE = 3600.0
 """Seconds that one answer may take: a million tokens are read in minutes."""
 
 
+GREEDY = {"temperature": 0, "top_p": 1, "frequency_penalty": 0}
+"""What the protocol has for greedy answers. Servers take what is left open from the checkpoint's generation_config.json: all of them
+temperature and top_p, and `transformers serve` a repetition penalty, which it has under the name of frequency_penalty."""
+PENALTY = "repetition_penalty"
+"""Not of the protocol: vLLM and SGLang take it from generation_config.json where a request does not name it. Others refuse the name."""
+
+
 def _library() -> Any:
     try:
         import openai
@@ -66,6 +73,7 @@ class CompletionServer:
     def __init__(self, address: str, model: str, endpoint: Endpoint = "completions") -> None:
         self._errors = _library()
         self._address, self._model, self._endpoint = address, model, endpoint
+        self._takes_penalty = True
         self._client = self._errors.OpenAI(
             base_url=base_url(address),
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
@@ -99,13 +107,8 @@ class CompletionServer:
         HarpeError
             Where the server cannot be reached or fails, after `RETRIES` more tries, and where it refuses the request.
         """
-        # frequency_penalty: `transformers serve` would take a repetition penalty from generation_config.json without it
-        common = {"model": self._model, "max_tokens": budget, "temperature": 0, "frequency_penalty": 0}
         try:
-            if self._endpoint == "chat":
-                reply = self._client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **common)
-            else:
-                reply = self._client.completions.create(prompt=prompt, **common)
+            reply = self._ask(prompt, budget)
         except self._errors.OpenAIError as error:
             again = "What was answered is kept: the same command goes on where it was."
             raise self._refusal(error, again, f" {RETRIES + 1} times in a row") from error
@@ -113,6 +116,19 @@ class CompletionServer:
         if not choices:
             raise HarpeError(f"--server {self._address} answered with something else than a completion. Does it speak OpenAI's protocol?")
         return str(choices[0].message.content or "" if self._endpoint == "chat" else choices[0].text)
+
+    def _ask(self, prompt: str, budget: int) -> Any:
+        common = {"model": self._model, "max_tokens": budget, **GREEDY}
+        extra = {PENALTY: 1.0} if self._takes_penalty else {}
+        try:
+            if self._endpoint == "chat":
+                return self._client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **common, extra_body=extra)
+            return self._client.completions.create(prompt=prompt, **common, extra_body=extra)
+        except self._errors.APIStatusError as error:
+            if not extra or error.status_code not in (400, 422) or PENALTY not in _told(error):
+                raise
+        self._takes_penalty = False  # what it does not know, it does not take from the checkpoint under that name either
+        return self._ask(prompt, budget)
 
     def _refusal(self, error: Any, advice: str, times: str = "") -> HarpeError:
         """The sentence for an error of the client."""

@@ -53,16 +53,11 @@ class Record:
 
     def add_partial(self, attr: str, req: Sequence[Any], res: Any) -> None:
         """Called by lm-eval's models with every answer as it comes (the interface of its CacheHook)."""
-        if attr == "generate_until" and req[1].get("do_sample", False):
-            return  # drawn answers differ from each other
         self._records.add({"request": _key(attr, req), "answer": res})
 
     def complete(self, kind: str, ask: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
         """The answers to all requests in their order; `ask` is called with this process's share of the blocks that lack any."""
         keys = [_key(kind, request.args) for request in requests]
-        drawn = kind == "generate_until" and any(request.args[1].get("do_sample", False) for request in requests)
-        if drawn:  # cannot be kept, so that every process asks all of them
-            return ask(requests)
         blocks = [block for block in self._blocks(requests) if not all(keys[i] in self._records.rows for i in block)]
         mine = self._team.share(blocks)
         for done, block in enumerate(mine):
@@ -82,22 +77,3 @@ class Record:
         groups = sorted(by_context.items(), key=lambda item: (-len(item[0]), item[1]))
         starts = range(0, len(groups), self._contexts)
         return [[number for _, group in groups[start : start + self._contexts] for number in group] for start in starts]
-
-
-def recorded_model(record: Record, **options: Any) -> Any:
-    """lm-eval's model of transformers (HFLM), which reads from the record what is there and adds what is not."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Recorded(HFLM):
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
-            return record.complete("loglikelihood", super().loglikelihood, requests)
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
-            return record.complete("loglikelihood_rolling", super().loglikelihood_rolling, requests)
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
-            return record.complete("generate_until", super().generate_until, requests)
-
-    model = Recorded(**options)
-    model.set_cache_hook(record)
-    return model

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import ALONE, Processes
-from harpe.evaluation.short_record import Record, recorded_model
+from harpe.evaluation.short_model import short_model
+from harpe.evaluation.short_record import Record
 from harpe.evaluation.statistics import wilson
 
 PAPER_SHOTS = {"mmlu": 5, "hellaswag": 10, "arc_challenge": 25, "piqa": 0, "triviaqa": 5}
@@ -49,17 +50,16 @@ def run_short_tasks(
     Raises
     ------
     HarpeError
-        For unknown tasks, data that cannot be loaded, and a context that is too short for a task's answers.
+        For unknown tasks, data that cannot be loaded, a context that is too short for a task's answers, and tasks whose generated answers
+        are not greedy.
     """
     try:
         from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise HarpeError("The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'.") from error
     model.eval()
-    facts = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, "backend": "causal"}
-    wrapped = recorded_model(record, **facts) if record is not None else HFLM(**facts)
+    wrapped = short_model(record, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
     named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
     options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
     manager = TaskManager(include_defaults=named)

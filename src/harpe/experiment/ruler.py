@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from harpe.data.token_ids import tokens_around
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import join, world_size
 from harpe.evaluation.ruler.fetch import fetch
@@ -55,7 +56,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     team = join()
     reporter = reporter if team.first else Reporter()
     if server is not None:
-        _check_server(options, server, reporter)
+        _check_server(options, tokenizer, server, reporter)
     elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
@@ -97,13 +98,18 @@ def _server(options: RulerOptions) -> CompletionServer:
     return CompletionServer(str(options.server), options.model, options.endpoint)
 
 
-def _check_server(options: RulerOptions, server: CompletionServer, reporter: Reporter) -> None:
+def _check_server(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, server: CompletionServer, reporter: Reporter) -> None:
     models = server.models()
     context = models.get(str(options.model))
     if context is not None and options.length > context:
         raise HarpeError(
             f"--length {options.length} is beyond the {context} tokens that the server takes for {options.model}. Start it with more "
             "(vLLM: --max-model-len)."
+        )
+    if ends := tokens_around(tokenizer)[1]:
+        reporter.say(
+            f"The tokenizer sets {tokenizer.decode(list(ends))} behind every text. A server sets it behind the prompts too, and answers "
+            "are worth nothing then: serve the model with a tokenizer that does not (add_eos_token false)."
         )
     if models and options.model not in models:
         reporter.say(f"The server lists {', '.join(models)}, and not {options.model}, which it is asked for all the same.")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.token_ids import unbegun
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import Processes
 from harpe.evaluation.records import Records
@@ -47,7 +48,7 @@ def write_answers(
     if todo and not server:
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
-        engine, arithmetic = _by_server(options, server) if server else _by_model(options, tokenizer, dtype, team)
+        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, dtype, team)
     with arithmetic if todo else nullcontext():
         for task, samples in todo:
             done = {row["sample"] for row in records.rows.values() if row["task"] == task.name}
@@ -86,9 +87,14 @@ def _by_model(
     return engine, torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def _by_server(options: RulerOptions, server: CompletionServer) -> tuple[Engine, AbstractContextManager[Any]]:
+def _by_server(
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, server: CompletionServer
+) -> tuple[Engine, AbstractContextManager[Any]]:
+    def complete(prompt: str, budget: int) -> str:
+        return server.complete(prompt if options.endpoint == "chat" else unbegun(tokenizer, prompt), budget)
+
     def engine(task: RulerTask, samples: Rows, done: Container[int]) -> Iterator[Rows]:
-        return answer_from(server.complete, task, samples, options.requests, done)
+        return answer_from(complete, task, samples, options.requests, done)
 
     return engine, nullcontext()
 

@@ -7,29 +7,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.data.token_ids import text_ids
 from harpe.errors import HarpeError
+from harpe.evaluation.greedy import completions
 from harpe.evaluation.processes import ALONE, Processes
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
 from harpe.evaluation.statistics import weighted_mean, wilson
-
-
-@torch.inference_mode()
-def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], budget: int) -> list[str]:
-    """Greedy continuations of prompts, padded on the left to one length; each ends at the end-of-text token or after `budget` tokens."""
-    width = max(map(len, prompts))
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    eos = eos if eos is not None else tokenizer.eos_token_id
-    pad = next((i for i in (tokenizer.pad_token_id, eos[0] if isinstance(eos, list) else eos) if i is not None), 0)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    config = GenerationConfig(max_new_tokens=budget, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=eos, use_cache=True)
-    generate: Any = model.generate
-    out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:].tolist()]
 
 
 def _record(task: RulerTask, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:
@@ -55,7 +41,7 @@ def answer_task(
     """Answer a task's samples; yields the records of one batch at a time.
 
     A record has task, sample (its number in the file), prediction, outputs, score, and token_position_answer (null where a task has
-    none). The prompt is the sample's input and the beginning of the answer, with the tokenizer's own special tokens.
+    none). The prompt is the sample's input and the beginning of the answer, behind what the tokenizer begins texts with.
 
     Parameters
     ----------
@@ -66,7 +52,7 @@ def answer_task(
         Processes that share the batches in turn: batches differ in length, and neighbours differ least.
     """
     model.eval()
-    prompts = [tokenizer(sample["input"] + sample["answer_prefix"], verbose=False).input_ids for sample in samples]
+    prompts = [text_ids(tokenizer, sample["input"] + sample["answer_prefix"]) for sample in samples]
     order = sorted(range(len(samples)), key=lambda i: (len(prompts[i]), i))
     start = number = 0
     while start < len(order):
@@ -76,7 +62,7 @@ def answer_task(
         batch, start, number = order[start:end], end, number + 1
         if (number - 1) % team.count != team.rank or all(i in done for i in batch):
             continue
-        answers = greedy(model, tokenizer, [prompts[i] for i in batch], task.tokens)
+        answers = completions(model, tokenizer, [prompts[i] for i in batch], task.tokens)
         yield [_record(task, i, samples[i], answer) for i, answer in zip(batch, answers, strict=True)]
 
 
