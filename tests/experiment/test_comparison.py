@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
 from harpe.evaluation.resampling import resample
-from harpe.experiment.comparison import run as comparison
+from harpe.experiment.comparison import jobs
 from harpe.experiment.comparison.measures import collect
 from harpe.experiment.comparison.recipe import parse, read_recipe
 from harpe.experiment.comparison.run import compare
@@ -217,18 +217,18 @@ def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Pa
 
 
 def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = comparison.subprocess.Popen
+    real = jobs.subprocess.Popen
 
     def killed(command: list[str], **options: Any) -> Any:
         if command[-2] == "abf":
             command = ["sh", "-c", "kill -9 $$"]
         return real(command, **options)
 
-    monkeypatch.setattr(comparison.subprocess, "Popen", killed)
+    monkeypatch.setattr(jobs.subprocess, "Popen", killed)
     folder = run(workspace)
     assert "signal 9" in read_json(folder / "abf" / "seed-0" / "failed.json")["reason"]
     before = (folder / "none" / "seed-0" / "record.json").stat().st_mtime_ns
-    monkeypatch.setattr(comparison.subprocess, "Popen", real)
+    monkeypatch.setattr(jobs.subprocess, "Popen", real)
     listening = Listening()
     run(workspace, reporter=listening, methods=["none", "abf", {"name": "ntk", "train": False}])
     assert any("It has the new methods ntk." in said for said in listening.said)
@@ -246,7 +246,7 @@ def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_sa
 ) -> None:
     recipe: dict[str, Any] = {"methods": ["none", "abf-staged"], "baseline": "none", "tokens": 8192, "save_every": 1}
     whole = load_file(run(workspace, "whole", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
-    real, folder = comparison.subprocess.Popen, workspace / "broken" / "abf-staged" / "seed-0"
+    real, folder = jobs.subprocess.Popen, workspace / "broken" / "abf-staged" / "seed-0"
 
     def killed(command: list[str], **options: Any) -> Any:
         child = real(command, **options)
@@ -257,11 +257,11 @@ def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_sa
             child.kill()
         return child
 
-    monkeypatch.setattr(comparison.subprocess, "Popen", killed)
+    monkeypatch.setattr(jobs.subprocess, "Popen", killed)
     run(workspace, "broken", **recipe)
     assert not (folder / "model").exists() and "signal 9" in read_json(folder / "failed.json")["reason"]
     first = (folder / "stage-1" / "log.jsonl").read_bytes()
-    monkeypatch.setattr(comparison.subprocess, "Popen", real)
+    monkeypatch.setattr(jobs.subprocess, "Popen", real)
     again = load_file(run(workspace, "broken", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     assert (folder / "stage-1" / "log.jsonl").read_bytes() == first

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.experiment.comparison import run as comparison
+from harpe.experiment.comparison import jobs
 from harpe.experiment.comparison.worker import work
 from harpe.experiment.evaluate import evaluate
 from harpe.experiment.export import export
@@ -103,7 +103,7 @@ def compared(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "methods": ["self-extend", "none", "abf", {"name": "harpe-uniform", "method": "harpe"}],
     }
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(comparison, "_run_worker", lambda run, job, *rest: work(run, job[0].name, job[1], Reporter()))
+    monkeypatch.setattr(jobs, "run_worker", lambda workers, run, job, slot: work(run, job[0].name, job[1], Reporter()))
     return harpe.compare(workspace / "recipe.yaml", out=workspace / "compared", seeds=[3, 4])
 
 

@@ -1,19 +1,22 @@
 """`harpe VERB …`: parses options, runs a verb, turns errors into sentences.
 
-Exit codes: 0 done, 2 a problem with the input that the message explains, 130 interrupted.
+Exit codes: 0 done, 2 a problem with the input that the message explains, 130 interrupted (Ctrl-C), 143 and 129 ended by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
+from harpe.cli.signals import Ended, exit_code, signals_interrupt
 from harpe.errors import HarpeError, OtherFailed
 from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.options import (
@@ -213,7 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     terminal = Terminal()
     try:
-        FUNCTIONS[parsed.verb](options_of(parsed, VERBS), terminal)
+        with signals_interrupt():
+            FUNCTIONS[parsed.verb](options_of(parsed, VERBS), terminal)
     except OtherFailed:
         terminal.close()
         return 0  # the launcher ends all with the code of the process that failed, when that one has spoken
@@ -221,10 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.close()
         print(f"harpe {parsed.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        terminal.close()
-        print("Interrupted. Nothing that was saved is lost: the same command (extend: with --resume) goes on.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        how = f"Ended by {signal.Signals(error.number).name}" if isinstance(error, Ended) else "Interrupted"
+        with suppress(OSError):  # the terminal may be gone
+            terminal.close()
+            print(f"{how}. Nothing that was saved is lost: the same command (extend: with --resume) goes on.", file=sys.stderr)
+        return exit_code(error)
     terminal.close()
     return 0
 

@@ -287,7 +287,7 @@ class CompareOptions:
     evaluation_data: str | None = None
     """Held-out texts, instead of the recipe's."""
     jobs: int = 1
-    """Methods that are worked on at a time; they share the processor's cores, and take turns over the GPUs."""
+    """Methods that are worked on at a time, each on one GPU in turn, and with its share of the cores (or OMP_NUM_THREADS threads)."""
 
 
 @dataclass(frozen=True, kw_only=True)

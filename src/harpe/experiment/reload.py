@@ -1,4 +1,4 @@
-"""Load a checkpoint in a process of its own and answer one needle question: `python -m harpe.experiment.reload MODEL LENGTH`.
+"""Load a checkpoint in a process of its own (`harpe.experiment.child`) and answer one needle question.
 
 Proof that what was saved is whole: nothing is shared with the process that trained it.
 """
@@ -15,6 +15,7 @@ import torch
 from harpe.errors import HarpeError
 from harpe.evaluation.generation import answer_batch
 from harpe.evaluation.needles import TASKS, NeedleWriter
+from harpe.experiment.child import lifeline
 from harpe.experiment.texts import EMBEDDED, held_out_texts
 from harpe.models.load import load_model, load_tokenizer
 
@@ -38,12 +39,10 @@ def reload_and_generate(path: str, length: int) -> dict[str, Any]:
     HarpeError
         When the process fails; its last line says why.
     """
-    done = subprocess.run([sys.executable, "-m", "harpe.experiment.reload", path, str(length)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "harpe.experiment.child", "harpe.experiment.reload", path, str(length)]
+    with lifeline() as stdin:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HarpeError(f"{path} was saved but could not be loaded in a fresh process: {last}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-if __name__ == "__main__":
-    main()

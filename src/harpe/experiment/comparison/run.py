@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from harpe.data.packing import is_packed
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
 from harpe.experiment.arms import Arm
+from harpe.experiment.comparison.jobs import Job, run_jobs
 from harpe.experiment.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
 from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
+from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.comparison.summary import summarise
-from harpe.experiment.comparison.worker import FAILED, data_folder, ruler_options, source_of, training_options
+from harpe.experiment.comparison.worker import data_folder, ruler_options, source_of, training_options
 from harpe.experiment.directory import available_cores, check_disk, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
@@ -32,10 +28,8 @@ from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.texts import held_out_texts, packed
-from harpe.files import read_json, write_json, write_text
+from harpe.files import write_json, write_text
 from harpe.report.page import write_report
-
-Job = tuple[Arm, int]
 
 
 def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
@@ -52,6 +46,9 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     recipe = read_recipe(options.recipe, **changes)
     if options.jobs < 1:
         raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
+    threads, cores = threads_of(os.environ.get("OMP_NUM_THREADS")), available_cores()
+    if threads is not None and threads * options.jobs > cores:
+        reporter.say(f"OMP_NUM_THREADS gives each of the {options.jobs} processes {threads} threads, more than the {cores} cores have.")
     if is_packed(recipe.data) and len(recipe.seeds) > 1:
         raise HarpeError(
             f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
@@ -97,7 +94,7 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     reporter.say(plan_text(plan))
     expected = expected_seconds(recipe, source, arms, *speeds)
     reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
-    failed = _work(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
+    failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
     for what, reason in failed.items():
         reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)
@@ -165,73 +162,3 @@ def _check_evaluation(recipe: ComparisonRecipe, run: Path) -> None:
 
 def _is_done(run: Path, job: Job) -> bool:
     return (run / job[0].name / f"seed-{job[1]}" / "record.json").is_file()
-
-
-def _work(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[str, str]:
-    """Run every job in a process; returns the reasons of those that failed."""
-    lock, done = threading.Lock(), 0
-    failed: dict[str, str] = {}
-    slots = list(range(at_a_time))
-    children: set[subprocess.Popen[str]] = set()
-    reporter.progress("methods and seeds", 0, len(jobs))
-
-    def one(job: Job) -> None:
-        nonlocal done
-        with lock:
-            slot = slots.pop()
-        reason = _run_worker(run, job, slot, at_a_time, reporter, lock, children)
-        with lock:
-            slots.append(slot)
-            done += 1
-            if reason is not None:
-                failed[f"{job[0].name}, seed {job[1]},"] = reason
-            reporter.progress("methods and seeds", done, len(jobs), f"{job[0].title}, seed {job[1]}")
-
-    with ThreadPoolExecutor(at_a_time) as pool:
-        futures = [pool.submit(one, job) for job in jobs]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            for child in list(children):
-                child.terminate()
-            raise
-    return failed
-
-
-def _run_worker(
-    run: Path, job: Job, slot: int, at_a_time: int, reporter: Reporter, lock: threading.Lock, children: set[subprocess.Popen[str]]
-) -> str | None:
-    """One worker from start to end; why it failed, or None."""
-    arm, seed = job
-    folder = run / arm.name / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, available_cores() // at_a_time)), "TOKENIZERS_PARALLELISM": "false"}
-    if torch.cuda.is_available() and at_a_time > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-    command = [sys.executable, "-m", "harpe.experiment.comparison.worker", str(run), arm.name, str(seed)]
-    with (folder / "worker.log").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        children.add(child)
-        assert child.stdout is not None
-        for line in child.stdout:
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a library that prints
-            if "what" in value:
-                with lock:
-                    reporter.progress(f"{arm.name} {seed}: {value['what']}", value["done"], value["total"], value["note"])
-        code = child.wait()
-        children.discard(child)
-    if code == 0:
-        return None
-    if code == FAILED:
-        return str(read_json(folder / "failed.json")["reason"])
-    killed = "it was killed by signal 9, as for want of memory" if code == -9 else f"its process ended with code {code}"
-    last = (folder / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    reason = f"{killed}{': ' + last[-1] if last and code > 0 else ''} (see {folder / 'worker.log'})"
-    write_json(folder / "failed.json", {"reason": reason})
-    return reason

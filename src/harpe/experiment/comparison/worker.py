@@ -1,4 +1,4 @@
-"""One method with one seed of a comparison, in a process of its own: `python -m harpe.experiment.comparison.worker RUN METHOD SEED`.
+"""One method with one seed of a comparison, in a process of its own (`harpe.experiment.child`).
 
 A process of its own, because a method that runs out of memory or is killed must not take the others with it. Prints its progress as lines
 of JSON. What is done already is not done again: the stage, the step, the sample where a killed worker was are found from the files.
@@ -21,6 +21,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import Arm
 from harpe.experiment.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
+from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.evaluation_options import PerplexityOptions, RulerOptions, ShortOptions
 from harpe.experiment.extend import Source, open_source, train_arm
@@ -170,13 +171,21 @@ def ruler_options(
     ]
 
 
+def _check_gpu() -> None:
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu and not torch.cuda.is_available():
+        raise HarpeError(f"CUDA_VISIBLE_DEVICES is {gpu} for this process, and torch finds no GPU there. Start the comparison again.")
+
+
 def main() -> int:
+    """One worker, as `harpe.experiment.comparison.jobs` starts it; returns the exit code."""
     run, name, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS")) or torch.get_num_threads())
     folder = run / name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "failed.json").unlink(missing_ok=True)
     try:
+        _check_gpu()
         work(run, name, seed, Lines())
     except HarpeError as error:
         write_json(folder / "failed.json", {"reason": str(error)})
@@ -187,7 +196,3 @@ def main() -> int:
         )
         return FAILED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
