@@ -144,20 +144,16 @@ def test_the_ids_that_end_a_text_are_special_tokens_that_somebody_calls_so() -> 
     backend.add_special_tokens(["<|endoftext|>", "<|im_end|>", "<|tool|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
 
-    def ends(config: Any, generation: Any) -> list[int]:
-        told = SimpleNamespace(eos_token_id=config)
-        told.get_text_config = lambda **_: told
-        return end_ids(SimpleNamespace(config=told, generation_config=SimpleNamespace(eos_token_id=generation)), tokenizer)  # type: ignore[arg-type]
+    def ends(told: Any, tokenizer: Any = tokenizer, generation: Any = None) -> list[int]:
+        config = SimpleNamespace(eos_token_id=told)
+        config.get_text_config = lambda **_: config
+        model: Any = SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=generation))
+        return end_ids(model, tokenizer)
 
-    assert ends(None, None) == [3]
-    assert ends(2, [0, 1]) == [3]
-    assert ends(4, None) == [3, 4] == ends(None, [3, 4])
-    assert ends([3, 5], 4) == [3, 4, 5]
-    nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
-    assert (
-        end_ids(SimpleNamespace(config=SimpleNamespace(eos_token_id=0, get_text_config=lambda **_: None), generation_config=None), nothing)
-        == []
-    )  # type: ignore[arg-type]
+    assert ends(None) == [3] == ends(2) == ends([0, 1])
+    assert ends(4) == [3, 4] and ends([3, 5]) == [3, 5]
+    assert ends(None, generation=[4, 5]) == [3]  # where a text ends does not hang on the file that is not read
+    assert ends(0, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))) == []
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")

@@ -1,8 +1,7 @@
 """Every generation of ours: greedy, and decided by the weights, the prompt and the arguments alone.
 
 A checkpoint may bring a generation_config.json: a repetition penalty, beams, suppressed tokens, a temperature, a limit of time.
-`generate` of transformers takes from it whatever the caller leaves open. Nothing of it is taken here but, together with what configuration
-and tokenizer say, which tokens end a text (`end_ids`).
+`generate` of transformers takes from it whatever the caller leaves open. Here nothing of it is read.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ READ = 4096
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end an answer, ascending: the tokenizer's end-of-text token, and those that config.json or generation_config.json
-    call one (the end of a turn, with chat models) and that the tokenizer holds for special tokens.
+    """The ids that end an answer, ascending: the tokenizer's end-of-text token, and those that config.json calls one (the end of a turn,
+    with chat models) and that the tokenizer holds for special tokens.
 
     Special, because the configurations of many families name an id of their own where a checkpoint's says nothing, which with another
     tokenizer is an ordinary word.
     """
     special = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special} | set(tokenizer.all_special_ids)
     ends = {tokenizer.eos_token_id} - {None}
-    for config in (model.config, text_config(model.config), model.generation_config):
+    for config in (model.config, text_config(model.config)):
         told = getattr(config, "eos_token_id", None)
         ends |= set(told if isinstance(told, (list, tuple)) else [told]) & special
     return sorted(int(i) for i in ends)
