@@ -18,9 +18,11 @@ from harpe.errors import HarpeError
 from harpe.evaluation.resampling import resample
 from harpe.experiment.comparison import jobs
 from harpe.experiment.comparison.measures import collect
+from harpe.experiment.comparison.plan import make_arms
 from harpe.experiment.comparison.recipe import parse, read_recipe
 from harpe.experiment.comparison.run import compare
 from harpe.experiment.comparison.summary import summarise
+from harpe.experiment.comparison.worker import source_of
 from harpe.experiment.options import CompareOptions
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
@@ -135,6 +137,13 @@ def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() ->
     assert len(recipe.seeds) == 3
 
 
+WINDOW = {"data": "x", "window": 64, "stride": 8}
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    return {"data": "x", "documents": 3, "samples": 0, "grid_samples": 0} | changes
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -144,7 +153,7 @@ def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() ->
         ({"methods": []}, "no list of methods"),
         ({"methods": ["abf", "abf"]}, "names abf twice"),
         ({"methods": [{"name": "../x", "method": "abf"}]}, "letters, digits"),
-        ({"methods": [{"name": "data", "method": "abf"}], "baseline": "data"}, "folder of the run"),
+        ({"methods": [{"name": "data", "method": "abf"}], "baseline": "data"}, "folder or file of the run"),
         ({"methods": [{"title": "x"}]}, "write its name"),
         ({"baseline": "pi"}, "baseline pi, which is none of its methods"),
         ({"seeds": []}, "different numbers"),
@@ -152,6 +161,29 @@ def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() ->
         ({"schedule": "sometimes"}, "choose restarted, carried"),
         ({"evaluation": {"documents": 3}}, "lacks data"),
         ({"evaluation": {"data": "x", "ruler": {"lengths": [1, "2"]}}}, "should be of type int"),
+        ({"methods": ["abf", {"name": "ABF", "method": "abf", "base": 9e5}]}, "abf and ABF, which are one name on many disks"),
+        ({"methods": ["abf", {"name": "..", "method": "abf"}]}, "letters, digits"),
+        ({"methods": ["abf", {"name": "a" * 65, "method": "abf"}]}, "64 are allowed"),
+        *(
+            ({"methods": ["abf", {"name": name, "method": "abf"}]}, "folder or file of the run")
+            for name in ("Report", "samples", "recipe.yaml", "seed-0", "stage-1", "environment-2.json", "summary.json")
+        ),
+        ({"methods": [{"name": "abf", "title": "  "}]}, "title of abf"),
+        ({"methods": [{"name": "abf", "title": "a\nb"}]}, "title of abf"),
+        ({"seeds": [2**32]}, "different numbers"),
+        *(({"evaluation": evaluation(perplexity={name: WINDOW})}, "letters, digits") for name in ("pg19/test", "x/../../escaped", ".", "")),
+        ({"evaluation": evaluation(perplexity={2024: WINDOW})}, "write it in quotes"),
+        ({"evaluation": evaluation(perplexity={"Books": WINDOW, "books": WINDOW})}, "Books and books, which are one name"),
+        ({"evaluation": evaluation(perplexity={"a": WINDOW, "a-positions": WINDOW})}, "whose figures have one name"),
+        ({"evaluation": evaluation(perplexity={"a": {"data": "x"}})}, "either lengths or a window"),
+        ({"evaluation": evaluation(perplexity={"a": {"data": "x", "lengths": "long"}})}, "FIRST:LAST:STEP"),
+        ({"evaluation": evaluation(perplexity={"a": {"data": "x", "window": 64, "stride": 64}})}, "less than the window"),
+        ({"evaluation": evaluation(ruler={"lengths": [64, 64]})}, "RULER lengths"),
+        ({"evaluation": evaluation(ruler={"lengths": [-64]})}, "RULER lengths"),
+        ({"evaluation": evaluation(short={"tasks": "piqa,../x"})}, "letters, digits"),
+        ({"evaluation": evaluation(short={"tasks": "mean"})}, "what their mean is called"),
+        ({"evaluation": evaluation(documents=-1)}, "-1 documents; the least is 1"),
+        ({"evaluation": evaluation(samples=-1)}, "-1 samples; the least is 0"),
     ],
 )
 def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -174,6 +206,15 @@ def test_what_cannot_work_is_told_before_anything_is_trained(workspace: Path, ch
     with pytest.raises(HarpeError, match=message):
         run(workspace, **changes)
     assert not (workspace / "run").exists()
+
+
+def test_rows_are_told_apart_by_the_options_in_which_they_differ(tmp_path: Path, make_tiny: Any) -> None:
+    make_tiny("qwen3", vocab_size=len(tokenizer := load_tokenizer("embedded"))).config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"name": f"yarn-{n}", "method": "yarn", "beta_fast": n} for n in (4, 8)]
+    recipe = parse(small(tmp_path, length=1024, methods=["abf", "yarn", *rows, {"name": "abf-9", "method": "abf", "base": 9e5}]), "x")
+    titles = [arm.title for arm in make_arms(recipe, source_of(recipe), None)]
+    assert titles == ["ABF (default base)", "YaRN (beta_fast 32)", "YaRN (beta_fast 4)", "YaRN (beta_fast 8)", "ABF (base 900,000)"]
 
 
 def test_a_recipe_that_is_no_yaml_is_told(tmp_path: Path) -> None:
@@ -338,6 +379,26 @@ def test_methods_measured_on_different_documents_are_not_compared(tmp_path: Path
     folder = fake(tmp_path, {"a": [[1.0, 2.0, 3.0]], "b": [[1.0, 2.0]]}, {"a", "b"}, "a")
     with pytest.raises(HarpeError, match="measured on other documents"):
         summarise(folder)
+
+
+def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
+    folder = fake(tmp_path, {"a": [[1.0, 2.0, 3.0]], "b": [[1.0, 2.0, 3.0]]}, set(), "a")
+    asked = {"perplexity": {"pg19/test": {}}, "ruler": {"lengths": [128]}, "short": {"tasks": "piqa, gsm8k"}, "samples": 2}
+    write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
+    write_json(folder / "a/seed-0/scores/short/short.json", {"tasks": {"piqa": {"score": 0.5, "metric": "acc"}, "gsm8k": {}}})
+    write_jsonl(folder / "a/seed-0/scores/short/piqa.jsonl", [{"task": "piqa", "doc_id": 0, "acc": 1.0}])
+    (told,) = [sentence for sentence in summarise(folder, resamples=10)["reading"] if sentence.startswith("Asked for")]
+    assert "perplexity on pg19/test; RULER at 128 tokens; gsm8k; needles." in told
+
+
+def test_means_over_windows_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    """YaRN's way: every window counts the same, however many tokens it scores."""
+    windows = [{"document": 0, "nll": [10.0, 1.0], "tokens": [10, 1]}, {"document": 1, "nll": [20.0], "tokens": [10]}]
+    for average, expected in (("tokens", 31 / 21), ("yarn", (1 + 1 + 2) / 3)):
+        value = {"kind": "windows", "window": 16, "stride": 8, "average": average, "documents": windows}
+        write_json(tmp_path / average / "a/seed-0/scores/curve-books.json", value)
+        (measure,) = collect(tmp_path / average, ["a"], [0])
+        assert resample(measure.totals("a", [0]), measure.units(), resamples=10).value == pytest.approx(expected)
 
 
 def test_trained_methods_are_compared_seed_by_seed_where_both_have_the_seed(tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def takes_range(method: Method) -> bool:
     return "bounds" in inspect.signature(method.function).parameters
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The values that a method's options have where they are not given; those that are worked out are left out."""
+    parameters = inspect.signature(method_named(name).function).parameters.values()
+    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN and p.default is not p.empty]
+    return {p.name: p.default for p in own if p.default is not None}
+
+
 def make_stages(
     method: Method,
     geometry: ModelGeometry,

@@ -26,6 +26,8 @@ ROW = 24
 """Their height."""
 GAP = 15.0
 """Between the labels of two lines."""
+CHARACTER = 7
+"""Room for one of a label, in pixels; a title that is cut off would not tell its row from others."""
 
 
 def kind(entry: Entry) -> str:
@@ -88,9 +90,11 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
-def _overview(label: str, height: int) -> tuple[Plot, float]:
-    """An empty plot with room for a label at the end of every line; and where the labels begin."""
-    plot = Plot(label, 860, height, (58, 34, 640, height - 54), "overview lines")
+def _overview(label: str, lines: Sequence[Line]) -> tuple[Plot, float]:
+    """An empty plot with room for a label at the end of every line, as wide as the longest title asks for; and where the labels begin."""
+    right, longest = 640, max(len(line.entry.title) for line in lines)
+    height = max(380, round(GAP * len(lines)) + 110)
+    plot = Plot(label, max(860, right + 42 + CHARACTER * longest), height, (58, 34, right, height - 54), "overview lines")
     return plot, plot.right + 34.0
 
 
@@ -120,10 +124,6 @@ def _chart(c: Comparison, plot: Plot, lines: Sequence[Line], outside: tuple[str,
     return Chart(plot.svg(), frozenset(line.entry.name for line in lines), _numbers(c), outside)
 
 
-def _height(lines: Sequence[Line]) -> int:
-    return max(380, round(GAP * len(lines)) + 110)
-
-
 def training_chart(c: Comparison) -> Chart | None:
     """Running mean of the training loss by tokens, the mean over seeds."""
     lines = []
@@ -145,7 +145,7 @@ def training_chart(c: Comparison) -> Chart | None:
     room = 0.06 * (top - low or 1.0)
     names = ", ".join(f"{line.entry.title} {line.points[-1][1]:.3f}" for line in lines)
     label = f"Training loss in nats a token by tokens trained on, mean over seeds. It ends at: {names}."
-    plot, labels = _overview(label, _height(lines))
+    plot, labels = _overview(label, lines)
     x, y = linear(0, most, plot.left, plot.right), linear(low - room, top + room, plot.bottom, plot.top)
     plot.axes(x, even_ticks(0, most, 5), y, even_ticks(low - room, top + room, 5), "tokens trained on", "loss (nats a token)")
     _draw(plot, lines, _numbers(c), x, y, labels)
@@ -206,7 +206,7 @@ def position_chart(c: Comparison) -> Chart | None:
     room = 0.06 * (high - low)
     ends = ", ".join(f"{line.entry.title} {_signed(line.points[-1][1])}" for line in lines)
     label = f"Loss by position minus that of {c.baseline.title}, in nats a token, mean over seeds; in the last positions: {ends}."
-    plot, labels = _overview(label, _height(lines))
+    plot, labels = _overview(label, lines)
     first, last = lines[0].points[0][0] / 1.2, lines[0].points[-1][0] * 1.2
     x, y = logarithmic(first, last, plot.left, plot.right), linear(low - room, high + room, plot.bottom, plot.top)
     words = f"nats a token, minus {c.baseline.title} (below zero: better)"

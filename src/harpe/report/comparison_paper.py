@@ -11,6 +11,7 @@ from harpe.report.comparison_read import Comparison, Entry, Measure
 from harpe.report.comparison_tables import absent, measure_cell, perplexity, row_of
 from harpe.report.published import Published, PublishedTable, published
 from harpe.report.tables import NOT_RUN, Cell, Column, Row, Table, percent, plain
+from harpe.report.titles import alike
 
 NEEDLES = tuple(f"niah_{name}" for name in "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery".split())
 """The eight RULER needle tasks, in the paper's order."""
@@ -169,5 +170,7 @@ def _table(c: Comparison, entries: list[Entry], specs: list[_Spec], figures: Pub
             shown = [figure(name, spec) for spec in specs]
             cells = [None if f is None else Cell(NOT_RUN, published=f"{f:,.2f}") for f in shown]
             if any(cells):
-                rows.append(Row("", theirs.titles[name], "in the paper only", tuple(cells)))
+                title = theirs.titles[name]
+                ours = alike([title, *(entry.title for entry in entries)])
+                rows.append(Row("", f"{title} (paper)" if ours and 0 in ours[0] else title, "in the paper only", tuple(cells)))
     return Table(tuple(spec.column for spec in specs), tuple(rows))

@@ -30,6 +30,7 @@ from harpe.report.read import (
     parse_perplexity,
     parse_range,
 )
+from harpe.report.titles import retitled
 
 T = TypeVar("T")
 
@@ -216,7 +217,7 @@ def read_comparison(run: Path) -> Comparison:
 
     def parse(plan: dict[str, Any]) -> Comparison:
         seeds = tuple(_whole(seed, "a seed") for seed in _list(plan["seeds"], "seeds"))
-        methods = tuple(_entry(run, _object(value, "a method"), seeds) for value in _list(plan["methods"], "methods"))
+        methods = retitled([_entry(run, _object(value, "a method"), seeds) for value in _list(plan["methods"], "methods")])
         by_name = {entry.name: entry for entry in methods}
         if len(by_name) < len(methods):
             raise ValueError("two methods have the same name")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl
 from harpe.report.position_differences import PositionDifferences, parse_positions
+from harpe.report.titles import retitled
 
 T = TypeVar("T")
 
@@ -211,7 +212,7 @@ def read_run(run: Path, seed: int | None = None) -> Run:
             target_length=int(plan["target_length"]),
             range=parse_range(plan["range"]),
             reasons=tuple(str(reason) for reason in plan["reasons"]),
-            methods=tuple(_method(run, entry, seed) for entry in plan["methods"]),
+            methods=retitled([_method(run, entry, seed) for entry in plan["methods"]]),
             training=dict(plan["training"]),
             corpus=dict(plan["corpus"]),
             environment=parse_if_there(run / "environment.json", parse_environment) or {},

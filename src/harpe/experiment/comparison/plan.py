@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from harpe.experiment.comparison.worker import protocol_of, training_options
 from harpe.experiment.extend import Source
 from harpe.methods.harpe import Measure
 from harpe.methods.ranges import base_range
+from harpe.methods.registry import defaults
 from harpe.models.load import load_config
+from harpe.report.titles import Titled, distinct_titles
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import check_stages
 
@@ -29,7 +32,7 @@ def count_parameters(recipe: ComparisonRecipe) -> int:
 
 
 def make_arms(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Arm]:
-    """All rows, each refused where its options or the budget do not allow it."""
+    """All rows, with titles that tell them apart; each refused where its options or the budget do not allow it."""
     arms = [
         make_arm(
             row.method,
@@ -44,6 +47,8 @@ def make_arms(recipe: ComparisonRecipe, source: Source, measure: Measure | None)
         )
         for row in recipe.methods
     ]
+    titles = distinct_titles([Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in arms])
+    arms = [replace(arm, title=title) for arm, title in zip(arms, titles, strict=True)]
     options = training_options(recipe, 0, "float32")
     for arm in arms:
         if arm.trained:

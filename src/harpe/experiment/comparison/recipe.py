@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from harpe.errors import HarpeError
+from harpe.experiment.comparison.names import check_names
 from harpe.methods.ranges import RangeRule
 from harpe.typed import build
 
@@ -160,18 +160,9 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
     if not isinstance(rows, list) or not rows:
         raise HarpeError(f"{where} has no list of methods; name at least one under methods.")
     recipe = build(ComparisonRecipe, {**value, "methods": [_row(row, where) for row in rows]}, where)
-    names = [row.name for row in recipe.methods]
-    for row in recipe.methods:
-        if names.count(row.name) > 1:
-            raise HarpeError(f"{where} names {row.name} twice; give one of the two another name (name: …).")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", row.name):
-            raise HarpeError(f"{where} has a method named {row.name!r}; a name has letters, digits, dots, - and _ only.")
-        if row.name in ("data", "report"):
-            raise HarpeError(f"{where} has a method named {row.name}, which is a folder of the run; give it another name.")
-    if recipe.baseline not in names:
+    check_names(recipe, where)
+    if recipe.baseline not in (names := [row.name for row in recipe.methods]):
         raise HarpeError(f"{where} has the baseline {recipe.baseline}, which is none of its methods: {', '.join(names)}.")
-    if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds) or min(recipe.seeds) < 0:
-        raise HarpeError(f"{where} has the seeds {recipe.seeds}; give different numbers from 0 up.")
     return recipe
 
 
