@@ -11,8 +11,9 @@ import numpy as np
 
 from harpe.errors import HarpeError
 from harpe.evaluation.resampling import Units
+from harpe.experiment.comparison.inputs import texts_of_curve
 from harpe.experiment.differences import GATED
-from harpe.files import read_json, read_jsonl
+from harpe.files import read_json, read_jsonl, sha256_file
 
 Key = tuple[Any, ...]
 Record = tuple[Key, int, float, float]
@@ -84,23 +85,33 @@ def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Mea
     return list(collector.measures.values())
 
 
+def _texts(scores: Path) -> str:
+    """SHA-256 of the texts that scores are of: units with the same number are the same where this is too."""
+    path = scores / "protocol.json"
+    return str(read_json(path).get("held_out", "")) if path.is_file() else ""
+
+
+def _question(row: dict[str, Any]) -> Key:
+    return str(row["task"]), int(row["doc_id"]), str(row.get("prompt_hash", "")), str(row.get("target", ""))
+
+
 def _losses(collector: Collector, scores: Path, method: str, seed: int) -> None:
     if not (scores / "perplexity.json").is_file():
         return
     value, rows = read_json(scores / "perplexity.json"), read_jsonl(scores / "perplexity.jsonl")
-    short, long = value["short"]["length"], value["long"]
+    short, long, texts = value["short"]["length"], value["long"], _texts(scores)
     title = f"loss in windows of {short:,} tokens"
-    records = [((row["document"],), 0, row["short_nll"], row["short_tokens"]) for row in rows]
+    records = [((texts, row["document"]), 0, row["short_nll"], row["short_tokens"]) for row in rows]
     collector.add(Measure("loss-short", title, "nats", "lower", "perplexity", length=short), method, seed, records)
     title = f"loss at positions {long['start']:,} to {long['end']:,}"
-    records = [((row["document"],), 0, row["nll"][-1], row["tokens"][-1]) for row in rows]
+    records = [((texts, row["document"]), 0, row["nll"][-1], row["tokens"][-1]) for row in rows]
     collector.add(Measure("loss-long", title, "nats", "lower", "perplexity", length=long["end"]), method, seed, records)
 
 
 def _needles(collector: Collector, scores: Path, method: str, seed: int) -> None:
     if not (scores / "needles.json").is_file():
         return
-    rows = read_jsonl(scores / "needles.jsonl")
+    rows, texts = read_jsonl(scores / "needles.jsonl"), _texts(scores)
     tasks = list(dict.fromkeys(entry["task"] for entry in read_json(scores / "needles.json")["tasks"]))
     for length in sorted({row["length"] for row in rows}):
         for task in tasks:
@@ -108,20 +119,20 @@ def _needles(collector: Collector, scores: Path, method: str, seed: int) -> None
                 f"needles-{task}-{length}", f"{task} needles at {length:,} tokens", "%", "higher", "needles", task=task, length=length
             )
             asked = [r for r in rows if (r["task"], r["length"]) == (task, length)]
-            collector.add(measure, method, seed, [((r["index"],), 0, r["score"], 1.0) for r in asked])
+            collector.add(measure, method, seed, [((texts, r["index"]), 0, r["score"], 1.0) for r in asked])
         title = f"mean of the single, multi-key and multi-query needles at {length:,} tokens"
         gated = [name for name in GATED if name in tasks]
         asked = [r for r in rows if r["length"] == length and r["task"] in gated]
-        records: list[Record] = [((r["task"], r["index"]), gated.index(r["task"]), r["score"], 1.0) for r in asked]
+        records: list[Record] = [((texts, r["task"], r["index"]), gated.index(r["task"]), r["score"], 1.0) for r in asked]
         collector.add(Measure(f"needles-mean-{length}", title, "%", "higher", "needles", length=length), method, seed, records)
 
 
 def _grid(collector: Collector, scores: Path, method: str, seed: int) -> None:
     if not (scores / "grid.json").is_file():
         return
-    rows = read_jsonl(scores / "grid.jsonl")
+    rows, texts = read_jsonl(scores / "grid.jsonl"), _texts(scores)
     cells = sorted({(row["length"], row["depth"]) for row in rows})
-    records = [((r["index"],), cells.index((r["length"], r["depth"])), r["score"], 1.0) for r in rows]
+    records = [((texts, r["index"]), cells.index((r["length"], r["depth"])), r["score"], 1.0) for r in rows]
     collector.add(Measure("grid-mean", "single needles over the grid", "%", "higher", "needles"), method, seed, records)
 
 
@@ -131,16 +142,20 @@ def _ruler(collector: Collector, scores: Path, method: str, seed: int) -> None:
             continue
         length, rows = int(folder.name.rsplit("-", 1)[1]), read_jsonl(folder / "answers.jsonl")
         tasks = list(dict.fromkeys(row["task"] for row in rows))
+        asked = {task: sha256_file(file) for task in tasks if (file := folder / f"{task}.jsonl").is_file()}
         for task in tasks:
             measure = Measure(f"ruler-{task}-{length}", f"RULER {task} at {length:,} tokens", "%", "higher", "ruler", task, length)
-            collector.add(measure, method, seed, [((r["sample"],), 0, r["score"], 1.0) for r in rows if r["task"] == task])
+            collector.add(
+                measure, method, seed, [((asked.get(task, ""), r["sample"]), 0, r["score"], 1.0) for r in rows if r["task"] == task]
+            )
         niah = [task for task in tasks if task.startswith("niah")]
         for name, title, group, chosen, wanted in (
             ("niah", "the eight needle tasks", "ruler-niah", niah, 8),
             ("all", "all 13 tasks", "ruler", tasks, 13),
         ):
             if len(chosen) == wanted:
-                records = [((r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for r in rows if r["task"] in chosen]
+                those = [(asked.get(r["task"], ""), r) for r in rows if r["task"] in chosen]
+                records = [((samples, r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for samples, r in those]
                 measure = Measure(
                     f"ruler-{name}-{length}", f"RULER, mean of {title} at {length:,} tokens", "%", "higher", group, None, length
                 )
@@ -168,23 +183,25 @@ def _mean_over(collector: Collector, stem: str, title: str, group: str, task: st
 def _curves(collector: Collector, scores: Path, method: str, seed: int) -> None:
     for path in sorted(scores.glob("curve-*.json")):
         name, value = path.stem.removeprefix("curve-"), read_json(path)
+        texts, yarn = texts_of_curve(value) or "", value.get("average") == "yarn"
         if value["kind"] == "prefixes":
             for point in value["points"]:
-                measure = Measure(
-                    f"curve-{name}-{point['length']}",
-                    f"loss on {name} cut to {point['length']:,} tokens",
-                    "nats",
-                    "lower",
-                    "perplexity",
-                    length=point["length"],
-                )
+                length = point["length"]
+                title = f"loss on {name} cut to {length:,} tokens"
                 pairs = zip(point["nll"], point["tokens"], strict=True)
-                collector.add(measure, method, seed, [((i,), 0, total, weight) for i, (total, weight) in enumerate(pairs)])
+                losses = [(total / weight, 1.0) if yarn else (total, weight) for total, weight in pairs]
+                measure = Measure(f"curve-{name}-{length}", title, "nats", "lower", "perplexity", length=length)
+                collector.add(measure, method, seed, [((texts, i), 0, total, weight) for i, (total, weight) in enumerate(losses)])
         else:
             title = f"loss on {name}, window {value['window']:,}, stride {value['stride']}"
             measure = Measure(f"curve-{name}-{value['window']}", title, "nats", "lower", "perplexity", length=value["window"])
-            records = [((d["document"],), 0, sum(d["nll"]), sum(d["tokens"])) for d in value["documents"]]
+            records = [((texts, d["document"]), 0, *_window_loss(d["nll"], d["tokens"], yarn)) for d in value["documents"]]
             collector.add(measure, method, seed, records)
+
+
+def _window_loss(nll: Sequence[float], tokens: Sequence[int], yarn: bool) -> tuple[float, float]:
+    """A document's total and weight: over tokens, or as YaRN's script has it, where every window counts the same."""
+    return (sum(s / n for s, n in zip(nll, tokens, strict=True)), float(len(nll))) if yarn else (sum(nll), float(sum(tokens)))
 
 
 def _short(collector: Collector, scores: Path, method: str, seed: int) -> None:
@@ -194,7 +211,7 @@ def _short(collector: Collector, scores: Path, method: str, seed: int) -> None:
     everything: list[Record] = []
     for number, (name, task) in enumerate(tasks.items()):
         rows = read_jsonl(scores / "short" / f"{name}.jsonl")
-        records = [((str(r["task"]), int(r["doc_id"])), 0, float(r[task["metric"]]), 1.0) for r in rows]
+        records = [(_question(r), 0, float(r[task["metric"]]), 1.0) for r in rows]
         collector.add(Measure(f"short-{name}", name, "%", "higher", "short", task=name), method, seed, records)
         everything += [(key, number, total, weight) for key, _, total, weight in records]
     if len(tasks) > 1:

@@ -13,13 +13,14 @@ import yaml
 from harpe.data.packing import is_packed
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
-from harpe.experiment.arms import Arm
+from harpe.experiment.arms import Arm, explain
+from harpe.experiment.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.experiment.comparison.jobs import Job, run_jobs
 from harpe.experiment.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
 from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.comparison.summary import summarise
-from harpe.experiment.comparison.worker import data_folder, ruler_options, source_of, training_options
+from harpe.experiment.comparison.worker import ruler_options, source_of, training_options
 from harpe.experiment.directory import available_cores, check_disk, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
@@ -27,8 +28,10 @@ from harpe.experiment.plan import check_budget, duration, seconds_per_token
 from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
-from harpe.experiment.texts import held_out_texts, packed
-from harpe.files import write_json, write_text
+from harpe.experiment.texts import packed
+from harpe.files import read_json, write_json, write_text
+from harpe.methods.types import Stage
+from harpe.models.identity import checkpoint_identity
 from harpe.report.page import write_report
 
 
@@ -54,8 +57,11 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
             f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
             "or prepare the texts once for every seed (harpe prepare --seed) and write {seed} in the place of it in data."
         )
-    source = source_of(recipe)
     run = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    asked = recipe
+    if not options.plan:
+        recipe = at_commit(asked, _begun_with(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
+    source = source_of(recipe)
 
     def reach() -> Sequence[Sequence[float]]:
         if options.plan:
@@ -75,16 +81,25 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     _check_space(run, recipe, parameters, arms, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
-    added = _add_methods(run, recipe) if going_on else []
-    open_run(run, recipe.as_dict(), resume=going_on)
+    added = _new_methods(run, asked) if going_on else None
+    if added is None:
+        open_run(run, asked.as_dict(), resume=going_on)
+    arms = [_as_begun(run, arm, source, reporter) for arm in arms]
     if going_on:
         new = f" It has the new methods {', '.join(added)}." if added else ""
         reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
         write_environment(run)
-        corpus = _prepare_data(run, recipe, source, any(arm.trained for arm in arms), reporter)
+        trained = recipe.seeds if any(arm.trained for arm in arms) else []
+        corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
-    plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus}
+        held_out = held_out_of(recipe, source)
+        inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
+    corpus["held_out_documents"] = len(held_out.documents)
+    plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
+    check_rows(run, plan)
+    if added:
+        write_text(run / "recipe.yaml", yaml.safe_dump(asked.as_dict(), sort_keys=False))
     write_json(run / "plan.json", plan)
     for arm in arms:
         write_json(run / arm.name / "stages.json", {"stages": [stage.as_dict() for stage in arm.stages]})
@@ -106,15 +121,29 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     return run
 
 
-def _add_methods(run: Path, recipe: ComparisonRecipe) -> list[str]:
-    """Take a recipe into a run that differs from the run's own by more methods, or their order, and nothing else; names of the new ones."""
+def _begun_with(run: Path) -> Inputs | None:
+    path = run / "plan.json"
+    return read_json(path).get("inputs") if path.is_file() else None
+
+
+def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
+    """Names of the methods that a recipe has more than the run's own; None where it differs in something else."""
     there = read_recipe(run / "recipe.yaml")
     before, now = {row.name: row for row in there.methods}, {row.name: row for row in recipe.methods}
     kept = all(now.get(name) == row for name, row in before.items())
     if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:
-        return []  # open_run refuses it, with the difference
-    write_text(run / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        return None  # open_run refuses it, with the difference
     return [name for name in now if name not in before]
+
+
+def _as_begun(run: Path, arm: Arm, source: Source, reporter: Reporter) -> Arm:
+    """The row with the stages that it began with, also where this version would choose others: its seeds belong together."""
+    path = run / arm.name / "stages.json"
+    stages = tuple(Stage.from_dict(stage) for stage in read_json(path)["stages"]) if path.is_file() else arm.stages
+    if stages == arm.stages:
+        return arm
+    reporter.say(f"{arm.name} goes on with the bases and stages that it began with; this start would have chosen others.")
+    return replace(arm, stages=stages, explanation=explain(arm.method, list(stages), source.geometry))
 
 
 def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Sequence[Arm], jobs: int) -> None:
@@ -123,11 +152,13 @@ def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Seq
     check_disk(run, parameters * 4 * (3 * 3 * jobs + models) + 50_000_000, "The comparison")
 
 
-def _prepare_data(run: Path, recipe: ComparisonRecipe, source: Source, trains: bool, reporter: Reporter) -> dict[str, Any]:
-    """Pack the texts of every seed, and see that the held-out texts are long enough."""
+def _prepare_data(
+    run: Path, recipe: ComparisonRecipe, source: Source, seeds: Sequence[int], going_on: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Pack the texts of every seed; those that are there already are read whole, and have to be what they were."""
     corpus: dict[str, Any] = {"hashes": {}, "tokens": 0, "documents": 0, "description": recipe.data}
-    for number, seed in enumerate(recipe.seeds if trains else []):
-        reporter.progress("packing the training texts", number, len(recipe.seeds))
+    for number, seed in enumerate(seeds):
+        reporter.progress("packing the training texts", number, len(seeds))
         data = packed(
             data_folder(run, seed, recipe.length),
             recipe.data_of(seed),
@@ -137,22 +168,21 @@ def _prepare_data(run: Path, recipe: ComparisonRecipe, source: Source, trains: b
             tokens=recipe.tokens,
             seed=seed,
         )
+        if going_on:
+            data.verify()
         check_budget(training_options(recipe, seed, "float32"), data)
         if data.hash in corpus["hashes"].values():
             raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
         corpus["hashes"][str(seed)] = data.hash
         corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
-        reporter.progress("packing the training texts", number + 1, len(recipe.seeds))
-    of = recipe.evaluation
-    held_out = held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, text_field=of.text_field, tuning=of.tuning)
-    return {**corpus, "held_out_documents": len(held_out.documents)}
+        reporter.progress("packing the training texts", number + 1, len(seeds))
+    return corpus
 
 
 def _check_evaluation(recipe: ComparisonRecipe, run: Path) -> None:
-    """Write one RULER sample a task, so that missing data are told now and not after the training."""
+    """Write RULER's samples, so that missing data are told now and not after the training; rows have to be asked the same."""
     for options in ruler_options(recipe.evaluation, None, recipe.revision, recipe.tokenizer or recipe.model, run / "samples", "float32"):
-        if not (Path(options.out) / "protocol.json").is_file():
-            run_ruler(options)
+        run_ruler(options)
     if recipe.evaluation.short is not None:
         try:
             import lm_eval  # noqa: F401

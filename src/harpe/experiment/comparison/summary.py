@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.evaluation.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
+from harpe.experiment.comparison.inputs import check_rows
 from harpe.experiment.comparison.measures import Measure, collect
 from harpe.experiment.positions import common_seeds, gathered, position_differences
 from harpe.files import read_json, write_json
@@ -15,8 +16,9 @@ LEVEL = 0.05
 
 
 def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Write summary.json from the score files that are there, and return it."""
+    """Write summary.json from the score files that are there, and return it; HarpeError where rows have not read the same."""
     plan = read_json(run / "plan.json")
+    check_rows(run, plan)
     methods, seeds, baseline = [m["name"] for m in plan["methods"]], plan["seeds"], plan["baseline"]
     trained = {m["name"] for m in plan["methods"] if m["trained"]}
     measures = [_measured(measure, methods, trained, baseline, resamples) for measure in collect(run, methods, sorted({0, *seeds}))]
@@ -27,15 +29,22 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
         "measures": measures,
         "positions": _positions(run, plan, resamples),
-        "reading": _reading(plan, measures),
+        "reading": [*_reading(plan, measures), *_not_measured(plan, measures)],
     }
     write_json(run / "summary.json", value)
     return value
 
 
 def complete(run: Path) -> None:
-    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has summarised."""
+    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has summarised.
+
+    Raises
+    ------
+    HarpeError
+        Where rows have not read the same; also beside a summary that is there, which may be older than they are.
+    """
     path = run / "summary.json"
+    check_rows(run, read_json(run / "plan.json"))
     if not path.is_file():
         summarise(run)
     elif "positions" not in (there := read_json(path)):
@@ -126,6 +135,26 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
             "what another seed would give."
         )
     return sentences
+
+
+def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence on what the recipe asks for and no method has: nothing that was measured is missing without a word."""
+    of, there = plan.get("evaluation", {}), {measure["id"] for measure in measures}
+    ruler, short = of.get("ruler") or {}, of.get("short") or {}
+    asked = {f"curve-{name}-": f"perplexity on {name}" for name in of.get("perplexity") or {}}
+    asked |= {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in ruler.get("lengths", ())}
+    asked |= {f"short-{name}": name for name in short.get("tasks", "").replace(",", " ").split()}
+    asked |= {"needles-": "needles"} if of.get("samples") else {}
+    asked |= {"grid-mean": "the needle grid"} if of.get("grid_samples") else {}
+    missing = [words for start, words in asked.items() if not any(_is(name, start) for name in there)]
+    if not missing:
+        return []
+    return [f"Asked for, and without a value in any method: {'; '.join(missing)}. What there is of it stands in the methods' folders."]
+
+
+def _is(name: str, asked: str) -> bool:
+    first, _, last = asked.partition("{}")
+    return name.startswith(first) and name.endswith(last) if last else name == asked or (asked.endswith("-") and name.startswith(asked))
 
 
 def _first_upper(text: str) -> str:

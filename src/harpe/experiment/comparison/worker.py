@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,8 +17,9 @@ import torch
 
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
-from harpe.evaluation.run import Protocol
+from harpe.evaluation.run import HeldOut, Protocol
 from harpe.experiment.arms import Arm
+from harpe.experiment.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
 from harpe.experiment.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.evaluate import evaluate_checkpoint
@@ -29,9 +29,10 @@ from harpe.experiment.perplexity import measure_perplexity
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.short import measure_short
-from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.methods.types import Stage
+from harpe.report.tables import listed
+from harpe.training.checkpoints import remove_checkpoints
 from harpe.training.options import TrainingOptions
 
 FAILED = 3
@@ -76,29 +77,39 @@ def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
     return Protocol(original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed)
 
 
-def data_folder(run: Path, seed: int, length: int) -> Path:
-    """Where the packed training texts of a seed lie."""
-    return run / "data" / f"seed-{seed}" / str(length)
-
-
 def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     """Train and measure one row; writes record.json at the end."""
-    plan, recipe = read_json(run / "plan.json"), read_recipe(run / "recipe.yaml")
+    plan = read_json(run / "plan.json")
+    recipe = at_commit(read_recipe(run / "recipe.yaml"), plan["inputs"])
     entry = next(method for method in plan["methods"] if method["name"] == name)
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
     arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
     source = source_of(recipe)
+    held_out = held_out_of(recipe, source)
+    inputs = inputs_of(recipe, source, run, [seed] if arm.trained else [], held_out)
+    _check_inputs(folder, plan["inputs"], inputs)
     data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if arm.trained else None
     model = recipe.model
     if arm.changes:
         options = training_options(recipe, seed, dtype)
         model = str(train_arm(folder, arm, source, data, options, recipe.length, reporter))
-        for checkpoint in folder.glob("stage-*/checkpoint-*"):
-            shutil.rmtree(checkpoint)  # the model is saved; many rows' optimiser states would fill the disk
+        for stage in folder.glob("stage-*"):
+            remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
     started = time.monotonic()
-    _evaluate(model, recipe, source, folder / "scores", dtype, reporter, arm)
-    write_json(folder / "record.json", _record(folder, arm, data, time.monotonic() - started))
+    _evaluate(model, recipe, source, held_out, folder / "scores", dtype, reporter, arm)
+    spent = _record(folder, arm, data, time.monotonic() - started)
+    check_rows(run, plan | {"methods": [entry], "seeds": [seed]})
+    write_json(folder / "record.json", {**spent, "inputs": inputs})
+
+
+def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:
+    """Refuse to train or measure on anything but what the plan names; inputs.json tells what the row has read, from its beginning on."""
+    path = folder / "inputs.json"
+    for where, before in ((folder.parent.parent / "plan.json", pinned), *([(path, read_json(path))] if path.is_file() else [])):
+        if wrong := other(before, found):
+            raise HarpeError(f"{listed(wrong)}: not what {where} names. Put back what the comparison began with, and start it again.")
+    write_json(path, found)
 
 
 def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
@@ -127,9 +138,17 @@ def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds
     }
 
 
-def _evaluate(model: str, recipe: ComparisonRecipe, source: Source, scores: Path, dtype: str, reporter: Reporter, arm: Arm) -> None:
+def _evaluate(
+    model: str,
+    recipe: ComparisonRecipe,
+    source: Source,
+    held_out: HeldOut,
+    scores: Path,
+    dtype: str,
+    reporter: Reporter,
+    arm: Arm,
+) -> None:
     of, revision = recipe.evaluation, None if arm.changes else recipe.revision
-    held_out = held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, text_field=of.text_field, tuning=of.tuning)
     protocol = protocol_of(recipe, source.geometry.original_length)
     evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=arm.title, revision=revision)
     for options in ruler_options(of, model, revision, recipe.tokenizer, scores, dtype):
