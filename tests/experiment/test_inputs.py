@@ -173,6 +173,24 @@ def test_scores_of_other_texts_with_as_many_tokens_are_never_paired(tmp_path: Pa
         summarise(tmp_path, resamples=10)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("protocol", {"documents": 2}, "protocol"),
+        ("dtype", "bfloat16", "dtype"),
+        ("tokenizer", {"bos": None}, "settings of the tokenizer"),
+        ("measuring", 3, "way of measuring"),
+    ],
+)
+def test_scores_that_were_measured_in_another_way_are_never_paired(tmp_path: Path, key: str, value: Any, named: str) -> None:
+    plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64})
+    way = {"protocol": {"documents": 3}, "dtype": "float32", "tokenizer": {"bos": 1}, "measuring": 2}
+    for name, changes in (("a", {}), ("b", {key: value})):
+        write_json(tmp_path / name / "seed-0" / "scores" / "protocol.json", {"held_out": "1" * 64, **way, **changes})
+    with pytest.raises(HarpeError, match=rf"b \(seed 0\) differs from the other methods in this: {named} "):
+        check_rows(tmp_path, plan)
+
+
 def test_rows_trained_on_other_streams_of_one_seed_are_never_paired(tmp_path: Path) -> None:
     plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64}, {"a": "3" * 64, "b": "4" * 64})
     with pytest.raises(HarpeError, match="training texts of seed 0"):

@@ -194,6 +194,7 @@ def _told(folder: Path, method: dict[str, Any], seed: int, plan: dict[str, Any])
     if protocol.is_file():
         value = read_json(protocol)
         facts = {"held-out texts": value.get("held_out"), "protocol": value.get("protocol"), "dtype": value.get("dtype")}
+        facts |= {"settings of the tokenizer": value.get("tokenizer"), "way of measuring": value.get("measuring")}
         if method.get("method") == "none" and isinstance(value.get("model"), dict):
             facts["base weights"] = value["model"]
         yield protocol, _told_facts(facts)
