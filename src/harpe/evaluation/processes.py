@@ -126,6 +126,25 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+LAUNCHERS = (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+"""Where torchrun, accelerate and others, Open MPI, and MPICH tell the number of processes and which one this is."""
+
+
+def _launched() -> tuple[int, int]:
+    """The number of processes of whatever started this one, and which of them this is.
+
+    `srun` tells the tasks of its step. A script of `sbatch` that starts harpe without `srun` has the number of the whole job
+    and no step; it cannot be told from a task, and is taken for one.
+    """
+    launchers = LAUNCHERS
+    if "SLURM_PROCID" in os.environ:
+        launchers += (("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", "SLURM_PROCID"),)
+    for size, rank in launchers:
+        if os.environ.get(size, "1").isdigit() and (count := int(os.environ.get(size, "1"))) > 1:
+            return count, int(os.environ.get(rank, "0"))
+    return 1, 0
+
+
 def refuse_several(verb: str, instead: str) -> None:
     """Refuse a launcher of several processes, each of which would do all of the work and write over the others' files.
 
@@ -134,9 +153,13 @@ def refuse_several(verb: str, instead: str) -> None:
     HarpeError
         On the first process; on the others `OtherFailed`.
     """
-    if world_size() > 1:
-        sentence = f"{verb} was started as {world_size()} processes, and each would do all of it. Start it without a launcher: {instead}"
-        raise HarpeError(sentence) if is_first() else OtherFailed(sentence)
+    count, rank = _launched()
+    if count > 1:
+        sentence = (
+            f"{verb} was started as {count} processes, and each would do all of it. Start it without a launcher (SLURM: srun --ntasks=1): "
+            f"{instead}"
+        )
+        raise OtherFailed(sentence) if rank else HarpeError(sentence)
 
 
 def join() -> Processes:

@@ -96,15 +96,19 @@ def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> tuple[Arm, BaseRange]:
-    """The row that `harpe extend` trains, with the range its bases come from.
+def range_of(options: ExtendOptions, geometry: ModelGeometry) -> BaseRange:
+    """The range that the bases of `harpe extend` come from."""
+    return base_range(geometry, options.length, options.min, options.max, options.range)
+
+
+def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Arm:
+    """The row that `harpe extend` trains.
 
     Raises
     ------
     HarpeError
         For options that do not go together, and for a method without training.
     """
-    bases = base_range(geometry, options.length, options.min, options.max, options.range)
     given = dict(options.method_options or {})
     search = {
         "strategy": options.strategy if options.strategy != "uniform" else None,
@@ -135,4 +139,4 @@ def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | N
     arm = make_arm(options.method, geometry, options.length, given, measure=measure)
     if not arm.trained:
         raise HarpeError(f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model.")
-    return arm, bases
+    return arm

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import refuse_several
 from harpe.experiment.options import BasesOptions
 from harpe.files import SCHEMA_VERSION, write_json, write_text
 from harpe.methods.choice import SearchOptions, choose_rows
@@ -28,6 +29,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     HarpeError
         Where neither a model nor heads, head size and range are given, or an option does not fit.
     """
+    refuse_several("harpe bases", "one process chooses all bases.")
     search = SearchOptions(
         options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
     )

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ import torch
 import yaml
 
 from harpe.errors import HarpeError
-from harpe.files import read_json, write_json, write_text
+from harpe.files import read_json, remove_leftovers, write_json, write_text
+from harpe.locks import holds_something, locked
 from harpe.models.dtype import choose_dtype
 
 PACKAGES = ("harpe", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
-    """The run directory, made with the recipe in it, or checked against it.
+    """The run directory, made with the recipe in it, or checked against it; the caller holds its lock (`held`).
 
     Raises
     ------
@@ -33,16 +34,16 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
     run, text = Path(out), yaml.safe_dump(recipe, sort_keys=False)
     path = run / "recipe.yaml"
     if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        there = _read_recipe(path)
         if there != yaml.safe_load(text):
             raise HarpeError(
                 f"{run} holds a run with another recipe; name another --out, or give the same options.\n{_difference(there, recipe)}"
             )
         if not resume:
             raise HarpeError(f"{run} holds a run with this recipe. Go on with it by --resume, or name another --out.")
+        remove_leftovers(run)
         return run
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise HarpeError(f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory.")
+    _refuse_foreign(run)
     if resume:
         raise HarpeError(f"There is no run in {run} to resume; leave --resume out to start one.")
     write_text(path, text)
@@ -50,13 +51,52 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
 
 
 @contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold a run directory while it is worked on; what is no run of harpe does not even get a lock file.
+
+    Raises
+    ------
+    HarpeError
+        Where another process holds it, or it holds something else.
+    """
+    if not (run / "recipe.yaml").is_file():
+        _refuse_foreign(run)
+    with locked(run):
+        yield
+
+
+def _refuse_foreign(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or holds_something(run)):
+        raise HarpeError(f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory.")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise HarpeError(f"{path} cannot be read ({str(error).splitlines()[0]}). Restore it from a copy, or name another --out.") from error
+    if not isinstance(value, dict):
+        raise HarpeError(f"{path} holds no recipe of a run. Restore it from a copy, or name another --out.")
+    return value
+
+
+@contextmanager
 def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
-    """Remove the new run directory where the data are refused, so that the mended command may use the same name."""
+    """Remove what a new run has written where its data are refused, so that the mended command may use the same name.
+
+    Nothing else goes. The folder itself belongs to the lock, which removes it where it made it.
+    """
     try:
         yield
     except HarpeError:
         if not unless:
-            shutil.rmtree(run, ignore_errors=True)
+            for folder in ("data", "samples"):
+                shutil.rmtree(run / folder, ignore_errors=True)
+            for path in [run / "recipe.yaml", run / "environment.json", *run.glob("*/stages.json")]:
+                path.unlink(missing_ok=True)
+                if path.parent != run:
+                    with suppress(OSError):
+                        path.parent.rmdir()
         raise
 
 
@@ -68,7 +108,9 @@ def settled_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
     if wanted == "auto" and before.is_file():
         value: Any = read_json(before)
         for key in keys:
-            value = value[key]
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            raise HarpeError(f"{before} is damaged: it does not tell the {' '.join(keys)}. Restore it from a copy, or name another --out.")
         return str(value), f"{value}, in which this run began"
     return choose_dtype(wanted)
 
@@ -78,8 +120,13 @@ def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:
     return "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys)
 
 
-def write_environment(run: Path) -> None:
-    """Versions and machine, as environment.json; a run that is resumed elsewhere keeps both, numbered."""
+def write_environment(run: Path) -> list[str]:
+    """Keep versions and machine as environment.json; where a run goes on in others, as environment-2.json and so on.
+
+    Returns
+    -------
+    A sentence for what differs from the time before: where it is any, the numbers may differ in their last digits.
+    """
     facts = {name: version(name) for name in PACKAGES}
     facts |= {
         "python": platform.python_version(),
@@ -88,7 +135,22 @@ def write_environment(run: Path) -> None:
         "threads": str(torch.get_num_threads()),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    write_json(run / "environment.json", facts)
+    number = 1
+    while (path := _environment(run, number)).is_file():
+        number += 1
+    if number > 1:
+        before = read_json(_environment(run, number - 1))
+        changed = [f"{key} {before.get(key)} then, {value} now" for key, value in facts.items() if before.get(key) != value]
+        if not changed:
+            return []
+        write_json(path, facts)
+        return [f"This run goes on in another environment, which may change the last digits: {'; '.join(changed)} ({path.name})."]
+    write_json(path, facts)
+    return []
+
+
+def _environment(run: Path, number: int) -> Path:
+    return run / ("environment.json" if number == 1 else f"environment-{number}.json")
 
 
 def _processor() -> str:

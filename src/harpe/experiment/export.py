@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import refuse_several
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import ExportOptions
 from harpe.experiment.reporter import Reporter
@@ -41,6 +42,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     HarpeError
         For a source without an extended model, and a folder that exists.
     """
+    refuse_several("harpe export", "one process writes the model.")
     reporter = reporter or Reporter()
     out, source = Path(options.out), Path(options.source)
     check_new_folder(out)

@@ -11,18 +11,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset, is_packed
-from harpe.experiment.arms import Arm, arm_of, make_arm
-from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.evaluation.processes import refuse_several
+from harpe.experiment.arms import Arm, arm_of, make_arm, range_of
+from harpe.experiment.decided import model_facts, pinned_revision, settled_arm, settled_plan
+from harpe.experiment.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import packed
-from harpe.files import write_json
 from harpe.methods.types import ModelGeometry
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
+from harpe.models.saved import check_saved
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import check_stages, train_stages
 
@@ -72,10 +74,11 @@ def train_arm(
 ) -> Path:
     """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
 
-    A row that is done already is left alone. `data` may be None for a method without training.
+    A row that is done already, with a whole model, is left alone. `data` may be None for a method without training.
     """
     target = folder / "model"
-    if target.is_dir():
+    if target.exists():
+        check_saved(target)
         return target
 
     def report(step: int, steps: int, row: dict[str, Any]) -> None:
@@ -84,7 +87,17 @@ def train_arm(
     model = source.load()
     if arm.trained:
         assert data is not None
-        train_stages(model, source.geometry, arm.stages, data, options, folder, sliding_window=source.sliding_window, report=report)
+        train_stages(
+            model,
+            source.geometry,
+            arm.stages,
+            data,
+            options,
+            folder,
+            sliding_window=source.sliding_window,
+            report=report,
+            tell=reporter.say,
+        )
     else:
         apply_encoding(model, arm.stages[-1].encoding, source.geometry, length, source.sliding_window)
     model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
@@ -100,10 +113,24 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     HarpeError
         For bad options or input, before any work starts; when the disk is full; when training diverges.
     """
-    reporter = reporter or Reporter()
-    source = open_source(
-        options.model, options.length, options.revision, options.tokenizer, options.original_length, options.sliding_window
+    refuse_several("harpe extend", "it trains on one device.")
+    reporter, run = reporter or Reporter(), Path(options.out)
+    with held(run):
+        open_run(run, options.recipe(), options.resume)
+        with removed_on_refusal(run, unless=options.resume):
+            source, arm, data, training = _planned(options, run, reporter)
+        target = train_arm(run / arm.name, arm, source, data, training, options.length, reporter)
+    reporter.say(
+        f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
+        f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
     )
+    return target
+
+
+def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Arm, PackedDataset, TrainingOptions]:
+    """Check everything, decide what the run is or read back what it decided when it began, and tell the plan."""
+    revision = pinned_revision(run, options.method, options.revision)
+    source = open_source(options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window)
     notes = list(source.notes)
 
     def reach() -> list[list[float]]:
@@ -111,11 +138,13 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         notes.append(note)
         return found
 
-    arm, bases = arm_of(options, source.geometry, reach)
+    bases = range_of(options, source.geometry)
+    facts = model_facts(options.model, revision, source.geometry)
+    arm = settled_arm(run, options.method, facts, lambda: arm_of(options, source.geometry, reach), notes)
     model = source.load()
     parameters = model.num_parameters()
-    check_space(Path(options.out), parameters)
-    dtype, reason = settled_dtype(options.dtype, Path(options.out) / "plan.json", "training", "dtype")
+    check_space(run, parameters)
+    dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens or sys.maxsize,
         learning_rate=options.learning_rate,
@@ -128,24 +157,27 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         dtype=dtype,
     )
     check_stages(arm.stages, training)
-    run = open_run(options.out, options.recipe(), options.resume)
-    with removed_on_refusal(run, unless=options.resume):
-        write_environment(run)
-        reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
-        data = packed(
-            run / "data" / str(options.length),
-            options.data,
-            source.tokenizer,
-            options.length,
-            text_field=options.text_field,
-            tokens=options.tokens,
-            seed=options.seed,
-        )
-        training = replace(training, tokens=options.tokens or data.tokens)
-        check_budget(training, data)
+    for sentence in write_environment(run):
+        reporter.say(sentence)
+    reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
+    data = packed(
+        run / "data" / str(options.length),
+        options.data,
+        source.tokenizer,
+        options.length,
+        text_field=options.text_field,
+        tokens=options.tokens,
+        seed=options.seed,
+    )
+    if options.resume:
+        data.verify()
+    training = replace(training, tokens=options.tokens or data.tokens)
+    check_budget(training, data)
     steps = training.steps(options.length)
     if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
         notes.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
+    if torch.cuda.device_count() > 1:
+        notes.append(f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is).")
     per_token, _ = seconds_per_token(model, training, options.length)
     del model
     plan = describe(
@@ -163,11 +195,6 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         None,
         notes,
     )
-    write_json(run / "plan.json", plan)
+    plan = settled_plan(run, plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
-    target = train_arm(run / arm.name, arm, source, data, training, options.length, reporter)
-    reporter.say(
-        f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
-        f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
-    )
-    return target
+    return source, arm, data, training

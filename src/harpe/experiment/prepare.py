@@ -19,6 +19,7 @@ from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
 from harpe.data.sources import Document, find_files, read_documents
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
+from harpe.evaluation.processes import refuse_several
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import PrepareOptions
 from harpe.experiment.reporter import Reporter
@@ -42,6 +43,7 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
         For bad options, unreadable input, a missing field, far too little text, too few long documents or too little disk: before anything
         is tokenised, but for data sets of the hub, which are read once only. By the exact count: before the packed tokens are written.
     """
+    refuse_several("harpe prepare", "the tokenizer uses all cores by itself.")
     reporter, out = reporter or Reporter(), Path(options.out)
     rule = Upsampling(options.upsample_length, options.upsample_factor, options.long_share, options.max_copies)
     rule.check()

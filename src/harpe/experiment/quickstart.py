@@ -7,8 +7,9 @@ from pathlib import Path
 from harpe.evaluation.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import make_arm
+from harpe.experiment.decided import model_facts, settled_arm, settled_plan
 from harpe.experiment.differences import gated_mean, summarise_run
-from harpe.experiment.directory import open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.experiment.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
@@ -39,9 +40,14 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         When the directory holds something else, the disk is full, or an option is out of range.
     """
     refuse_several("harpe quickstart", "it uses the processor's cores as it is.")
-    reporter = reporter or Reporter()
-    out = Path(options.out)
-    going_on = (out / "recipe.yaml").is_file()
+    reporter, out = reporter or Reporter(), Path(options.out)
+    with held(out):
+        return _demonstrate(options, out, reporter)
+
+
+def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> Path:
+    """`quickstart` in a directory that is held."""
+    going_on = (run / "recipe.yaml").is_file()
     source = open_source(EMBEDDED, options.length, None, None, None, "keep")
     geometry, tokenizer = source.geometry, source.tokenizer
     bases = base_range(geometry, options.length, rule=RANGE)
@@ -51,8 +57,8 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         make_arm("one-base", geometry, options.length, title="one base (control)", range_rule=RANGE),
     ]
     model = source.load()
-    check_space(out, model.num_parameters(), arms=2)
-    dtype, reason = settled_dtype(options.dtype, out / "plan.json", "training", "dtype")
+    check_space(run, model.num_parameters(), arms=2)
+    dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens,
         learning_rate=options.learning_rate,
@@ -63,12 +69,17 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         dtype=dtype,
     )
     training.check(options.length)
-    run = open_run(out, options.recipe(), resume=going_on)
+    open_run(run, options.recipe(), resume=going_on)
     if going_on:
         reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
     with removed_on_refusal(run, unless=going_on):
-        write_environment(run)
+        for sentence in write_environment(run):
+            reporter.say(sentence)
+        facts = model_facts(EMBEDDED, None, geometry)
+        arms = [settled_arm(run, arm.name, facts, lambda arm=arm: arm, []) if arm.trained else arm for arm in arms]  # type: ignore[misc]
         data = packed(run / "data" / str(options.length), EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
+        if going_on:
+            data.verify()
         check_budget(training, data)
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
     protocol = Protocol(
@@ -96,7 +107,7 @@ def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> 
         ["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
     )
     del model
-    write_json(run / "plan.json", plan)
+    plan = settled_plan(run, plan)
     expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
     reporter.say(plan_text(plan, TIMING_SLACK * expected))
     for arm in arms:
