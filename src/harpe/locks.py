@@ -30,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
     another machine leaves it behind, and it has to be deleted by hand.
 
     The file stays when the lock is given back, since to delete it would let two others lock two files of that name. Only where the folder
-    holds nothing else it goes, and with it the folder, where this made it.
+    holds nothing else it goes, and with it the folders that this made.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
         Where another process (or another thread of this one) holds it; where `folder` is a file or cannot be written.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
@@ -58,8 +58,8 @@ def locked(folder: Path) -> Iterator[None]:
             (folder / HOLDER).unlink(missing_ok=True)
             if not holds_something(folder):
                 (folder / LOCK).unlink(missing_ok=True)
-                if made:
-                    folder.rmdir()
+                for path in made:
+                    path.rmdir()
         lock.release()
 
 

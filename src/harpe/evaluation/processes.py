@@ -126,7 +126,11 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-LAUNCHERS = (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+LAUNCHERS: tuple[tuple[str, str], ...] = (
+    ("WORLD_SIZE", "RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+)
 """Where torchrun, accelerate and others, Open MPI, and MPICH tell the number of processes and which one this is."""
 
 

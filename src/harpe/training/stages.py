@@ -95,10 +95,10 @@ class StageTrainer(Trainer):
         return str(self._saving or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)  # type: ignore[union-attr]
+        cast(PreTrainedModel, self.model).save_pretrained(str(output_dir), state_dict=state_dict, save_original_format=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(model or self.model, Path(resume_from_checkpoint))
+        load_weights(cast(PreTrainedModel, model or self.model), Path(resume_from_checkpoint))
 
 
 def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: int) -> OneDevice:

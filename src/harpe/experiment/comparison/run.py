@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.comparison.summary import summarise
 from harpe.experiment.comparison.worker import ruler_options, source_of, training_options
-from harpe.experiment.directory import available_cores, check_disk, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.experiment.directory import available_cores, check_disk, held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
 from harpe.experiment.plan import check_budget, duration, seconds_per_token
@@ -44,7 +45,13 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
         For a bad recipe or input, before any work starts; at the end, where no method could be measured.
     """
     refuse_several("harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs.")
-    reporter = reporter or Reporter()
+    run = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    with nullcontext() if options.plan else held(run):
+        return _compare(options, run, reporter or Reporter())
+
+
+def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
+    """`compare` in a directory that is held; its workers work under this lock."""
     changes = {"seeds": options.seeds, "model": options.model, "data": options.data, "evaluation_data": options.evaluation_data}
     recipe = read_recipe(options.recipe, **changes)
     if options.jobs < 1:
@@ -57,7 +64,6 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
             f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
             "or prepare the texts once for every seed (harpe prepare --seed) and write {seed} in the place of it in data."
         )
-    run = Path(options.out or Path("runs") / Path(options.recipe).stem)
     asked = recipe
     if not options.plan:
         recipe = at_commit(asked, _begun_with(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
@@ -89,7 +95,8 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
         new = f" It has the new methods {', '.join(added)}." if added else ""
         reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
-        write_environment(run)
+        for sentence in write_environment(run):
+            reporter.say(sentence)
         trained = recipe.seeds if any(arm.trained for arm in arms) else []
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
