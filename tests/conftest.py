@@ -34,7 +34,7 @@ def tiny_model(family: str, *, heads: int = 4, key_value_heads: int = 2, layers:
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_parameters=changes.pop("rope_parameters", {"rope_type": "default", "rope_theta": 10_000.0}),
         **({"sliding_window": None} if family == "mistral" else {}) | changes,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

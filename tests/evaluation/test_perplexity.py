@@ -24,7 +24,7 @@ def naive_losses(model: Any, ids: list[int]) -> list[float]:
 
 
 def test_losses_are_those_of_a_naive_loop(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harpe.evaluation.perplexity.CHUNK", 7)
+    monkeypatch.setattr("harpe.models.head.CHUNK", 7)
     model = make_tiny("llama")
     ids = torch.randint(1, 97, (2, 41), generator=torch.Generator().manual_seed(0))
     got = token_losses(model, ids)

@@ -9,22 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harpe.training.loss import chunked_cross_entropy, chunked_loss
+from harpe.errors import HarpeError
+from harpe.training.loss import check_training_loss, chunked_loss, loss_notes, mean_nll
+from harpe.training.memory import set_recompute
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-@pytest.mark.parametrize("bias", [False, True])
-def test_value_and_gradients_are_those_of_the_full_logits(chunk: int, bias: bool) -> None:
-    torch.manual_seed(0)
-    head = torch.nn.Linear(12, 50, bias=bias).double()
-    hidden = torch.randn(2, 33, 12, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(0, 50, (2, 33))
+@pytest.mark.parametrize("family", ["llama", "phi"])  # phi: an output bias
+def test_value_and_gradients_are_those_of_the_full_logits(make_tiny: Any, family: str, chunk: int) -> None:
+    model = make_tiny(family)
+    hidden = torch.randn(2, 33, 64, requires_grad=True)
+    labels = torch.randint(0, 97, (2, 33))
     labels[0, 5:9] = -100
+    head = model.get_output_embeddings()
     full = F.cross_entropy(head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     wanted = torch.autograd.grad(full, [hidden, *head.parameters()])
-    got = chunked_cross_entropy(hidden, head, labels, chunk)
-    # the loss is formed in float32, whatever the weights are
-    torch.testing.assert_close(got.double(), full, atol=1e-6, rtol=1e-6)
+    got = mean_nll(model, hidden, labels, chunk)
+    torch.testing.assert_close(got, full, atol=1e-6, rtol=1e-6)
     for a, b in zip(torch.autograd.grad(got, [hidden, *head.parameters()]), wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
@@ -45,7 +46,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_the_full_logits_never_exist(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harpe.training.loss.CHUNK", 64)
+    monkeypatch.setattr("harpe.models.head.CHUNK", 64)
     model = make_tiny("llama", vocab_size=5000, layers=1)
     ids = torch.randint(1, 97, (1, 512))
     with LargestTensor() as stock:
@@ -54,7 +55,7 @@ def test_the_full_logits_never_exist(make_tiny: Any, monkeypatch: pytest.MonkeyP
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
     with chunked_loss(model), LargestTensor() as chunked:
-        loss = chunked_cross_entropy(model.base_model(ids).last_hidden_state, model.lm_head, ids, 64)
+        loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
     assert stock.numel >= 512 * 5000  # the measurement sees what it is to see
     assert chunked.numel <= 5000 * 64
@@ -73,3 +74,55 @@ def test_the_model_is_as_before_afterwards(make_tiny: Any) -> None:
     assert inside.logits is None
     torch.testing.assert_close(inside.loss, before.loss, atol=1e-6, rtol=1e-6)
     assert torch.equal(before.logits, after.logits)
+
+
+RANDOM = {
+    "seed_oss": {"residual_dropout": 0.1, "attention_dropout": 0.1},
+    "phi": {"resid_pdrop": 0.1, "embd_pdrop": 0.1},
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", RANDOM)
+def test_dropout_of_the_configuration_is_off_in_training(make_tiny: Any, family: str, recompute: bool) -> None:
+    model, ids = make_tiny(family, **RANDOM[family]), torch.randint(1, 97, (1, 64))
+    with torch.no_grad():
+        wanted = model(input_ids=ids, labels=ids).loss.item()
+    assert model.train()(input_ids=ids, labels=ids).loss.item() != pytest.approx(wanted, abs=1e-3)  # it would show
+    set_recompute(model, recompute)
+    recomputed = []
+    catch = model.model.layers[0].self_attn.register_forward_hook(lambda *_: recomputed.append(1))
+    with chunked_loss(model):
+        check_training_loss(model)
+        recomputed.clear()
+        loss = model.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+    catch.remove()
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+    assert len(recomputed) == 1 + recompute
+    assert all(module.training for module in model.modules())
+
+
+def test_what_cannot_be_switched_off_is_refused(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout that a layer applies itself follows the flag that recomputing needs."""
+    model = make_tiny("llama")
+    layer = type(model.model.layers[0])
+    stock = layer.forward
+
+    def dropping(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return F.dropout(stock(self, *args, **kwargs), 0.1, self.training)
+
+    monkeypatch.setattr(layer, "forward", dropping)
+    with chunked_loss(model):
+        check_training_loss(model)
+        set_recompute(model, True)
+        with pytest.raises(HarpeError, match="cannot switch off"):
+            check_training_loss(model)
+
+
+def test_the_plan_says_what_of_a_configuration_is_left_out(make_tiny: Any) -> None:
+    assert loss_notes(make_tiny("llama").config) == []
+    (told,) = loss_notes(make_tiny("seed_oss", residual_dropout=0.1, attention_dropout=0.0).config)
+    assert "residual_dropout 0.1" in told and "attention_dropout" not in told
+    (told,) = loss_notes(make_tiny("mixtral", num_local_experts=2, sliding_window=None).config)
+    assert "auxiliary loss" in told

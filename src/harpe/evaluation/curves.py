@@ -3,7 +3,8 @@
 Two kinds of figure that are not comparable, and carry their kind with them:
 
 * `prefixes`: documents cut to L tokens, for many L. One forward pass over a document gives all of them, since under causal attention the
-  losses of its first L tokens do not depend on what follows;
+  losses of its first L tokens do not depend on what follows; where the rotations do (`harpe.models.angles`), every L has a pass of its
+  own;
 * `windows`: a window of W tokens that moves on by S (Press et al. 2021, arXiv 2108.12409); every token is scored once, with at least
   W - S tokens before it, but for the beginning of the document.
 
@@ -22,39 +23,39 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.evaluation.statistics import weighted_mean
+from harpe.models.angles import moving_rope, start_anew
+from harpe.models.head import hidden_states, token_nll
 
 Average = Literal["tokens", "yarn"]
 
 PREFILL = 4096
 """Tokens that are read in one forward pass; a longer document goes on with the key/value cache."""
-LOGITS = 1024
-"""Positions whose logits exist at one time."""
 WINDOW_BINS = 64
 """Bins of the loss by position in sliding windows, at most."""
 
 
 @torch.inference_mode()
-def document_losses(model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, prefill: int = PREFILL, logits: int = LOGITS) -> np.ndarray:
+def document_losses(model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, prefill: int = PREFILL, logits: int = 0) -> np.ndarray:
     """-log p of every next token of one document: float64 [S - 1] in nats; entry p is the loss of token p + 1.
 
-    The document is read `prefill` tokens at a time and its logits are formed `logits` positions at a time, so that beside the weights only
-    the key/value cache grows with its length.
+    The document is read `prefill` tokens at a time and its logits are formed `logits` positions at a time (0:
+    `harpe.models.head.CHUNK`), so that beside the weights only the key/value cache grows with its length. Where rotations depend
+    on the length of the text, all S tokens are read at once, as by a model that has read nothing before.
     """
     row = torch.as_tensor(ids, dtype=torch.int64, device=model.device)[None]
-    head, size, parts = model.get_output_embeddings(), row.shape[1] - 1, []
+    size, parts = row.shape[1] - 1, []
+    if moving_rope(model.config) is not None:
+        start_anew(model)
+        return token_nll(model, hidden_states(model, row)[:, :-1], row[:, 1:], logits)[0].double().cpu().numpy()
     cache = DynamicCache(config=model.config) if size > prefill else None
     for start in range(0, size, prefill):
-        part = row[:, start : min(start + prefill, size)]
-        hidden = model.base_model(input_ids=part, past_key_values=cache, use_cache=cache is not None).last_hidden_state[0]
-        for first in range(0, len(hidden), logits):
-            scores = head(hidden[first : first + logits]).float()
-            targets = row[0, start + first + 1 : start + first + 1 + len(scores)]
-            parts.append(F.cross_entropy(scores, targets, reduction="none"))
+        part = slice(start, min(start + prefill, size))
+        states = hidden_states(model, row[:, part], past_key_values=cache, use_cache=cache is not None)
+        parts.append(token_nll(model, states, row[:, 1:][:, part], logits)[0])
     return torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
 
 
@@ -107,7 +108,7 @@ def position_edges(length: int) -> list[int]:
 
 
 def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], begin: Sequence[int] = ()) -> dict[str, Any]:
-    """One document's sums of losses from one forward pass.
+    """One document's sums of losses, from one forward pass; from one a length where rotations depend on the text's length.
 
     Parameters
     ----------
@@ -120,10 +121,14 @@ def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[
 
     Returns
     -------
-    nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of `position_edges(lengths[-1])`.
+    nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of `position_edges(lengths[-1])`, of
+    the text of that length.
     """
-    losses = document_losses(model, [*begin, *ids][: lengths[-1]])
+    row = [*begin, *ids]
+    losses = document_losses(model, row[: lengths[-1]])
     nll, tokens = prefix_totals(losses, lengths)
+    if moving_rope(model.config) is not None:
+        nll[:-1] = [float(document_losses(model, row[:length]).sum()) for length in lengths[:-1]]
     parts = [losses[a:b] for a, b in pairwise(position_edges(lengths[-1]))]
     return {
         "nll": nll,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.models.angles import start_anew
 from harpe.models.geometry import text_config
 
 READ = 4096
@@ -75,6 +76,7 @@ def continuations(
         max_new_tokens=budget, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
     )
     generate: Any = model.generate
+    start_anew(model)
     with _without_settings(model):
         out = generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=until)
     return out[:, ids.shape[1] :]
@@ -111,6 +113,8 @@ def answer(
     int64 [B, budget]; for every row the least distance between its two first logits at any of these tokens; and the cache, which holds
     all but the last token.
     """
+    if cache is None:
+        start_anew(model)
     out = read(model, pending, cache, whole)
     tokens: list[torch.Tensor] = []
     margins = []

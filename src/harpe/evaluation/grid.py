@@ -30,6 +30,7 @@ from harpe.evaluation.generation import Key, record_of
 from harpe.evaluation.greedy import answer, read
 from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter, Turn
 from harpe.evaluation.processes import ALONE, Processes
+from harpe.models.angles import moving_rope
 from harpe.models.geometry import GLOBAL, text_config
 
 CLOSE = 1e-3
@@ -112,10 +113,8 @@ def grid_samples(writer: NeedleWriter, longest: int, shortest: int, count: int) 
 def way_of(model: PreTrainedModel) -> Way:
     """How this model's cache can be used again, and, where it cannot, why."""
     config = text_config(model.config)
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {str(entry.get("rope_type")) for entry in (rope, *rope.values()) if isinstance(entry, dict)}
-    if moving := sorted(kinds & {"dynamic", "longrope"}):
-        return "none", f"Rope type {moving[0]} rotates a prefix otherwise in a longer text, so that its keys cannot be used again."
+    if moving := moving_rope(config):
+        return "none", f"Rope type {moving} rotates a prefix otherwise in a longer text: its keys cannot be used again."
     if other := sorted({str(kind) for kind in getattr(config, "layer_types", None) or []} - {*GLOBAL, SLIDING}):
         return "none", f"Layers of type {other[0]} have a state that cannot be taken back to an earlier token."
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}

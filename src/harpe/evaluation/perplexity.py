@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from harpe.evaluation.statistics import weighted_mean
-
-CHUNK = 2048
-"""Positions whose logits exist at one time."""
+from harpe.models.angles import start_anew
+from harpe.models.head import hidden_states, token_nll
 
 
 def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
@@ -33,17 +31,12 @@ def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
 def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
     """-log p of every next token: float64 [B, S-1] in nats, for ids int64 [B, S]. Logits exist for a few positions at a time.
 
-    Entry p is the loss of predicting token p + 1 from the p + 1 tokens before it.
+    Entry p is the loss of predicting token p + 1 from the p + 1 tokens before it, in a text of S - 1 tokens: where rotations
+    depend on a text's length (dynamic NTK, LongRoPE), they are those of the whole text.
     """
     ids = ids.to(model.device)
-    hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    head, targets = model.get_output_embeddings(), ids[:, 1:]
-    parts = []
-    for start in range(0, hidden.shape[1], max(1, CHUNK // hidden.shape[0])):
-        part = slice(start, start + max(1, CHUNK // hidden.shape[0]))
-        logits = head(hidden[:, part]).float()
-        parts.append(F.cross_entropy(logits.transpose(1, 2), targets[:, part], reduction="none"))
-    return torch.cat(parts, dim=1).double().cpu().numpy()
+    start_anew(model)
+    return token_nll(model, hidden_states(model, ids[:, :-1]), ids[:, 1:]).double().cpu().numpy()
 
 
 def short_windows(ids: torch.Tensor, size: int, length: int, begin: Sequence[int] = ()) -> list[torch.Tensor]:

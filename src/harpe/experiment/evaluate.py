@@ -21,6 +21,7 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
+from harpe.models.head import check_head
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
@@ -56,7 +57,7 @@ def evaluate_checkpoint(
     def load() -> PreTrainedModel:
         model = load_model(name, torch.float32, revision)
         check_vocabulary(model, tokenizer, str(name))
-        return to_accelerator(model)
+        return to_accelerator(check_head(model, str(name)))
 
     model = team.alike(load)
     evaluate_model(

@@ -23,8 +23,10 @@ from harpe.experiment.texts import packed
 from harpe.methods.types import ModelGeometry
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
+from harpe.models.head import check_head
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.models.saved import check_saved
+from harpe.training.loss import loss_notes
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import check_stages, train_stages
 
@@ -50,7 +52,7 @@ class Source:
         """The model with float32 weights, on the accelerator where there is one."""
         model = load_model(self.name, torch.float32, self.revision)
         check_vocabulary(model, self.tokenizer, self.name)
-        return to_accelerator(model)
+        return to_accelerator(check_head(model, self.name))
 
 
 def open_source(
@@ -62,7 +64,7 @@ def open_source(
     if sliding_window == "off":
         remove_window(config)
     geometry = read_geometry(config, name, original_length)
-    notes = (*([note] if note else []), *layer_notes(config, geometry))
+    notes = (*([note] if note else []), *layer_notes(config, geometry), *loss_notes(config))
     loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_vocabulary(config, loaded, name)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

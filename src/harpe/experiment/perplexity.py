@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
@@ -20,7 +20,9 @@ from harpe.experiment.overlap import training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
 from harpe.files import append_jsonl, write_json, write_text
+from harpe.models.angles import moving_rope
 from harpe.models.dtype import choose_dtype
+from harpe.models.head import check_head
 from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
 from harpe.report.perplexity_figures import perplexity_figures
 
@@ -82,7 +84,13 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     if missing:
         before = len(records.rows) - 1
         mine = team.share(sorted(missing, key=lambda number: -len(documents[number])))
-        model = team.alike(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision))).eval()
+
+        def load() -> PreTrainedModel:
+            return to_accelerator(check_head(load_model(options.model, torch.float32, options.revision), options.model))
+
+        model = team.alike(load).eval()
+        if moving := moving_rope(model.config):
+            reporter.say(f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece.")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
             for done, number in enumerate(mine, 1):
                 ids = documents[number]

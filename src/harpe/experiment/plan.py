@@ -91,6 +91,7 @@ def describe(
         + (f" serve {geometry.query_heads} query heads." if geometry.query_heads != geometry.key_value_heads else "."),
         f"{_stages(arms)}: {steps} steps of {step_tokens} tokens, peak learning rate {options.learning_rate:g}, AdamW 0.9/0.95.",
         f"Arithmetic in {dtype_reason}; weights are trained in float32.",
+        "The loss is the model's own, of the next token; dropout is off.",
         *notes,
     ]
     return {

@@ -1,8 +1,4 @@
-"""Next-token loss without the full logits.
-
-The logits of one 128k sequence over a vocabulary of 128k take 64 GiB in float32. Here they are formed for a few hundred positions
-at a time, and again in the backward pass (activation checkpointing), so that [S, V] never exists.
-"""
+"""What a model is trained on: its own next-token loss, formed in pieces, without dropout."""
 
 from __future__ import annotations
 
@@ -11,43 +7,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
-CHUNK = 2048
-"""Positions whose logits exist at one time."""
+from harpe.errors import HarpeError
+from harpe.models.geometry import text_config
+from harpe.models.head import hidden_states, token_nll
+
+NEAR = 1e-3
+"""How far the losses of the same tokens in training and evaluation may be apart, relative to them where above 1."""
 
 
-def _chunk_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(F.linear(hidden, weight, bias).float(), target, reduction="sum")
-
-
-def chunked_cross_entropy(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
-    """Mean cross-entropy of predicting token t+1 from position t, in natural logarithms, float32 scalar.
+def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor, chunk: int = 0) -> torch.Tensor:
+    """Mean over labels of -log p of token t+1 at position t, in nats, float32 scalar.
 
     Parameters
     ----------
-    hidden
-        Last hidden states [B, S, W].
-    head
-        The output layer, W -> vocabulary.
-    labels
-        int64 [B, S]; -100 is ignored, as in PyTorch.
+    states, labels
+        Last hidden states [B, S, W], and int64 [B, S]; labels of -100 are ignored, as in PyTorch.
+    chunk
+        Positions whose logits exist at one time; 0: `harpe.models.head.CHUNK`.
     """
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    targets = labels[:, 1:].reshape(-1)
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for start in range(0, states.shape[0], chunk):
-        part = (states[start : start + chunk], head.weight, head.bias, targets[start : start + chunk])
-        total = total + (checkpoint(_chunk_loss, *part, use_reentrant=False) if torch.is_grad_enabled() else _chunk_loss(*part))
-    return total / (targets != -100).sum().clamp(min=1)
+    targets = labels[:, 1:]
+    return token_nll(model, states[:, :-1], targets, chunk).sum() / (targets != -100).sum().clamp(min=1)
+
+
+def _without_randomness(model: PreTrainedModel) -> None:
+    """Put all modules into evaluation but for those whose `training` says that their activations are recomputed.
+
+    Dropout and noise in routers ask for their own module's `training`, whatever the family calls them. Flags are set directly,
+    since `eval()` exchanges kernels where a model uses some.
+    """
+    for module in model.modules():
+        recomputed = isinstance(module, GradientCheckpointingLayer) and getattr(module, "gradient_checkpointing", True)
+        module.training = module is model or recomputed
 
 
 @contextmanager
 def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within the context `model(input_ids, labels)` gives the chunked loss and no logits; afterwards the model is as before.
+    """Within the context `model(input_ids, labels)` gives the model's own loss in pieces, no logits, and no dropout in training
+    either; afterwards the model is as before.
 
     Only `forward` of this one object is replaced, so wrappers (autocast, DDP, FSDP) see an ordinary model.
     """
@@ -55,9 +55,11 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     def forward(
         self: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
     ) -> CausalLMOutput:
-        hidden = self.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        return CausalLMOutput(loss=chunked_cross_entropy(hidden, self.get_output_embeddings(), labels))
+        if self.training:
+            _without_randomness(self)
+        return CausalLMOutput(loss=mean_nll(self, hidden_states(self, input_ids, position_ids=position_ids), labels))
 
+    before = vars(model).get("forward")
     model.forward = types.MethodType(forward, model)
     try:
         yield model
@@ -65,3 +67,46 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         # accelerate may have wrapped the forward again meanwhile; dropping the instance's attribute restores the class's own
         vars(model).pop("forward", None)
         vars(model).pop("_original_forward", None)
+        if before is not None:
+            model.forward = before
+        for module in model.modules():
+            module.training = model.training
+
+
+def check_training_loss(model: PreTrainedModel) -> None:
+    """Compare the loss of a few tokens in training and in evaluation, within `chunked_loss`. The model stays as it is.
+
+    Raises
+    ------
+    HarpeError
+        Where they differ: the family does something in training that cannot be switched off, such as dropout in a layer.
+    """
+    ids, training = (
+        torch.arange(1, 17, device=model.device)[None] % text_config(model.config).vocab_size,
+        model.training,
+    )
+    with torch.enable_grad():
+        trained = model.train()(input_ids=ids, labels=ids).loss.item()
+    with torch.no_grad():
+        wanted = model.eval()(input_ids=ids, labels=ids).loss.item()
+    model.train(training)
+    if abs(trained - wanted) > NEAR * max(1.0, abs(wanted)):
+        raise HarpeError(
+            f"The loss of a {model.config.model_type} is {trained:.5g} in training and {wanted:.5g} in evaluation, for the "
+            "same tokens: its code does something in training, such as dropout within a layer, that harpe cannot switch off. Set it "
+            "to 0 in config.json."
+        )
+
+
+def loss_notes(config: PreTrainedConfig) -> list[str]:
+    """What of a configuration training leaves out, in sentences for the plan."""
+    settings = text_config(config).to_dict()
+    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float) and value > 0}
+    random = [key for key in numbers if ("drop" in key or "jitter" in key) and not key.startswith("classifier")]
+    notes = []
+    if random:
+        named = ", ".join(f"{key} {numbers[key]:g}" for key in sorted(random))
+        notes.append(f"The configuration asks for {named} in training: left out, as in continued pretraining of today.")
+    if any("aux_loss" in key for key in numbers):
+        notes.append("Experts are trained on the next-token loss alone, without the auxiliary loss that balances their load.")
+    return notes

@@ -69,7 +69,7 @@ def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], para
         f"same order: {options.steps(recipe.length)} steps of {options.step_tokens(recipe.length)} tokens, peak learning rate "
         f"{recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}.",
         f"Arithmetic in {dtype[1]}; weights are trained in float32: about {TRAINING_BYTES * parameters / 1e9:.3g} GB for weights, "
-        "gradients and moments, and activations beside them.",
+        "gradients and moments, and activations beside them. The loss is the model's own, of the next token; dropout is off.",
         *source.notes,
     ]
     return {
