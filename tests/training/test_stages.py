@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from harpe.models.geometry import read_geometry
 from harpe.training import stages as stages_of_training
 from harpe.training.checkpoints import is_complete, last_complete, load_weights
 from harpe.training.options import TrainingOptions
-from harpe.training.stages import train_stages
+from harpe.training.stages import Schedule, train_stages
 
 LENGTH = 64
 
@@ -138,7 +139,7 @@ def test_the_learning_rate_rises_and_falls_in_every_stage_or_once(make_tiny: Any
 
     def whole(steps: int) -> list[float]:
         warm = -(-steps // 4)
-        return [1e-3 * (s / warm if s < warm else (steps - s) / (steps - warm)) for s in range(steps)]
+        return [1e-3 * ((s + 1) / warm if s < warm else (steps - s) / (steps - warm)) for s in range(steps)]
 
     wanted = whole(4) + whole(8) if peaks == 2 else whole(12)
     # the Trainer logs the rate of the step that follows
@@ -151,9 +152,68 @@ def test_no_text_is_repeated(make_tiny: Any, tmp_path: Path) -> None:
         train(make_tiny, tmp_path, Counting(47))
 
 
-def test_divergence_is_told(make_tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(HarpeError, match="diverged"):
-        train(make_tiny, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+@pytest.mark.parametrize("warmup_share", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 16, 100])
+def test_every_step_moves_the_weights(steps: int, warmup_share: float) -> None:
+    rates = [Schedule(options(warmup_share=warmup_share), 0, steps)(step) for step in range(steps)]
+    assert max(rates) == 1.0 and min(rates) > 0.0
+    assert rates.index(1.0) == max(math.ceil(warmup_share * steps) - 1, 0)
+
+
+def test_a_run_of_one_step_trains(make_tiny: Any, tmp_path: Path) -> None:
+    before = weights(make_tiny("llama", max_position_embeddings=32))
+    after = weights(train(make_tiny, tmp_path, tokens=4 * LENGTH))
+    moved = (before["model.layers.0.mlp.up_proj.weight"] - after["model.layers.0.mlp.up_proj.weight"]).abs()
+    assert moved.median() == pytest.approx(1e-2, rel=0.01)  # AdamW's first step is the learning rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "The loss became"),
+        ({"tokens": 2 * 4 * LENGTH}, "The loss became"),
+        # what the last update does shows in no loss of the training
+        ({"tokens": 4 * LENGTH}, "norm of all weights went from"),
+        ({"tokens": 4 * LENGTH, "learning_rate": 0.3}, "loss of the first step's texts went from"),
+    ],
+)
+def test_divergence_is_told(make_tiny: Any, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    changes = {"learning_rate": 1e30, "max_grad_norm": 1e30, **changes}
+    for _ in range(2):  # and what is there is not taken for trained when the run is resumed
+        with pytest.raises(HarpeError, match=f"{told}.*diverged"):
+            train(make_tiny, tmp_path, **changes)
+
+
+def test_a_gradient_without_a_norm_is_told(make_tiny: Any, tmp_path: Path) -> None:
+    model = make_tiny("llama", max_position_embeddings=32)
+    model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    geometry = read_geometry(model.config, "tiny")
+    stage = Stage(shared_encoding(5e4, geometry), LENGTH, 1.0)
+    with pytest.raises(HarpeError, match="norm of the gradient became .* at step 1"):
+        train_stages(model, geometry, [stage], Counting(200), options(), tmp_path)
+
+
+@pytest.mark.parametrize("output_layer", [False, True])
+def test_llama_written_as_granite_trains_alike(make_tiny: Any, tmp_path: Path, output_layer: bool) -> None:
+    """Granite divides its logits by 8, and the output layer is 8 times that of Llama. Where it stays as it is all steps agree;
+    AdamW's steps have one size, so that it learns an eighth as fast where it is trained too."""
+    llama = make_tiny("llama", max_position_embeddings=32)
+    ones = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 0.25}
+    granite = make_tiny("granite", max_position_embeddings=32, logits_scaling=8.0, **ones)
+    granite.load_state_dict({k: v * 8 if k == "lm_head.weight" else v for k, v in llama.state_dict().items()})
+    losses = {}
+    for name, model in (("llama", llama), ("granite", granite)):
+        model.lm_head.weight.requires_grad_(output_layer)
+        geometry = read_geometry(model.config, "tiny")
+        stage = Stage(per_head_encoding((5e4, 9e4), geometry), LENGTH, 1.0)
+        train_stages(model, geometry, [stage], Counting(200), options(learning_rate=3e-3), tmp_path / name)
+        losses[name] = [row["loss"] for row in read_jsonl(tmp_path / name / "stage-1" / "log.jsonl")]
+    assert losses["llama"][-1] < losses["llama"][0] - 0.3
+    if output_layer:
+        assert losses["granite"][0] == pytest.approx(losses["llama"][0], abs=1e-4)
+        assert losses["granite"][-1] < losses["granite"][0] - 0.3
+    else:
+        assert losses["granite"] == pytest.approx(losses["llama"], abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ Report = Callable[[int, int, dict[str, Any]], None]
 
 class JsonlLog(TrainerCallback):
     """Appends one row a logged step to `log.jsonl`: step, loss, learning_rate, grad_norm, tokens, seconds. Stops where the loss
-    is not finite.
+    or the norm of the gradient is not finite.
 
     When a run is resumed, rows after the checkpoint are dropped: they are computed again.
     """
@@ -50,9 +50,10 @@ class JsonlLog(TrainerCallback):
         row["tokens"] = state.global_step * self.step_tokens
         row["seconds"] = round(self.before + time.monotonic() - self.began, 2)
         append_jsonl(self.path, row)
-        if not math.isfinite(row["loss"]):
-            raise HarpeError(
-                f"The loss became {row['loss']} at step {row['step']} in {self.path.parent}: training diverged. Lower --learning-rate."
-            )
+        for key, title in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+            if not math.isfinite(row.get(key, 0.0)):
+                raise HarpeError(
+                    f"The {title} became {row[key]} at step {row['step']} in {self.path.parent}: training diverged. Lower --learning-rate."
+                )
         if self.report is not None:
             self.report(state.global_step, state.max_steps, row)

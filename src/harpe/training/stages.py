@@ -20,9 +20,10 @@ from harpe.files import new_folder
 from harpe.methods.types import ModelGeometry, Stage
 from harpe.models.apply import apply_encoding
 from harpe.training.checkpoints import KEPT, check_room, is_own, last_complete, load_weights, mark_complete, remove_checkpoints, step_of
-from harpe.training.loss import chunked_loss
+from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.options import TrainingOptions
+from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.progress import JsonlLog, Report
 
 
@@ -37,7 +38,7 @@ class Sequences(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up and linear decay over `steps`, of which `done` were made by stages before."""
+    """Linear warm-up and decay over `steps`, of which `done` were made by stages before. No step has a rate of 0."""
 
     options: TrainingOptions
     done: int
@@ -46,7 +47,7 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """The share of the peak learning rate at a step of this stage."""
         step, warm = step + self.done, math.ceil(self.options.warmup_share * self.steps)
-        return step / max(1, warm) if step < warm else max(0.0, (self.steps - step) / max(1, self.steps - warm))
+        return (step + 1) / warm if step < warm else max(0.0, (self.steps - step) / max(1, self.steps - warm))
 
 
 class OneDevice(TrainingArguments):
@@ -183,8 +184,8 @@ def train_stages(
     Raises
     ------
     HarpeError
-        When the data are too few for the token budget, the loss stops being finite, the disk is full, or what is not harpe's lies where
-        a checkpoint would.
+        When the data are too few for the token budget, when training diverges, in the last step too, the disk is full, or what is not
+        harpe's lies where a checkpoint would.
     """
     target, steps = stages[-1].length, check_stages(stages, options)
     step_tokens, seen = options.step_tokens(target), 0
@@ -200,7 +201,9 @@ def train_stages(
         seen += count * step_tokens
         apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
         sequences = Subset(data.cut(stage.length), range(first, last))
-        _train_stage(model, sequences, options, folder / f"stage-{number}", stage.length, step_tokens, count, schedule, report, tell)
+        stage_folder, before = folder / f"stage-{number}", weight_norm(model)
+        _train_stage(model, sequences, options, stage_folder, stage.length, step_tokens, count, schedule, report, tell)
+        check_outcome(model, Subset(sequences, range(step_tokens // stage.length)), options, stage_folder, before)
     return model
 
 
@@ -228,6 +231,7 @@ def _train_stage(
     set_recompute(model, options.gradient_checkpointing)
     cached = getattr(model.config, "use_cache", None)
     with chunked_loss(model):
+        check_training_loss(model)
         arguments = _arguments(folder, options, step_tokens // length, steps)
         trainer = StageTrainer(schedule, model=model, args=arguments, train_dataset=sequences, callbacks=[log])
         trainer.remove_callback(PrinterCallback)
