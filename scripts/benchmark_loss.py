@@ -53,7 +53,7 @@ WAYS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 def made(tokens: int, vocabulary: int, width: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    shape = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=4, tie_word_embeddings=False, **shape)
     model = AutoModelForCausalLM.from_config(config).to(DEVICE)
     hidden = torch.randn(1, tokens, width, device=DEVICE, requires_grad=True)
@@ -83,9 +83,9 @@ def peak(way: str, backward: bool, *given: Any) -> float:
     """MiB by which the peak of one pass is over what is held before it."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         one(way, backward, *given)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
     before = _status("VmRSS")
     one(way, backward, *given)
