@@ -11,9 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import harpe
+from harpe.data.packing import prepare
+from harpe.data.sources import Document
 from harpe.errors import HarpeError
 from harpe.models.geometry import check_sliding_window, read_geometry
-from harpe.models.load import check_vocabulary, load_config, load_model, resolve, save_checkpoint
+from harpe.models.load import load_config, load_model, load_tokenizer, resolve, save_checkpoint
+from harpe.models.vocabulary import check_vocabulary
 
 
 @pytest.mark.parametrize("config", [AutoConfig.for_model("gpt2"), AutoConfig.for_model("bloom")], ids=["learned positions", "ALiBi"])
@@ -118,10 +121,61 @@ def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
-def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(make_tiny: Any) -> None:
-    check_vocabulary(make_tiny("llama"), tokenizer_of(97), "x")
-    with pytest.raises(HarpeError, match="only 97 embeddings"):
-        check_vocabulary(make_tiny("llama"), tokenizer_of(98), "x")
+def with_more(*tokens: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of 97 ids and added ones, as many published checkpoints have."""
+    tokenizer = tokenizer_of(97)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda tokenizer, text: tokenizer(text),
+        lambda tokenizer, text: tokenizer(["w3", text]),
+        lambda tokenizer, text: tokenizer(text, add_special_tokens=False, return_tensors="pt"),
+        lambda tokenizer, text: tokenizer.encode(text),
+        lambda tokenizer, text: tokenizer.tokenize(text) and tokenizer("w3", text_pair=text),
+    ],
+)
+def test_a_token_without_an_embedding_is_refused_where_it_occurs(make_tiny: Any, encode: Any) -> None:
+    model, tokenizer = make_tiny("llama"), with_more("<image>")
+    check_vocabulary(model.config, tokenizer, "x")
+    assert tokenizer("w1 w2").input_ids == [1, 2] and tokenizer(["w1", "w2 w3"]).input_ids == [[1], [2, 3]]
+    assert tokenizer("").input_ids == []
+    with pytest.raises(HarpeError, match=r"'<image>' .id 97. is in a text, but x has 97 embeddings"):
+        encode(tokenizer, "w1 <image> w2")
+
+
+def test_a_model_refuses_an_id_without_an_embedding_wherever_it_comes_from(make_tiny: Any) -> None:
+    model = make_tiny("llama")
+    check_vocabulary(model, with_more("<image>"), "x")
+    assert model(torch.tensor([[1, 96]])).logits.shape == (1, 2, 97)
+    with pytest.raises(HarpeError, match="'<image>' .id 97."):
+        model(torch.tensor([[1, 97]]))
+
+
+def test_packed_texts_refuse_it_and_the_checkpoint_is_saved_with_its_tokenizer(make_tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = make_tiny("llama"), with_more("<image>")
+    check_vocabulary(model, tokenizer, "x")
+    with pytest.raises(HarpeError, match="'<image>'"):
+        prepare([Document("a", "w1 w2 <image> w3 " * 20)], tokenizer, 8, tmp_path / "bad")
+    assert prepare([Document("a", "w1 w2 w3 " * 20)], tokenizer, 8, tmp_path / "good").tokens == 56
+    save_checkpoint(model, tokenizer, tmp_path / "model", 512)
+    assert load_tokenizer(tmp_path / "model").get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_end_of_text_without_an_embedding_is_refused_at_once(make_tiny: Any) -> None:
+    tokenizer = with_more("<end>")
+    tokenizer.eos_token = "<end>"
+    with pytest.raises(HarpeError, match="'<end>'"):
+        check_vocabulary(make_tiny("llama"), tokenizer, "x")
+
+
+def test_embeddings_beyond_the_tokenizer_and_tokenizers_that_fit_change_nothing(make_tiny: Any) -> None:
+    for tokenizer in (tokenizer_of(97), tokenizer_of(50)):
+        check_vocabulary(make_tiny("llama"), tokenizer, "x")
+        assert "_encode_plus" not in vars(tokenizer)
 
 
 def test_a_saved_checkpoint_is_never_overwritten(make_tiny: Any, tmp_path: Path) -> None:

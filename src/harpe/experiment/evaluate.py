@@ -22,7 +22,8 @@ from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
 from harpe.models.head import check_head
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.vocabulary import check_vocabulary
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
 

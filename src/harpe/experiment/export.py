@@ -16,7 +16,8 @@ from harpe.files import check_new_folder, read_json
 from harpe.models.card import model_card
 from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer
+from harpe.models.load import load_config, load_model, load_tokenizer
+from harpe.models.vocabulary import check_vocabulary
 from harpe.report.comparison_read import is_comparison
 from harpe.report.read import Estimate, Method, Run, read_run
 

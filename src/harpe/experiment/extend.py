@@ -24,8 +24,9 @@ from harpe.methods.types import ModelGeometry
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.head import check_head
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
+from harpe.models.load import load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
 from harpe.models.saved import check_saved
+from harpe.models.vocabulary import check_vocabulary
 from harpe.training.loss import loss_notes
 from harpe.training.options import TrainingOptions
 from harpe.training.stages import check_stages, train_stages

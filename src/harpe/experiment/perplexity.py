@@ -23,7 +23,8 @@ from harpe.files import append_jsonl, write_json, write_text
 from harpe.models.angles import moving_rope
 from harpe.models.dtype import choose_dtype
 from harpe.models.head import check_head
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.vocabulary import check_vocabulary
 from harpe.report.perplexity_figures import perplexity_figures
 
 

@@ -24,7 +24,8 @@ from harpe.experiment.directory import check_disk
 from harpe.experiment.options import PrepareOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import EMBEDDED, training_documents
-from harpe.models.load import check_vocabulary, load_config, load_tokenizer
+from harpe.models.load import load_config, load_tokenizer
+from harpe.models.vocabulary import check_vocabulary
 
 SAMPLE_CHARACTERS = 200_000
 """Of every source, that are tokenised to foretell the tokens of all its documents from their characters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from harpe.data.token_ids import tokens_around
 from harpe.errors import HarpeError
@@ -21,18 +21,8 @@ from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler_answers import write_answers
 from harpe.files import read_json, sha256_json, write_json
 from harpe.models.geometry import text_config
-from harpe.models.load import check_vocabulary, load_config, load_tokenizer
-
-
-def any_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, or of a folder that holds a tokenizer and nothing else."""
-    folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        try:
-            return AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise HarpeError(f"--tokenizer {name}: no tokenizer could be loaded from it ({str(error).splitlines()[0]}).") from error
-    return load_tokenizer(name, revision)
+from harpe.models.load import load_config, load_tokenizer
+from harpe.models.vocabulary import check_vocabulary
 
 
 def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
@@ -52,7 +42,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     named = options.tokenizer or options.model
     if named is None:
         raise HarpeError("Neither --tokenizer nor --model is given: name the tokenizer in whose tokens lengths are counted.")
-    tokenizer = any_tokenizer(named, options.revision if options.tokenizer is None or options.model is None else None)
+    tokenizer = load_tokenizer(named, options.revision if options.tokenizer is None or options.model is None else None)
     team = join()
     reporter = reporter if team.first else Reporter()
     if server is not None:

@@ -20,7 +20,8 @@ from harpe.experiment.evaluation_options import ShortOptions
 from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, write_json, write_jsonl
-from harpe.models.load import check_vocabulary, load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.vocabulary import check_vocabulary
 
 METRICS = ("acc", "exact_match")
 """Of a question, the first one that lm-eval gives is the score that gets an interval."""

@@ -19,8 +19,9 @@ from transformers import (
 from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.models.attention import restore_attention
-from harpe.models.geometry import text_config
 from harpe.models.install import install
+from harpe.models.settings import check_causal, check_settings, settle
+from harpe.models.weights import check_files, check_report
 
 EMBEDDED = "embedded"
 """The name by which the base model inside the package is asked for."""
@@ -53,43 +54,106 @@ def _hub_failure(name: str, error: Exception) -> HarpeError:
         if offline
         else ("Check the spelling and --revision; for a gated model set HF_TOKEN to a token that may read it.")
     )
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return HarpeError(f"{name} is neither a folder nor a model that could be loaded from the hub. {hint} ({first_line})")
+    return HarpeError(f"{name} is neither a folder nor a model that could be loaded from the hub. {hint} ({_line(error)})")
+
+
+def _line(error: Exception) -> str:
+    """The beginning of another library's message, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a checkpoint (no weights)."""
+    """The configuration of a checkpoint (no weights).
+
+    Raises
+    ------
+    HarpeError
+        Where there is none, and for what `harpe.models.settings` refuses: a model with code of its own, a quantised one, one that is no
+        causal language model, entries that are broken.
+    """
     install()
     target = resolve(name)
+    settings = _read_settings(target, revision, str(name))
+    options = check_settings(settings, str(name))
     try:
-        return AutoConfig.from_pretrained(target, revision=revision)
-    except (OSError, KeyError) as error:
-        raise _hub_failure(str(name), error) from error
+        config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False, **options)
+    except Exception as error:  # of as many kinds as there are ways to get an entry wrong
+        raise HarpeError(f"config.json of {name} does not describe a model that transformers can make: {_line(error)}") from error
+    return settle(config, str(name))
+
+
+def _read_settings(target: str, revision: str | None, name: str) -> Any:
+    """config.json as it stands."""
+    try:
+        return PreTrainedConfig.get_config_dict(target, revision=revision)[0]
+    except Exception as error:
+        if not Path(target).is_dir():
+            raise _hub_failure(name, error) from error
+        file = Path(target) / "config.json"
+        raise HarpeError(f"{file} cannot be read as a JSON object; restore it from where it came from.") from error
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
+    """The tokenizer of a checkpoint, or of a folder that holds a tokenizer and nothing else.
+
+    The checkpoint itself may be one that harpe does not load (a quantised one, say): a server may run it.
+    """
     install()  # transformers reads the configuration too, and warns of a rope type that it does not know
-    target = resolve(name)
+    folder = Path(name).expanduser()
+    target = str(folder) if str(name) != EMBEDDED and (folder / "tokenizer_config.json").is_file() else resolve(name)
+    options: dict[str, Any] = {}
+    refused = None
     try:
-        return AutoTokenizer.from_pretrained(target, revision=revision)
-    except (OSError, ValueError) as error:
-        raise HarpeError(f"No tokenizer could be loaded from {name} ({str(error).splitlines()[0]}).") from error
+        options["config"] = load_config(
+            target, revision
+        )  # where harpe can read it: dtypes are spelled in more ways than transformers knows
+    except HarpeError as error:
+        refused = error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(target, revision=revision, trust_remote_code=False, **options)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise HarpeError(
+                f"The tokenizer of {name} needs code of its own that harpe does not run (auto_map in tokenizer_config.json). Name one that "
+                "transformers knows itself (--tokenizer)."
+            ) from error
+        reason = str(refused) if refused is not None and (Path(target) / "config.json").is_file() else f"{_line(error)}."
+        raise HarpeError(f"No tokenizer could be loaded from {name} (--tokenizer names another): {reason}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+        raise HarpeError(
+            f"The tokenizer of {name} has no vocabulary: tokenizer.json, or the file of its kind, is missing. Copy or download it again."
+        )
+    return tokenizer
 
 
 def load_model(name: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A causal language model from safetensors: per-head checkpoints of harpe and stock ones alike.
 
-    Weights in pickle files are refused: `use_safetensors=True`.
+    Its weights are those of the checkpoint, all of them, and no code or pickle of the checkpoint is read.
+
+    Raises
+    ------
+    HarpeError
+        As `load_config`, and for weights that are missing, left over, of another shape, in another format, or cut short
+        (`harpe.models.weights`).
     """
-    install()
+    config = load_config(name, revision)
+    check_causal(config, str(name))
     target = resolve(name)
+    options = {"dtype": dtype, "revision": revision, "use_safetensors": True, "trust_remote_code": False, **kwargs}
     try:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, revision=revision, use_safetensors=True, **kwargs)
-    except (OSError, KeyError) as error:
-        if Path(target).is_dir():
-            raise HarpeError(f"The weights in {name} could not be loaded: {str(error).strip().splitlines()[0]}") from error
-        raise _hub_failure(str(name), error) from error
+        check_files(target, revision, str(name))
+        # other shapes are reported like all else that is wrong, in place of an error that names none of them
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            target, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except HarpeError:
+        raise
+    except Exception as error:
+        raise HarpeError(f"{name} could not be loaded: {_line(error)}") from error
+    model, report = loaded
+    check_report(model, report, str(name))
     return restore_attention(model)
 
 
@@ -98,18 +162,6 @@ def to_accelerator(model: PreTrainedModel) -> PreTrainedModel:
     if torch.cuda.is_available():
         torch.nn.Module.to(model, "cuda")
     return model
-
-
-def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that can produce ids the model has no embedding for."""
-    config = model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
-    size = text_config(config).vocab_size
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= size:
-        raise HarpeError(
-            f"The tokenizer has token ids up to {largest}, but {name} has only {size} embeddings: they do not belong "
-            "together. Use the tokenizer that came with the checkpoint (--tokenizer)."
-        )
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, length: int) -> None:

@@ -28,7 +28,7 @@ TRAINING_BYTES = 16
 def count_parameters(recipe: ComparisonRecipe) -> int:
     """From the configuration alone."""
     with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(load_config(recipe.model, recipe.revision)).num_parameters())
+        return int(AutoModelForCausalLM.from_config(load_config(recipe.model, recipe.revision), trust_remote_code=False).num_parameters())
 
 
 def make_arms(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Arm]:
