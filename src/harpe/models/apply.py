@@ -78,6 +78,9 @@ def apply_encoding(
         _remove_window(model, config)
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
     config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
+    if hasattr(config, "original_max_position_embeddings") and "original_max_position_embeddings" in entry:
+        # transformers prefers it to the one in the entry (Phi-3, and exports that older programs can read)
+        config.original_max_position_embeddings = entry["original_max_position_embeddings"]
     config.harpe_original_length = geometry.original_length
     dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"
     # transformers' dynamic NTK takes this number for the trained context, beyond which it changes the base

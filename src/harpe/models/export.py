@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from harpe.models.card import model_card, rope_entry
 from harpe.models.export_code import MODULE, auto_map, modeling_source, stock_class
 from harpe.models.geometry import text_config
 from harpe.models.marker import with_marker
+from harpe.models.old_keys import add_old_keys, write_config
 from harpe.models.per_head import ROPE_TYPE
 
 
@@ -27,9 +27,8 @@ def export_checkpoint(
     keeps the name of transformers' own class, which `transformers serve` and others look up. One base for all heads is a stock
     checkpoint without code. The folder appears whole or not at all.
 
-    Programs from before transformers 5 pass over `rope_parameters` and would read a stock model. For them the rope parameters stand under
-    `rope_scaling` as well, where they stop at a rope type that they do not know, and `rope_theta` is null, where one that asks for no type
-    (Nemotron in transformers 4) stops.
+    Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at which they stop
+    (`harpe.models.old_keys`).
 
     Raises
     ------
@@ -58,14 +57,8 @@ def export_checkpoint(
         if per_head:
             settings["auto_map"] = auto_map(model)
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
-            decoder = settings if config is model.config else settings["text_config"]
-            again: Any = stock_class(type(model.config))
-            for key, value in (("rope_scaling", rope_entry(config)), ("rope_theta", None)):
-                decoder[key] = value
-                _write(folder, settings)
-                if text_config(again.from_pretrained(folder)).rope_parameters != config.rope_parameters:
-                    del decoder[key]  # a family that would read it into other layers' positions as well
-        _write(folder, settings)
+        write_config(folder, settings)
+        add_old_keys(folder, model.config)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.model_max_length = config.max_position_embeddings
@@ -73,7 +66,3 @@ def export_checkpoint(
         title = f"{Path(path).name}: {config.model_type}, {config.max_position_embeddings} tokens"
         (folder / "README.md").write_text(card or model_card(model.config, title), encoding="utf-8")
     return Path(path)
-
-
-def _write(folder: Path, settings: dict[str, Any]) -> None:
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.models.attention import restore_attention
 from harpe.models.install import install
+from harpe.models.old_keys import add_old_keys
 from harpe.models.settings import check_causal, check_settings, settle
 from harpe.models.weights import check_files, check_report
 
@@ -169,4 +170,5 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     with new_folder(path) as temporary:
         tokenizer.model_max_length = length
         model.save_pretrained(temporary)
+        add_old_keys(temporary, model.config)
         tokenizer.save_pretrained(temporary)
