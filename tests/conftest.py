@@ -40,7 +40,7 @@ def tiny_model(family: str, *, heads: int = 4, key_value_heads: int = 2, layers:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny() -> Any:
     """The function that makes random models."""
     return tiny_model

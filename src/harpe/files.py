@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from harpe.errors import HarpeError
 from harpe.locks import locked
+from harpe.ownership import RECORDS, WRITTEN_BY, refuse_foreign
 
 SCHEMA_VERSION = 1
 """Raised whenever a key of a written JSON file changes its meaning."""
@@ -196,8 +197,15 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object atomically, with `schema_version` as its first key."""
-    write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **value}, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON object atomically, with `schema_version` as its first key and harpe's mark as its second.
+
+    Raises
+    ------
+    HarpeError
+        When the disk is full; where a file would be replaced that has no mark (`harpe.ownership`).
+    """
+    refuse_foreign(Path(path))
+    write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **WRITTEN_BY, **value}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -213,7 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise HarpeError(f"{path} has {version!r} for its schema_version, which is a number. Restore it from a copy.")
     if version > SCHEMA_VERSION:
         raise HarpeError(f"{path} was written by a newer harpe (schema {value['schema_version']}); update harpe.")
-    return value
+    return {key: each for key, each in value.items() if key not in WRITTEN_BY}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -240,8 +248,9 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     Only a newline ends a line: texts may hold other separators, and half a character.
     """
     lines = [line for line in Path(path).read_bytes().split(b"\n") if line]
+    first = bool(lines) and lines[0].startswith(RECORDS.encode())  # says whose the rows are, and is none
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[first:], 1 + first):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

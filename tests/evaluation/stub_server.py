@@ -19,7 +19,7 @@ def completion(text: str) -> tuple[int, dict[str, Any]]:
 class StubServer:
     """Runs while it is a context; `bodies` keeps what was asked, `headers` how, and `at_once` how many were under way together."""
 
-    def __init__(self, answer: Answer, models: dict[str, int | None] | None = None) -> None:
+    def __init__(self, answer: Answer, models: dict[str, int | None] | None = None, port: int = 0) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -65,7 +65,8 @@ class StubServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> StubServer:

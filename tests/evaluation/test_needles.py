@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from harpe.cli.main import main
 from harpe.data.embedded import reported_files
 from harpe.errors import HarpeError
 from harpe.evaluation.generation import answer_batch, answer_samples, key_of, score
@@ -84,6 +85,21 @@ def test_a_length_that_cannot_hold_the_needles_is_refused(writer: NeedleWriter) 
         writer.sample(TASKS["multi_query"], 64, 0)
 
 
+@pytest.mark.parametrize(("samples", "grid"), [(1, 0), (0, 1)])
+def test_such_a_length_is_refused_before_anything_is_measured(
+    samples: int, grid: int, make_tiny: Any, tokenizer: Any, hay: list[list[int]], tmp_path: Path
+) -> None:
+    texts, folder = tmp_path / "texts.txt", tmp_path / "scores"
+    texts.write_text("a few words, over and over again. " * 40)
+    asked = ["--length=64", "--original-length=16", f"--samples={samples}", f"--grid-samples={grid}", "--dtype=float32"]
+    assert main(["evaluate", "embedded", f"--data={texts}", f"--out={folder}", *asked]) == 2
+    assert not folder.exists()
+    model, protocol = make_tiny("llama", vocab_size=len(tokenizer)), Protocol(16, 256, samples=samples, grid_samples=grid)
+    with pytest.raises(HarpeError, match=r"needs at least \d+ tokens with this tokenizer; the length 16 is too short"):
+        evaluate_model(model, tokenizer, HeldOut(hay[:3], hay, "test"), protocol, folder)
+    assert not folder.exists()
+
+
 def test_only_whole_numbers_score(writer: NeedleWriter) -> None:
     sample = writer.sample(TASKS["multi_value"], 512, 0)
     a, b, c = sample.turns[0].answers
@@ -154,5 +170,5 @@ def test_an_interrupted_evaluation_goes_on_and_a_changed_one_is_refused(
             value.get("reading", {}).pop("seconds", None)
         assert before == after
     assert len(read_jsonl(tmp_path / "a" / "grid.jsonl")) == 3 * 2
-    with pytest.raises(HarpeError, match="measured in another way"):
-        evaluate_model(model, tokenizer, held_out, Protocol(64, 256, documents=2), tmp_path / "a")
+    with pytest.raises(HarpeError, match=r"with other options \(documents: 3 there, 2 now; samples: 2 there, 100 now"):
+        evaluate_model(model, tokenizer, held_out, Protocol(64, 256, documents=2, tasks=("single",)), tmp_path / "a")

@@ -65,7 +65,7 @@ def test_a_killed_measurement_goes_on_behind_its_documents(texts: Path, tmp_path
 
     whole = measure(texts, tmp_path, **what)
     figures = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
-    records = tmp_path / "p.jsonl"
+    records = tmp_path / "p.records.jsonl"
     lines = records.read_text().splitlines(keepends=True)
     changed = lines[1].replace('"nll": [', '"nll": [1000.0, ', 1).replace('"tokens": [', '"tokens": [1, ', 1)
     records.write_text(lines[0] + lines[1] + lines[2][:-9])  # killed in the middle of a line
@@ -83,13 +83,14 @@ def test_a_killed_measurement_goes_on_behind_its_documents(texts: Path, tmp_path
 
 def test_records_of_another_measurement_are_not_mixed(texts: Path, tmp_path: Path) -> None:
     measure(texts, tmp_path, lengths="32,100")
-    for changes in (
-        {"lengths": "32,101"},
-        {"window": 64, "stride": 9},
-        {"lengths": "32,100", "documents": 1},
-        {"lengths": "32,100", "dtype": "bfloat16"},
+    for changes, sentence in (
+        ({"lengths": "32,101"}, r"lengths: \[32, 100\] there, \[32, 101\] now"),
+        ({"window": 64, "stride": 9}, "window: nothing there, 64 now; stride: nothing there, 9 now"),
+        ({"lengths": "32,100", "documents": 1}, "of other texts"),
+        ({"lengths": "32,100", "dtype": "bfloat16"}, "dtype: float32 there, bfloat16 now"),
+        ({"lengths": "32,100", "average": "yarn"}, "average: tokens there, yarn now"),
     ):
-        with pytest.raises(HarpeError, match="records of another"):
+        with pytest.raises(HarpeError, match=sentence):
             measure(texts, tmp_path, **changes)
     with pytest.raises(HarpeError, match=r"must end in \.json"):
         measure_perplexity(PerplexityOptions(model="embedded", data=str(texts), out=str(tmp_path / "p"), lengths="32"))

@@ -104,15 +104,15 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
     run_ruler(options(), Listener())
     whole = read_json(tmp_path / "a" / "ruler.json")
     rows = (tmp_path / "a" / "answers.jsonl").read_text().splitlines(keepends=True)
-    assert len(rows) == 3 and whole["tasks"]["fwe"]["samples"] == 3
-    first = json.loads(rows[0])
+    assert len(rows) == 1 + 3 and whole["tasks"]["fwe"]["samples"] == 3
+    first = json.loads(rows[1])
     assert first["outputs"] == read_jsonl(tmp_path / "a" / "fwe.jsonl")[first["sample"]]["outputs"]
-    (tmp_path / "a" / "answers.jsonl").write_text(rows[0] + rows[1][:20])
+    (tmp_path / "a" / "answers.jsonl").write_text(rows[0] + rows[1] + rows[2][:20])
     run_ruler(options(), Listener())
     assert any("cut short" in text for text in said) and any("beyond it" in text for text in said)
     assert read_json(tmp_path / "a" / "ruler.json") == whole
     assert {r["sample"] for r in read_jsonl(tmp_path / "a" / "answers.jsonl")} == {0, 1, 2}
-    with pytest.raises(HarpeError, match="made in another way"):
+    with pytest.raises(HarpeError, match=r"with other options \(seed: 42 there, 7 now\)"):
         run_ruler(options(seed=7))
     model = load_model("embedded", torch.float32)  # the records are what the model says
     sample = read_jsonl(tmp_path / "a" / "fwe.jsonl")[0]

@@ -38,6 +38,15 @@ def echo(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
     return completion(" ".join(body["prompt"].split()[-40:]))
 
 
+def same_answers(one: Path, other: Path) -> None:
+    """To the byte, but for where the servers were."""
+    assert (one / "answers.jsonl").read_text().split("\n")[1:] == (other / "answers.jsonl").read_text().split("\n")[1:]
+    mine, theirs = (
+        {k: v for k, v in read_json(folder / "ruler.json").items() if k not in ("server", "measurement")} for folder in (one, other)
+    )
+    assert mine == theirs
+
+
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -66,7 +75,7 @@ def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(tmp_
         sample = samples[row["task"]][row["sample"]]
         assert row["prediction"] == " ".join((sample["input"] + sample["answer_prefix"]).split()[-40:])
         assert row["score"] == score(TASKS[row["task"]], row["prediction"], sample["outputs"])
-    assert read_json(tmp_path / "ruler.json")["server"] == "completions"
+    assert read_json(tmp_path / "ruler.json")["server"] == f"{stub.address}/v1"
 
 
 def test_a_chat_server_gets_the_prompt_as_a_users_message(tmp_path: Path) -> None:
@@ -101,7 +110,7 @@ def test_a_server_that_does_not_know_the_repetition_penalty_is_asked_without(tmp
         run_ruler(options(tmp_path / "strict", strict.address, tasks="vt", requests=1))
         run_ruler(options(tmp_path / "other", other.address, tasks="vt"))
     assert len(strict.bodies) == 7 and not any("repetition_penalty" in body for body in strict.bodies[1:])
-    assert (tmp_path / "strict" / "answers.jsonl").read_bytes() == (tmp_path / "other" / "answers.jsonl").read_bytes()
+    same_answers(tmp_path / "strict", tmp_path / "other")
     with StubServer(lambda body, number: (422, {"detail": "too long"})) as stub, pytest.raises(HarpeError, match="too long"):
         run_ruler(options(tmp_path / "long", stub.address, tasks="vt", requests=1))
     assert len(stub.bodies) == 1
@@ -142,8 +151,7 @@ def test_failures_that_pass_are_tried_again_and_change_nothing(tmp_path: Path) -
         run_ruler(options(tmp_path / "shaky", shaky.address))
         run_ruler(options(tmp_path / "steady", steady.address))
     assert len(shaky.bodies) == 24 and len(steady.bodies) == 12
-    for name in ("answers.jsonl", "ruler.json"):
-        assert (tmp_path / "shaky" / name).read_bytes() == (tmp_path / "steady" / name).read_bytes()
+    same_answers(tmp_path / "shaky", tmp_path / "steady")
 
 
 @pytest.mark.parametrize("status", [500, 0])
@@ -161,12 +169,13 @@ def test_a_server_that_goes_down_in_mid_run_is_told_and_the_run_goes_on_later(
     assert not (tmp_path / "a" / "ruler.json").exists()
     kept = {(row["task"], row["sample"]) for file in (tmp_path / "a").glob("answers.jsonl*") for row in read_jsonl(file)}
     assert len(kept) == 7 and len(stub.bodies) <= 7 + 2 * 2  # the others were not even asked
-    with StubServer(echo) as again, StubServer(echo) as steady:
+    with StubServer(echo) as elsewhere, pytest.raises(HarpeError, match=r"of another server .*give it the address that it had"):
+        run_ruler(options(tmp_path / "a", elsewhere.address, requests=2))
+    with StubServer(echo, port=stub.port) as again, StubServer(echo) as steady:
         run_ruler(options(tmp_path / "a", again.address, requests=2))
         run_ruler(options(tmp_path / "b", steady.address))
     assert len(again.bodies) == 5
-    for name in ("answers.jsonl", "ruler.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    same_answers(tmp_path / "a", tmp_path / "b")
 
 
 def test_what_cannot_be_asked_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

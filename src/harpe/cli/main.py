@@ -119,11 +119,16 @@ def report(options: ReportOptions, terminal: Any) -> None:
     """Write the report page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
     from harpe.experiment.comparison.summary import complete
     from harpe.experiment.positions import write_positions
+    from harpe.experiment.scored import check_models
+    from harpe.ownership import refuse_foreign
     from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
     from harpe.report.terminal import run_table
 
     run = Path(options.run)
+    pages = [run / "report" / name for name in ("index.html", "tables.md", "tables.csv")]
+    refuse_foreign(*pages, run / "positions.json", run / "summary.json")
+    check_models(run)
     if not is_comparison(run):
         write_positions(run)
     else:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -28,7 +29,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harpe.evaluation.flops import SLIDING, ReadingCost
 from harpe.evaluation.generation import Key, record_of
 from harpe.evaluation.greedy import answer, read
-from harpe.evaluation.needles import TASKS, NeedleSample, NeedleWriter, Turn
+from harpe.evaluation.needles import NeedleSample, NeedleWriter, Turn
 from harpe.evaluation.processes import ALONE, Processes
 from harpe.models.angles import moving_rope
 from harpe.models.geometry import GLOBAL, text_config
@@ -100,14 +101,25 @@ def grid_samples(writer: NeedleWriter, longest: int, shortest: int, count: int) 
     HarpeError
         When needle, question and answer do not fit into `shortest` tokens.
     """
-    task, samples = TASKS["single"], []
+    samples = []
     for index in range(count):
-        rng = writer.generator("grid", longest, index)
-        needle, turn = writer.single(rng)
-        writer.check_fits(task.name, len(writer.prefix) + len(needle) + len(turn.question) + turn.budget, shortest)
+        rng, needle, turn = _drawn(writer, longest, shortest, index)
         text = writer.haystack(rng, longest - len(writer.prefix))
         samples.append(GridSample(index, (*writer.prefix, *text.tolist()), len(writer.prefix), needle, turn))
     return samples
+
+
+def check_grid(writer: NeedleWriter, longest: int, shortest: int, count: int) -> None:
+    """HarpeError where `grid_samples` would raise it; no haystack is drawn."""
+    for index in range(count):
+        _drawn(writer, longest, shortest, index)
+
+
+def _drawn(writer: NeedleWriter, longest: int, shortest: int, index: int) -> tuple[np.random.Generator, tuple[int, ...], Turn]:
+    rng = writer.generator("grid", longest, index)
+    needle, turn = writer.single(rng)
+    writer.check_fits("single", len(writer.prefix) + len(needle) + len(turn.question) + turn.budget, shortest)
+    return rng, needle, turn
 
 
 def way_of(model: PreTrainedModel) -> Way:

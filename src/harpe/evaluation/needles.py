@@ -149,7 +149,7 @@ class NeedleWriter:
         if needed > length:
             raise HarpeError(
                 f"{task} needs at least {needed} tokens with this tokenizer; the length {length} is too short. Give a longer "
-                "--original-length, or leave the needle tasks out with --samples 0."
+                "--original-length, or leave the needles out with --samples 0 --grid-samples 0."
             )
 
     def generator(self, name: str, length: int, index: int) -> np.random.Generator:
@@ -160,6 +160,29 @@ class NeedleWriter:
         """Token ids of one needle, and its question."""
         key, value = KEYS[rng.integers(len(KEYS))], str(rng.integers(1000, 10000))
         return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(TASKS["single"], [key], {key: [value]})[0]
+
+    def _drawn(
+        self, task: NeedleTask, length: int, index: int, depth: float | None
+    ) -> tuple[np.random.Generator, tuple[Turn, ...], list[list[int]], int]:
+        """What a sample holds beside its haystack: its random numbers from there on, questions, needles, and how many tokens they take."""
+        rng = np.random.default_rng([self.seed, length, index, *task.name.encode(), int(1e6 * depth) if depth is not None else 0])
+        keys = [KEYS[i] for i in rng.choice(len(KEYS), task.keys, replace=False)]
+        counts = [task.values] + [1] * (task.keys - 1)
+        numbers = iter(rng.choice(np.arange(1000, 10000), sum(counts), replace=False))
+        values = {key: [str(next(numbers)) for _ in range(n)] for key, n in zip(keys, counts, strict=True)}
+        needles = [(key, value) for key in keys for value in values[key]]
+        needles = [needles[i] for i in rng.permutation(len(needles))]
+        values = {key: [v for k, v in needles if k == key] for key in keys}  # asked for in the order of the document
+        turns = self._turns(task, keys, values)
+        pieces = [self.encode(NEEDLE.format(key=key, value=value)) for key, value in needles]
+        fixed = len(self.prefix) + sum(map(len, pieces)) + sum(len(t.question) + t.budget for t in turns)
+        self.check_fits(task.name, fixed, length)
+        return rng, turns, pieces, fixed
+
+    def check(self, task: NeedleTask, length: int, count: int) -> None:
+        """HarpeError where one of the first `count` samples of a task does not fit into `length` tokens; no haystack is drawn."""
+        for index in range(count):
+            self._drawn(task, length, index, None)
 
     def sample(self, task: NeedleTask, length: int, index: int, depth: float | None = None) -> NeedleSample:
         """Draw sample `index` of a task at a length in tokens.
@@ -174,18 +197,7 @@ class NeedleWriter:
         HarpeError
             When the needles alone are longer than `length`.
         """
-        rng = np.random.default_rng([self.seed, length, index, *task.name.encode(), int(1e6 * depth) if depth is not None else 0])
-        keys = [KEYS[i] for i in rng.choice(len(KEYS), task.keys, replace=False)]
-        counts = [task.values] + [1] * (task.keys - 1)
-        numbers = iter(rng.choice(np.arange(1000, 10000), sum(counts), replace=False))
-        values = {key: [str(next(numbers)) for _ in range(n)] for key, n in zip(keys, counts, strict=True)}
-        needles = [(key, value) for key in keys for value in values[key]]
-        needles = [needles[i] for i in rng.permutation(len(needles))]
-        values = {key: [v for k, v in needles if k == key] for key in keys}  # asked for in the order of the document
-        turns = self._turns(task, keys, values)
-        pieces = [self.encode(NEEDLE.format(key=key, value=value)) for key, value in needles]
-        fixed = len(self.prefix) + sum(map(len, pieces)) + sum(len(t.question) + t.budget for t in turns)
-        self.check_fits(task.name, fixed, length)
+        rng, turns, pieces, fixed = self._drawn(task, length, index, depth)
         hay = self.haystack(rng, length - fixed)
         shares = np.full(len(pieces), depth) if depth is not None else np.sort(rng.random(len(pieces)))
         context, last = list(self.prefix), 0

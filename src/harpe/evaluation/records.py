@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from harpe.evaluation.processes import Processes
-from harpe.files import append_jsonl, whole_lines, write_jsonl
+from harpe.files import append_jsonl, whole_lines
+from harpe.measurement import Measurement, records_of, refuse_other, write_records
+from harpe.ownership import refuse_foreign
 
 Row = dict[str, Any]
 
@@ -17,7 +19,7 @@ class Records:
 
     While the work goes on, every process appends to a file of its own, FILE.jsonl.RANK; `gather` puts what all have written into
     FILE.jsonl, in order. Whatever such files hold counts as done, so that work may be resumed with another number of processes, and the
-    number of processes leaves no trace. All of them need to see the same folder.
+    number of processes leaves no trace. All of them need to see the same folder. The first line of each says what its records are of.
 
     Parameters
     ----------
@@ -27,10 +29,19 @@ class Records:
         Where a record belongs: its name, and what the file is sorted by.
     tell
         Told where a kill has cut the last line of a file short.
+    of
+        What is measured.
+
+    Raises
+    ------
+    HarpeError
+        Where one of the files was not written by harpe, or is of something else. Nothing is changed then.
     """
 
-    def __init__(self, path: Path, place: Callable[[Row], Any], team: Processes, tell: Callable[[str], None]) -> None:
-        self.path, self._place, self._team, self._tell = path, place, team, tell
+    def __init__(
+        self, path: Path, place: Callable[[Row], Any], team: Processes, tell: Callable[[str], None], of: Measurement | None = None
+    ) -> None:
+        self.path, self._place, self._team, self._tell, self._of = path, place, team, tell, of or {}
         self._mine = path.with_name(f"{path.name}.{team.rank}")
         self.rows: dict[Any, Row] = team.from_first(self._put_together)
         """By place. Those of other processes are in it after `gather`."""
@@ -38,6 +49,8 @@ class Records:
     def add(self, row: Row) -> None:
         """Append a record, unless there is one in its place."""
         if (place := self._place(row)) not in self.rows:
+            if not self._mine.exists():
+                write_records(self._mine, [], self._of)
             append_jsonl(self._mine, row)
             self.rows[place] = row
 
@@ -48,21 +61,30 @@ class Records:
         return list(self.rows.values())
 
     def _put_together(self) -> dict[Any, Row]:
-        parts = sorted(file for file in self.path.parent.glob("*") if _is_part(file, self.path))
+        files = record_files(self.path)
+        refuse_foreign(*files)
+        for file in files:
+            refuse_other(records_of(file), self._of, file, "Delete it to measure again, or name another place with --out.")
         found: dict[Any, Row] = {}
-        for file in [self.path, *parts]:
-            if file.is_file():
-                rows, cut = whole_lines(file)
-                if cut:
-                    self._tell(f"The last line of {file} was cut short and is dropped; what it held is measured again.")
-                for row in rows:
-                    found.setdefault(self._place(row), row)
+        for file in files:
+            rows, cut = whole_lines(file)
+            if cut:
+                self._tell(f"The last line of {file} was cut short and is dropped; what it held is measured again.")
+            for row in rows:
+                found.setdefault(self._place(row), row)
         rows = [found[place] for place in sorted(found)]
-        if found or self.path.is_file():
-            write_jsonl(self.path, rows)
-        for part in parts:
-            part.unlink()
+        if files:
+            write_records(self.path, rows, records_of(files[0]))
+        for part in files:
+            if part != self.path:
+                part.unlink()
         return {self._place(row): row for row in rows}
+
+
+def record_files(path: Path) -> list[Path]:
+    """FILE.jsonl and what processes have left beside it, FILE.jsonl.RANK; those that are there."""
+    parts = sorted(file for file in path.parent.glob("*") if _is_part(file, path))
+    return [*([path] if path.is_symlink() or path.exists() else []), *parts]
 
 
 def _is_part(file: Path, path: Path) -> bool:

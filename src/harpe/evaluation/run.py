@@ -15,13 +15,16 @@ from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.generation import Key, answer_samples, key_of
-from harpe.evaluation.grid import answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.grid import answer_grid, check_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.needles import TASKS, NeedleWriter
 from harpe.evaluation.perplexity import document_records, summarise
 from harpe.evaluation.processes import ALONE, Processes
-from harpe.evaluation.records import Records
+from harpe.evaluation.records import Records, record_files
 from harpe.evaluation.statistics import weighted_mean, wilson
 from harpe.files import read_json, sha256_json, write_json
+from harpe.measurement import Measurement, check_summary, measurement_id, refuse_other
+from harpe.ownership import refuse_foreign
 
 GRID = "one haystack and needle a sample for all cells; depth in tokens of the length"
 """How the grid's samples are drawn, for protocol.json: grids drawn in another way are not mixed with it."""
@@ -104,6 +107,15 @@ def long_documents(held_out: HeldOut, protocol: Protocol) -> list[list[int]]:
     return documents
 
 
+def check_needles(tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, protocol: Protocol) -> None:
+    """HarpeError where needle, question and answer of any sample do not fit into its length; to be asked before anything is measured."""
+    writer = NeedleWriter(tokenizer, held_out.haystacks, protocol.seed)
+    for length in protocol.task_lengths:
+        for name in protocol.tasks:
+            writer.check(TASKS[name], length, protocol.samples)
+    check_grid(writer, max(protocol.grid_lengths), min(protocol.grid_lengths), protocol.grid_samples)
+
+
 def _share(scores: list[float]) -> dict[str, Any]:
     """Mean score; Wilson's interval where every score is 0 or 1, else a bootstrap over the samples."""
     whole = all(score in (0.0, 1.0) for score in scores)
@@ -112,18 +124,43 @@ def _share(scores: list[float]) -> dict[str, Any]:
     return {"samples": len(scores), "score": mean.value, "low": mean.low, "high": mean.high, "interval": kind}
 
 
-def check_protocol(folder: Path, protocol: Protocol, identity: dict[str, Any]) -> None:
-    """Keep the protocol beside the scores; refuse to mix scores of two protocols or of two sets of texts."""
-    value, path = {"protocol": protocol.as_dict(), **identity}, folder / "protocol.json"
+def check_protocol(folder: Path, protocol: Protocol, of: Measurement) -> list[str]:
+    """Keep what is measured beside the scores; returns the summaries that are still to be made, by name of file.
+
+    Raises
+    ------
+    HarpeError
+        Where the folder holds scores of another model, tokenizer, texts or protocol, files that belong to another measurement, or files
+        with a name of ours that harpe did not write. Nothing is written then.
+    """
+    path, *others = score_files(folder)
+    refuse_foreign(path, *others)
     if path.exists():
-        there = {k: v for k, v in read_json(path).items() if k != "schema_version"}
-        if there != value:
-            raise HarpeError(
-                f"{folder} holds scores that were measured in another way (see protocol.json there). Delete the folder to measure "
-                "again, or name another one with --out."
-            )
-    else:
-        write_json(path, value)
+        refuse_other(read_json(path), of, folder, "Delete the folder to measure again, or name another one with --out.")
+    for file in others:
+        check_summary(file, of)
+    if not path.exists():
+        write_json(path, of)
+    return [name for name in protocol.files if not ((folder / name).exists() and (folder / _records(name)).exists())]
+
+
+def score_files(folder: Path) -> list[Path]:
+    """Everything that may be written into a folder of scores, protocol.json first; with what processes have left there."""
+    names = Protocol(2, 2).files
+    records = [folder / _records(name) for name in names]
+    parts = [file for path in records for file in record_files(path) if file != path]
+    return [folder / "protocol.json", *(folder / name for name in names), *records, *parts]
+
+
+def _records(summary: str) -> str:
+    """The file with the records of a summary."""
+    return str(Path(summary).with_suffix(".jsonl"))
+
+
+def measurement(protocol: Protocol, held_out: HeldOut, dtype: str, identity: dict[str, Any]) -> Measurement:
+    """What a folder of scores is of; `identity` says which model and tokenizer."""
+    facts = {"protocol": protocol.as_dict(), "held_out": held_out.identity(), "dtype": dtype, "measuring": MEASURING["evaluate"]}
+    return {**facts, **identity}
 
 
 def evaluate_model(
@@ -147,7 +184,7 @@ def evaluate_model(
     dtype
         Of the arithmetic: the weights stay as they are, products run under autocast where this is bfloat16.
     identity
-        Names what is evaluated (checkpoint, revision); kept in protocol.json, so that a folder holds one model's scores.
+        Says what is evaluated (`harpe.evaluation.identity.identity_of`); kept in protocol.json, so that a folder holds one model's scores.
     overlap
         What is known of the overlap between the texts and the training data; written into every file, by the first process.
     team
@@ -156,9 +193,11 @@ def evaluate_model(
         Called with a sentence where something was repaired.
     """
 
+    of = team.from_first(lambda: measurement(protocol, held_out, dtype, identity or {}))
+
     def missing() -> list[str]:
-        check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **(identity or {})})
-        files = [name for name in protocol.files if not (folder / name).exists()]
+        check_needles(tokenizer, held_out, protocol)
+        files = check_protocol(folder, protocol, of)
         if "perplexity.json" in files:
             long_documents(held_out, protocol)
         return files
@@ -166,7 +205,7 @@ def evaluate_model(
     files = team.from_first(missing)
     known = {"overlap": overlap if overlap is not None else unknown_overlap("The texts that this model was trained on are not known.")}
     writer = team.alike(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
-    work = _Work(model, tokenizer, writer, protocol, folder, known, team, progress, tell)
+    work = _Work(model, tokenizer, writer, protocol, folder, of, {"measurement": measurement_id(of), **known}, team, progress, tell)
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if "perplexity.json" in files:
@@ -187,6 +226,7 @@ class _Work:
     writer: NeedleWriter
     protocol: Protocol
     folder: Path
+    of: Measurement
     known: dict[str, Any]
     """Entries of every summary."""
     team: Processes
@@ -195,7 +235,7 @@ class _Work:
 
     def perplexity(self, documents: list[list[int]]) -> None:
         lengths = (self.protocol.original_length, self.protocol.length)
-        records = Records(self.folder / "perplexity.jsonl", lambda row: row["document"], self.team, self.tell)
+        records = Records(self.folder / "perplexity.jsonl", lambda row: row["document"], self.team, self.tell, self.of)
         mine = self.team.share([number for number in range(len(documents)) if number not in records.rows])
         before = len(records.rows)
 
@@ -256,7 +296,7 @@ class _Work:
     ) -> Records:
         """The records named by `keys`, in their order: those that are there, and this process's share of those that `answers` makes."""
         order = {key: number for number, key in enumerate(keys)}
-        records = Records(self.folder / file, lambda row: order[key_of(row)], self.team, self.tell)
+        records = Records(self.folder / file, lambda row: order[key_of(row)], self.team, self.tell, self.of)
         done = frozenset(key_of(row) for row in records.rows.values())
         self.progress(what, len(done), len(keys))
         for batch in answers(done):

@@ -81,6 +81,12 @@ class CompletionServer:
             max_retries=RETRIES,
         )
 
+    @property
+    def shown(self) -> str:
+        """The address as files may tell it: without a name and password."""
+        parts = urlsplit(base_url(self._address))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
     def models(self) -> dict[str, int | None]:
         """The names that the server lists, each with its context in tokens where that is told (vLLM does); empty where it lists none.
 

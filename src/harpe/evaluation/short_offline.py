@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from harpe.errors import HarpeError
+from harpe.files import sha256_json
 
 Rows = list[dict[str, Any]]
 Splits = dict[str, Rows]
@@ -49,10 +51,20 @@ def _definition(path: Path) -> dict[str, Any]:
 
 def _from_rows(definition: dict[str, Any], splits: Splits) -> dict[str, Any]:
     """The definition with rows of ours in place of the hub's."""
-    from datasets import Dataset
-
     kept = {key: value for key, value in definition.items() if key not in ("dataset_path", "dataset_name", "tag", "task_alias")}
-    return {**kept, "custom_dataset": lambda **_: {name: Dataset.from_list(rows) for name, rows in splits.items()}}
+    return {**kept, "custom_dataset": _Questions(splits)}
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What lm-eval calls for the rows of a task."""
+
+    splits: Splits
+
+    def __call__(self, **_: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {name: Dataset.from_list(rows) for name, rows in self.splits.items()}
 
 
 def _jsonl(path: Path) -> Rows:
@@ -182,3 +194,8 @@ def offline_tasks(name: str, folder: Path) -> list[dict[str, Any]]:
         return OFFLINE[name](folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HarpeError(f"The files of {name} in {folder} could not be read ({type(error).__name__}: {error}).") from error
+
+
+def questions_hash(definitions: Sequence[dict[str, Any]]) -> str:
+    """SHA-256 of the rows of `offline_tasks`, scored ones and examples."""
+    return sha256_json([definition["custom_dataset"].splits for definition in definitions])

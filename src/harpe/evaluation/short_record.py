@@ -13,6 +13,7 @@ from typing import Any
 from harpe.evaluation.processes import ALONE, Processes
 from harpe.evaluation.records import Records
 from harpe.files import sha256_json
+from harpe.measurement import Measurement
 
 
 def _key(kind: str, arguments: Sequence[Any]) -> str:
@@ -33,6 +34,8 @@ class Record:
         Is told where a kill has cut the last line short; that request is asked again.
     progress
         Called with (done, total) of this process's blocks.
+    of
+        What is measured: answers of something else are refused.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class Record:
         team: Processes = ALONE,
         say: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        of: Measurement | None = None,
     ) -> None:
         self.path, self._contexts, self._team, self._progress = path, contexts, team, progress
-        self._records = Records(path, lambda row: row["request"], team, say)
+        self._records = Records(path, lambda row: row["request"], team, say, of)
 
     @property
     def known(self) -> int:

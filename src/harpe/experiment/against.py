@@ -9,9 +9,12 @@ from typing import Any
 from harpe.errors import HarpeError
 from harpe.evaluation.statistics import mean_of_differences, paired_difference
 from harpe.files import read_json, read_jsonl, sha256_file, write_json, write_text
+from harpe.measurement import Measurement, check_scores, check_summary, measurement_id, refuse_other
+from harpe.ownership import COMMENT
 
 Scores = dict[Any, float]
 """Of every question, by what names it."""
+WRITTEN = ("against.json", "against.md")
 
 
 def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
@@ -37,7 +40,11 @@ def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
                 f"--against {before}: the samples of {task} there are others than those in {after} (length, seed, tokenizer and template "
                 "have to be the same), so that the scores cannot be compared."
             )
-    _compare(before, after, tasks, scores, "sample", [read_json(folder / "protocol.json")["model"] for folder in (before, after)])
+    for folder in (before, after):
+        check_scores(folder)
+    of = [read_json(folder / "protocol.json").get("answers") or {} for folder in (before, after)]
+    _alike(before, of[0], of[1], ("measuring", "samples"))
+    _compare(before, after, tasks, scores, "sample", of)
 
 
 def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
@@ -56,12 +63,31 @@ def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
 
     if not (before / "short.json").is_file():
         raise HarpeError(f"--against {before} holds no short.json: make it by `harpe short` with the same options and another model.")
-    models = [read_json(folder / "short.json")["protocol"]["model"] for folder in (before, after)]
-    _compare(before, after, tasks, scores, "question", models)
+    of = [read_json(folder / "short.json").get("measurement", {}) for folder in (before, after)]
+    for folder, each in zip((before, after), of, strict=True):
+        for task in tasks:
+            check_summary(folder / f"{task}.jsonl", each or None)
+    _alike(before, of[0], of[1], ("measuring", "options"))
+    _compare(before, after, tasks, scores, "question", of)
+
+
+def _alike(before: Path, first: Measurement, second: Measurement, keys: Sequence[str]) -> None:
+    """Refuse to compare what was measured in another way; model, tokenizer and dtype may differ."""
+    mine, other = ({key: of.get(key) for key in keys} for of in (first, second))
+    refuse_other(mine, other, before, "Measure both with the same options and the same harpe, or leave --against out.")
+
+
+def _names(of: Sequence[Measurement]) -> list[str]:
+    """What the two models are called, with the beginning of their hashes where that does not tell them apart."""
+    names = [str(each.get("name", "a model")) for each in of]
+    if names[0] != names[1]:
+        return names
+    marks = [str(each.get("model", {}).get("commit") or measurement_id(each.get("model", {})))[:12] for each in of]
+    return [f"{name}, {mark}" for name, mark in zip(names, marks, strict=True)]
 
 
 def _compare(
-    before: Path, after: Path, tasks: Sequence[str], scores: Callable[[Path, str], Scores], unit: str, models: Sequence[str]
+    before: Path, after: Path, tasks: Sequence[str], scores: Callable[[Path, str], Scores], unit: str, of: Sequence[Measurement]
 ) -> None:
     found: dict[str, dict[str, Any]] = {}
     differences = []
@@ -90,14 +116,14 @@ def _compare(
         }
     mean = mean_of_differences(differences)
     value: dict[str, Any] = {
-        name: f"{model} ({folder})" for name, model, folder in zip(("before", "after"), models, (before, after), strict=True)
+        name: f"{model} ({folder})" for name, model, folder in zip(("before", "after"), _names(of), (before, after), strict=True)
     }
     value |= {"interval": f"bootstrap over {unit}s, paired", "tasks": found}
     if len(found) > 1:
         value["mean"] = {key: sum(task[key] for task in found.values()) / len(found) for key in ("before", "after")}
         value["mean"] |= {"difference": 100 * mean.value, "low": 100 * mean.low, "high": 100 * mean.high}
     write_json(after / "against.json", value)
-    write_text(after / "against.md", _markdown(value, unit))
+    write_text(after / "against.md", COMMENT + _markdown(value, unit))
 
 
 def _markdown(value: dict[str, Any], unit: str) -> str:

@@ -14,6 +14,7 @@ from harpe.evaluation.processes import refuse_several
 from harpe.experiment.options import BasesOptions
 from harpe.files import SCHEMA_VERSION, write_json, write_text
 from harpe.methods.choice import SearchOptions, choose_rows
+from harpe.ownership import refuse_foreign
 from harpe.positions.complementarity import MINIMUM_LENGTH, complementarity, random_sets
 
 MEASURED_LENGTH = 2_000_000
@@ -136,6 +137,8 @@ def write(value: dict[str, Any], folder: Path) -> list[Path]:
     from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
     from harpe.report.base_figures import FIGURES
 
+    figures = {name: folder / f"{name}.svg" for name in FIGURES}
+    refuse_foreign(folder / "bases.json", *figures.values())
     bases, head_dim, length, low, high = (value[name] for name in ("bases", "head_dim", "length", "min", "max"))
     random = random_sets(len(bases), head_dim, length, low, high)
     value["comparison"] = {
@@ -144,13 +147,11 @@ def write(value: dict[str, Any], folder: Path) -> list[Path]:
         "published_set": complementarity(PUBLISHED_SET, head_dim, length).as_dict(),
         "random_sets": {"sets": len(random), "median": float(random[len(random) // 2]), "p95": float(random[int(0.95 * len(random))])},
     }
-    if folder.exists() and not folder.is_dir():
-        raise HarpeError(f"--out {folder} is a file; name a folder.")
     write_json(folder / "bases.json", value)
     written = [folder / "bases.json"]
     for name, draw in FIGURES.items():
-        write_text(folder / f"{name}.svg", draw(value))
-        written.append(folder / f"{name}.svg")
+        write_text(figures[name], draw(value))
+        written.append(figures[name])
     return written
 
 

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
+from harpe.evaluation.identity import identity_of
 from harpe.evaluation.processes import ALONE, Processes, join
-from harpe.evaluation.run import HeldOut, Protocol, check_protocol, evaluate_model
+from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, evaluate_model, measurement, score_files
 from harpe.experiment.directory import settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
@@ -24,6 +25,7 @@ from harpe.models.geometry import text_config
 from harpe.models.head import check_head
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
 from harpe.models.vocabulary import check_vocabulary
+from harpe.ownership import refuse_foreign
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
 
@@ -45,13 +47,8 @@ def evaluate_checkpoint(
 
     Raises HarpeError where the folder holds scores of another protocol, other texts or another model.
     """
-    identity = {"model": Path(name).name, "revision": revision}
-
-    def complete() -> bool:
-        check_protocol(folder, protocol, {"held_out": held_out.identity(), "dtype": dtype, **identity})
-        return all((folder / file).exists() for file in protocol.files)
-
-    if team.from_first(complete):
+    identity = team.from_first(lambda: identity_of(name, revision, tokenizer))
+    if not team.from_first(lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))):
         return
     overlap = team.from_first(lambda: training_overlap(name, tokenizer, held_out, reporter))
 
@@ -118,6 +115,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     work = team.from_first(lambda: _planned(options))
     reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
     tokenizer = team.alike(lambda: load_tokenizer(*work.tokenizer))
+    team.from_first(lambda: _check(options, work, tokenizer))
     for model in work.models:
         evaluate_checkpoint(
             model.name,
@@ -143,6 +141,17 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     return run
 
 
+def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, before any model is measured, what would be refused behind the first ones."""
+    check_needles(tokenizer, work.held_out, work.protocol)
+    if work.plan is not None:
+        run = Path(options.model)
+        refuse_foreign(run / "plan.json", run / "positions.json", run / "report" / "index.html")
+    for model in work.models:
+        of = measurement(work.protocol, work.held_out, work.dtype, identity_of(model.name, model.revision, tokenizer))
+        check_protocol(model.scores, work.protocol, of)
+
+
 def _planned(options: EvaluateOptions) -> _Work:
     if is_comparison(Path(options.model)):
         raise HarpeError(
@@ -153,6 +162,7 @@ def _planned(options: EvaluateOptions) -> _Work:
         return _planned_run(Path(options.model), options)
     if options.out is None:
         raise HarpeError("--out is missing: name the folder that the scores of this checkpoint go to.")
+    refuse_foreign(*score_files(Path(options.out)))
     config = load_config(options.model, options.revision)
     named = (options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
     tokenizer = load_tokenizer(*named)

@@ -15,6 +15,7 @@ from harpe.data.packing import PackedDataset, tokenizer_identity
 from harpe.data.token_ids import plain_ids
 from harpe.experiment.reporter import Reporter
 from harpe.files import read_json, sha256_json, write_json
+from harpe.ownership import is_ours, may_write
 
 MOST_CHARACTERS = 2**26
 """Of prompts that are looked for: about 16M tokens, each of which takes about 70 bytes. All of RULER at 128k has fifty times as many."""
@@ -100,7 +101,7 @@ def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, text
         return unknown_overlap("The training data were tokenised by another tokenizer.")
     hashes = [data.hash for data in sets]
     path, key = folders[0].parent / "overlap.json", sha256_json([NGRAM, hashes, texts.identity()])
-    counts: dict[str, Any] = read_json(path)["counts"] if path.is_file() else {}
+    counts: dict[str, Any] = read_json(path)["counts"] if is_ours(path) else {}
     if key not in counts:
         reporter.say(f"Looking for the texts in {sum(data.tokens for data in sets):,} tokens of training data.")
         haystacks = texts.haystacks
@@ -116,6 +117,7 @@ def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, text
             "training_tokens": sum(data.tokens for data in sets),
             "training_hash": hashes[0] if len(hashes) == 1 else sha256_json(hashes),
         }
-        write_json(path, {"counts": counts})
+        if may_write(path):
+            write_json(path, {"counts": counts})
     reporter.say(f"{counts[key]['share']:.2%} of the texts' {NGRAM}-grams occur in the training data of this run.")
     return dict(counts[key])

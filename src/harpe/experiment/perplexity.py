@@ -12,20 +12,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.curves import prefix_curve, prefix_record, window_curve, window_totals
-from harpe.evaluation.processes import ALONE, join
-from harpe.evaluation.records import Records
+from harpe.evaluation.identity import MEASURING, identity_of
+from harpe.evaluation.processes import join
+from harpe.evaluation.records import Records, record_files
 from harpe.evaluation.run import HeldOut
 from harpe.experiment.evaluation_options import PerplexityOptions
 from harpe.experiment.overlap import training_overlap
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.texts import held_out_texts
-from harpe.files import append_jsonl, write_json, write_text
+from harpe.files import read_json, write_json, write_text
+from harpe.measurement import Measurement, records_of, refuse_other
 from harpe.models.angles import moving_rope
 from harpe.models.dtype import choose_dtype
 from harpe.models.head import check_head
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
 from harpe.models.vocabulary import check_vocabulary
-from harpe.report.perplexity_figures import perplexity_figures
+from harpe.ownership import refuse_foreign
+from harpe.report.perplexity_figures import ENDINGS, perplexity_figures
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -60,8 +63,13 @@ class _Work:
     """How many ids the tokenizer begins the documents with; they are left out, for `begin` to stand in their place."""
     begin: tuple[int, ...]
     """What every document and every window begins with."""
-    dtype: str
     reason: str
+    """Of the dtype."""
+    of: Measurement
+
+    @property
+    def dtype(self) -> str:
+        return str(self.of["dtype"])
 
 
 def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = None) -> Path:
@@ -72,18 +80,21 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     Raises
     ------
     HarpeError
-        For bad options or input, before any model is loaded; where the records beside the file are of another measurement.
+        For bad options or input, before any model is loaded; where the file or the records beside it are of another measurement, or
+        were not written by harpe.
     """
     team = join()
     reporter = (reporter if team.first else None) or Reporter()
     path = Path(options.out)
-    work = team.from_first(lambda: _planned(options, path, reporter))
+    work = team.from_first(lambda: _planned(options, path))
     documents = [ids[work.behind :] for ids in work.held_out.documents]
     reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
-    records = Records(path.with_suffix(".jsonl"), _place, team, reporter.say)
+    records = Records(_records(path), lambda row: int(row["document"]), team, reporter.say, work.of)
+    if team.first and records.rows:
+        reporter.say(f"Going on behind the {len(records.rows)} documents that {records.path} holds.")
     missing = [number for number in range(len(documents)) if number not in records.rows]
     if missing:
-        before = len(records.rows) - 1
+        before = len(records.rows)
         mine = team.share(sorted(missing, key=lambda number: -len(documents[number])))
 
         def load() -> PreTrainedModel:
@@ -102,14 +113,14 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
                     record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
                 records.add({"document": number, **record})
                 reporter.progress("perplexity", before + done, before + len(mine), team.note)
-    rows = records.gather()[1:]
+    rows = records.gather()
     if team.first:
         _write(options, path, work, rows, reporter)
     team.wait()
     return path
 
 
-def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:
+def _planned(options: PerplexityOptions, path: Path) -> _Work:
     """Check the options, read the texts, and see what is there already."""
     if options.server is not None:
         raise HarpeError(
@@ -121,14 +132,16 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
     if path.suffix != ".json":
         raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
     lengths = parse_lengths(options.lengths) if options.lengths else []
+    figures = [path.with_name(f"{path.stem}{ending}.svg") for ending in ENDINGS]
+    refuse_foreign(path, _records(path), *record_files(_records(path)), *figures)
     tokenizer = _tokenizer(options)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     held_out = held_out_texts(options.data, tokenizer, _longest(options, lengths), options.documents, text_field=options.text_field)
     own = begin = begin_ids(tokenizer)
     if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
         begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    dtype, reason = _begun(path.with_suffix(".jsonl"), _protocol(options, held_out, lengths, begin), options.dtype, reporter)
-    return _Work(lengths, held_out, len(own), begin, dtype, reason)
+    of, reason = _begun(path, _measurement(options, tokenizer, held_out, lengths, begin), options.dtype)
+    return _Work(lengths, held_out, len(own), begin, reason, of)
 
 
 def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
@@ -141,8 +154,8 @@ def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
 
 def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
     """The curve and its figures from the documents' records."""
-    facts = {"model": Path(options.model).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
-    value: dict[str, Any] = dict(facts)
+    facts = {"model": Path(work.of["name"]).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
+    value: dict[str, Any] = {**facts, "measurement": work.of}
     if work.lengths:
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:
@@ -156,33 +169,30 @@ def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[
     reporter.say(f"Written: {', '.join(map(str, written))}")
 
 
-def _place(row: dict[str, Any]) -> int:
-    """A document's number; the line that holds the protocol is the first."""
-    return int(row.get("document", -1))
+def _records(path: Path) -> Path:
+    """Beside the file, with an ending of its own: NAME.jsonl may be the texts that are measured."""
+    return path.with_suffix(".records.jsonl")
 
 
-def _protocol(options: PerplexityOptions, held_out: HeldOut, lengths: list[int], begin: tuple[int, ...]) -> dict[str, Any]:
-    """What records depend on, but for the dtype; the weights of a local folder by the names, sizes and times of their files."""
-    folder, files = Path(options.model), []
-    if folder.is_dir():
-        files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.glob("*.safetensors"))]
-    name = str(folder.absolute()) if folder.is_dir() else options.model
-    of = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
-    return {"model": name, "revision": options.revision, "weights": files, "held_out": held_out.identity(), **of, "begin": list(begin)}
+def _measurement(
+    options: PerplexityOptions, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, lengths: list[int], begin: tuple[int, ...]
+) -> Measurement:
+    """What the records are of, but for the dtype."""
+    asked = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
+    identity = identity_of(options.model, options.revision, tokenizer)
+    facts = {"options": {**asked, "average": options.average, "begin": list(begin)}, "measuring": MEASURING["perplexity"]}
+    return {**identity, "held_out": held_out.identity(), **facts}
 
 
-def _begun(path: Path, protocol: dict[str, Any], wanted: str, reporter: Reporter) -> tuple[str, str]:
-    """The dtype of the arithmetic and why. The first line of the records' file holds it, with the protocol."""
-    rows = Records(path, _place, ALONE, reporter.say).rows
-    if not rows:
-        dtype, reason = choose_dtype(wanted)
-        append_jsonl(path, {"protocol": protocol, "dtype": dtype})
-        return dtype, reason
-    first = rows.get(-1, {})
-    if first.get("protocol") != protocol or wanted not in ("auto", first["dtype"]):
-        raise HarpeError(
-            f"{path} holds records of another model, other texts or other options (see its first line). Delete it to measure again, or "
-            "name another file with --out."
-        )
-    reporter.say(f"Going on behind the {len(rows) - 1} documents that {path} holds.")
-    return str(first["dtype"]), f"{first['dtype']}, in which this measurement began"
+def _begun(path: Path, of: Measurement, wanted: str) -> tuple[Measurement, str]:
+    """What is measured, with the dtype of the arithmetic, and why in that: a measurement that was begun goes on in its own."""
+    there = {file: records_of(file) for file in record_files(_records(path))}
+    if path.is_file():
+        there[path] = read_json(path).get("measurement", {})
+    began = next((str(each["dtype"]) for each in there.values() if "dtype" in each), None)
+    dtype, reason = choose_dtype(wanted) if began is None or wanted != "auto" else (began, f"{began}, in which this measurement began")
+    named = next(({"name": each["name"]} for each in there.values() if "name" in each), {})  # a copy of the model changes no byte
+    of = {**of, "dtype": dtype, **named}
+    for file, each in there.items():
+        refuse_other(each, of, file, "Delete it to measure again, or name another file with --out.")
+    return of, reason

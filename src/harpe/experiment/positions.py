@@ -11,6 +11,7 @@ import numpy as np
 
 from harpe.evaluation.resampling import RESAMPLES, Units, paired
 from harpe.files import read_json, read_jsonl, write_json
+from harpe.measurement import check_scores
 from harpe.report.read import read_run
 
 
@@ -36,6 +37,7 @@ def read_losses(scores: Path) -> Losses | None:
     """What `harpe evaluate` left in a folder of scores; None where perplexity was not measured, or its records are gone."""
     if not all((scores / name).is_file() for name in ("perplexity.json", "perplexity.jsonl")):
         return None
+    check_scores(scores)
     rows = sorted(read_jsonl(scores / "perplexity.jsonl"), key=lambda row: row["document"])
     bins = [(b["start"], b["end"]) for b in read_json(scores / "perplexity.json")["bins"]]
     protocol = scores / "protocol.json"

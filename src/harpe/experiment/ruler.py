@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.token_ids import tokens_around
 from harpe.errors import HarpeError
+from harpe.evaluation.identity import MEASURING, identity_of, reading_identity
 from harpe.evaluation.processes import join, world_size
+from harpe.evaluation.records import record_files
 from harpe.evaluation.ruler.fetch import fetch
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import SOURCES, DataFolder, cache_folder
-from harpe.evaluation.ruler.tasks import RulerTask, chosen
+from harpe.evaluation.ruler.tasks import TASKS, RulerTask, chosen
 from harpe.evaluation.ruler.templates import template_of
 from harpe.evaluation.server import CompletionServer
-from harpe.experiment.against import compare_ruler
+from harpe.experiment.against import WRITTEN, compare_ruler
 from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler_answers import write_answers
-from harpe.files import read_json, sha256_json, write_json
+from harpe.files import read_json, sha256_file, write_json, write_text
+from harpe.measurement import Measurement, refuse_other
+from harpe.models.dtype import choose_dtype
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
+from harpe.ownership import refuse_foreign
+
+ADVICE = "Name another folder with --out, or delete this one to begin anew."
+MOVED = "Where it is the same server in another place, give it the address that it had (a tunnel does). " + ADVICE
 
 
 def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
@@ -50,25 +61,83 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
-    team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, reporter))
-    if options.model is not None:
-        write_answers(options, tokenizer, tasks, folder, server, team, reporter)
+    of, reason = team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
+    if of is not None:
+        write_answers(options, tokenizer, tasks, folder, server, of, reason, team, reporter)
     if options.against is not None and team.first:
         compare_ruler(Path(options.against), folder, [task.name for task in tasks])
     return folder
 
 
 def _write_samples(
-    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, tasks: list[RulerTask], folder: Path, reporter: Reporter
-) -> None:
-    _check_folder(folder, options, tokenizer)
+    options: RulerOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[RulerTask],
+    folder: Path,
+    server: CompletionServer | None,
+    reporter: Reporter,
+) -> tuple[Measurement | None, str]:
+    """Samples that are not there yet; returns what their answers are of, and why in that dtype, where answers are asked for.
+
+    protocol.json names every file of samples by its hash, before it is written: the published format has no place for a mark.
+    """
+    path, files, answers = folder / "protocol.json", folder / "ruler.json", record_files(folder / "answers.jsonl")
+    refuse_foreign(path, files, *answers, *(folder / name for name in WRITTEN if options.against is not None))
+    there = {key: value for key, value in read_json(path).items() if key != "schema_version"} if path.is_file() else {}
+    samples = {"length": options.length, "samples": options.samples, "seed": options.seed, "template": options.template}
+    samples |= {"tokenizer": reading_identity(tokenizer)}
+    if there:
+        refuse_other({"samples": there.get("samples")}, {"samples": samples}, folder, ADVICE)
+    hashes: dict[str, str] = there.get("files", {})
+    wanted = [task for task in TASKS.values() if task in tasks or task.name in hashes]
+    for task in wanted:
+        _check_samples(folder / f"{task.name}.jsonl", hashes.get(task.name))
+    of, reason = _answers_of(options, tokenizer, samples, there, server)
+    if of is not None and "answers" in there:
+        refuse_other(there["answers"], of, folder, MOVED if "server" in of and "server" in there["answers"] else ADVICE)
+    value = {"samples": samples, "files": hashes, **({"answers": there.get("answers", of)} if of or "answers" in there else {})}
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
-    for done, task in enumerate(tasks):
-        reporter.progress("RULER", done, len(tasks), task.name)
-        if not (folder / f"{task.name}.jsonl").is_file():
-            generator.write(task, options.length, options.samples, folder, options.seed, options.template)
-    reporter.progress("RULER", len(tasks), len(tasks))
-    reporter.say(f"{options.samples} samples of {len(tasks)} tasks at {options.length} tokens are in {folder}.")
+    for done, task in enumerate(wanted):
+        reporter.progress("RULER", done, len(wanted), task.name)
+        if not (file := folder / f"{task.name}.jsonl").is_file():
+            text = generator.text(task, options.length, options.samples, options.seed, options.template)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if hashes.setdefault(task.name, digest) != digest:
+                raise HarpeError(f"The samples of {task.name} would not be those that were in {folder}: the data are others now. {ADVICE}")
+            write_json(path, value)
+            write_text(file, text)
+    write_json(path, value)
+    reporter.progress("RULER", len(wanted), len(wanted))
+    reporter.say(f"{options.samples} samples of {len(wanted)} tasks at {options.length} tokens are in {folder}.")
+    return of, reason
+
+
+def _check_samples(file: Path, digest: str | None) -> None:
+    if os.path.lexists(file):
+        if digest is None or not file.is_file():
+            raise HarpeError(
+                f"{file} is there already, and harpe did not write it: it is neither overwritten nor answered. Name another --out."
+            )
+        if sha256_file(file) != digest:
+            raise HarpeError(f"{file} was changed after harpe had written it (see protocol.json there). Delete it, or name another --out.")
+    else:
+        refuse_foreign(file)
+
+
+def _answers_of(
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, samples: dict[str, Any], there: Measurement, server: CompletionServer | None
+) -> tuple[Measurement | None, str]:
+    """What the answers are of, and why in that dtype: answers that were begun go on in theirs."""
+    if options.model is None:
+        return None, ""
+    facts = {"samples": samples, "measuring": MEASURING["ruler"]}
+    if server is not None:
+        known = "by its name alone: which weights answered is not known"
+        named = {"name": options.model, "model": {"at_server": options.model, "known": known}, "server": server.shown}
+        return {**named, "options": {"endpoint": options.endpoint}, **facts}, ""
+    began = there.get("answers", {}).get("dtype")
+    dtype, reason = (began, f"{began}, in which these answers began") if began and options.dtype == "auto" else choose_dtype(options.dtype)
+    return {**identity_of(options.model, options.revision, tokenizer), "dtype": dtype, **facts}, reason
 
 
 def _server(options: RulerOptions) -> CompletionServer:
@@ -116,20 +185,6 @@ def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, repo
         )
     if options.length > context:
         reporter.say(f"{options.model} states a context of {context} tokens; it is asked at {options.length}, beyond it.")
-
-
-def _check_folder(folder: Path, options: RulerOptions, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keep beside the samples what they are made from, and refuse a folder that holds others."""
-    vocabulary = sha256_json(sorted(tokenizer.get_vocab().items()))
-    value = {"length": options.length, "samples": options.samples, "seed": options.seed, "template": options.template}
-    value |= {"vocabulary": vocabulary, "model": options.model and Path(options.model).name, "revision": options.revision}
-    if options.server is not None:
-        value["endpoint"] = options.endpoint
-    path = folder / "protocol.json"
-    if not path.is_file():
-        write_json(path, value)
-    elif {k: v for k, v in read_json(path).items() if k not in ("schema_version", "dtype")} != value:
-        raise HarpeError(f"--out {folder} holds samples that were made in another way (see protocol.json there). Name another folder.")
 
 
 def fetch_data(options: FetchDataOptions, reporter: Reporter | None = None) -> None:

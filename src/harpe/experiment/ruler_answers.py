@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.token_ids import unbegun
-from harpe.errors import HarpeError
 from harpe.evaluation.processes import Processes
 from harpe.evaluation.records import Records
 from harpe.evaluation.ruler.answer import answer_from, answer_task, summary
@@ -21,8 +20,8 @@ from harpe.evaluation.server import CompletionServer
 from harpe.experiment.evaluation_options import RulerOptions
 from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
-from harpe.files import read_json, read_jsonl, write_json
-from harpe.models.dtype import choose_dtype
+from harpe.files import read_jsonl, write_json
+from harpe.measurement import Measurement, measurement_id
 from harpe.models.load import load_model, to_accelerator
 
 Rows = list[dict[str, Any]]
@@ -36,19 +35,20 @@ def write_answers(
     tasks: list[RulerTask],
     folder: Path,
     server: CompletionServer | None,
+    of: Measurement,
+    reason: str,
     team: Processes,
     reporter: Reporter,
 ) -> None:
-    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json."""
+    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json; `reason`: why in the dtype of `of`."""
     order = list(TASKS)
-    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), team, reporter.say)
+    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), team, reporter.say, of)
     todo = [(task, read_jsonl(folder / f"{task.name}.jsonl")) for task in tasks]
     todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in records.rows.values())]
-    dtype, reason = ("", "") if server else team.from_first(lambda: _settled_dtype(options, folder))
     if todo and not server:
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
-        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, dtype, team)
+        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], team)
     with arithmetic if todo else nullcontext():
         for task, samples in todo:
             done = {row["sample"] for row in records.rows.values() if row["task"] == task.name}
@@ -60,10 +60,11 @@ def write_answers(
                 reporter.progress(task.name, len(done), len(samples), team.note)
     answers = records.gather()
     if team.first:
-        facts = {"server": options.endpoint} if server else {"dtype": dtype}
+        facts = {"server": of["server"], "endpoint": options.endpoint} if server else {"dtype": of["dtype"]}
         scores = summary(answers)
         asked = Prompts([_prompts(folder / f"{task}.jsonl") for task in scores["tasks"]], tokenizer)
         overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
+        facts |= {"measurement": measurement_id(of)}
         write_json(folder / "ruler.json", {"length": options.length, **facts, **scores, "overlap": overlap})
     team.wait()
 
@@ -97,17 +98,3 @@ def _by_server(
         return answer_from(complete, task, samples, options.requests, done)
 
     return engine, nullcontext()
-
-
-def _settled_dtype(options: RulerOptions, folder: Path) -> tuple[str, str]:
-    """The dtype of the arithmetic and why: answers that were begun go on in theirs, which protocol.json keeps from the first one on."""
-    path = folder / "protocol.json"
-    protocol = {key: value for key, value in read_json(path).items() if key != "schema_version"}
-    began = protocol.get("dtype")
-    if began is not None and options.dtype in ("auto", began):
-        return str(began), f"{began}, in which these answers began"
-    if began is not None:
-        raise HarpeError(f"--dtype {options.dtype}: the answers in {folder} began in {began}. Leave --dtype out, or name another folder.")
-    dtype, reason = choose_dtype(options.dtype)
-    write_json(path, {**protocol, "dtype": dtype})
-    return dtype, reason

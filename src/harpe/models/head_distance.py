@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.files import read_json, sha256_json, write_json
+from harpe.ownership import is_ours, may_write
 
 LONGEST = 4096
 """Longest piece of a document that is read. The attention of one layer is in memory at a time: 2 GiB for 32 heads at this length."""
@@ -117,10 +118,11 @@ def cached_head_distances(
     texts = [list(ids[: min(context, LONGEST)]) for ids in documents]
     key = {"model": model_hash(model), "texts": sha256_json(texts), "context": context}
     path = folder / f"{sha256_json(key)[:32]}.json"
-    if path.is_file():
+    if is_ours(path):
         there = read_json(path)
         if there.get("key") == key:
             return np.array(there["distances"], dtype=np.float64), path
     found = head_distances(model, texts, context)
-    write_json(path, {"key": key, "layers": len(found), "heads": found.shape[1], "distances": found.tolist()})
+    if may_write(path):
+        write_json(path, {"key": key, "layers": len(found), "heads": found.shape[1], "distances": found.tolist()})
     return found, path

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harpe.ownership import COMMENT
 from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.positions.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.report.figures import Plot, base_style, even_ticks, linear, log_ticks, logarithmic, short_number
@@ -39,7 +40,7 @@ def as_file(plot: Plot) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{plot.width}" height="{plot.height}" viewBox'
     body = str(plot.svg()).replace("<svg viewBox", head, 1)
     close = body.index(">") + 1
-    return f"{body[:close]}<style>{STYLE}</style>{body[close:]}\n"
+    return f"{COMMENT}{body[:close]}<style>{STYLE}</style>{body[close:]}\n"
 
 
 def _some(bases: Sequence[float], count: int) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from harpe.files import write_text
+from harpe.ownership import COMMENT
 from harpe.report import comparison_figures as figures
 from harpe.report import comparison_tables as tables
 from harpe.report.comparison_paper import PaperTable, paper_tables
@@ -175,7 +176,7 @@ def write_comparison(run: Path) -> Path:
         options=[(entry, facts(entry.options)) for entry in c.methods],
     )
     folder = Path(run) / "report"
-    write_text(folder / "tables.md", markdown_tables(c, paper, theirs))
+    write_text(folder / "tables.md", COMMENT + markdown_tables(c, paper, theirs))
     write_text(folder / "tables.csv", csv_table(c))
     write_text(folder / "index.html", page)
     return folder / "index.html"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harpe.errors import HarpeError
+from harpe.measurement import measured
 from harpe.report.position_differences import PositionDifferences, parse_positions
 from harpe.report.read import (
     BaseRange,
@@ -318,6 +319,7 @@ def _entry(run: Path, value: dict[str, Any], seeds: tuple[int, ...]) -> Entry:
 
 
 def _seed_run(folder: Path, seed: int) -> SeedRun:
+    measured(folder / "scores")
     return SeedRun(
         seed=seed,
         failed=parse_if_there(folder / "failed.json", lambda value: _text(value["reason"], "reason")),

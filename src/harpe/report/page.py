@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.files import write_text
+from harpe.ownership import refuse_foreign
 from harpe.report import figures
 from harpe.report.comparison_page import write_comparison
 from harpe.report.comparison_read import is_comparison
@@ -129,8 +130,10 @@ def write_report(run: Path) -> Path:
     Raises
     ------
     HarpeError
-        When the directory holds no plan, a file in it is damaged, or the disk is full.
+        When the directory holds no plan, a file in it is damaged, its scores are not of one measurement, the disk is full, or a
+        file with the name of the page was not written by harpe.
     """
+    refuse_foreign(*(Path(run) / "report" / name for name in ("index.html", "tables.md", "tables.csv")))
     if is_comparison(run):
         return write_comparison(run)
     value = read_run(run)

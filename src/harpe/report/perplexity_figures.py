@@ -11,6 +11,9 @@ from typing import Any
 from harpe.report.base_figures import OURS, as_file
 from harpe.report.figures import Plot, Scale, even_ticks, linear, logarithmic
 
+ENDINGS = ("", "-positions")
+"""Of the names of figures."""
+
 
 def perplexity_figures(value: dict[str, Any]) -> dict[str, str]:
     """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss by position."""

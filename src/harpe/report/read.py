@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl
+from harpe.measurement import check_scores
 from harpe.report.position_differences import PositionDifferences, parse_positions
 from harpe.report.titles import retitled
 
@@ -268,6 +269,7 @@ def _method(run: Path, value: dict[str, Any], seed: int | None) -> Method:
     name, trained = parse_name(str(value["name"])), bool(value["trained"])
     folder = run / name if seed is None else run / name / f"seed-{seed if trained else 0}"
     scores = folder / "scores"
+    check_scores(scores)
     return Method(
         name=name,
         title=str(value["title"]),

@@ -14,6 +14,7 @@ from pathlib import Path
 from harpe.errors import HarpeError
 from harpe.evaluation.ruler.sources import SOURCES
 from harpe.files import write_text
+from harpe.ownership import refuse_foreign
 
 _ESSAYS = "https://raw.githubusercontent.com/gkamradt/LLMTest_NeedleInAHaystack/7b90d285651b68d39a94f3d3bd3672f84192c989/"
 _ESSAY_NAMES = """
@@ -82,9 +83,11 @@ def fetch(name: str, folder: Path) -> Path:
     Raises
     ------
     HarpeError
-        Where it cannot be read, or is not the file that is expected.
+        Where it cannot be read, or is not the file that is expected; where something is in its place.
     """
-    content, path = _download(name), folder / SOURCES[name].places[0]
+    path = folder / SOURCES[name].places[0]
+    refuse_foreign(path)
+    content = _download(name)
     if name == "punkt":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [m for m in archive.namelist() if m.startswith("punkt_tab/english/") and not m.endswith("/")]

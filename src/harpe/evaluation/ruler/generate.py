@@ -89,8 +89,12 @@ class RulerGenerator:
     def write(self, task: RulerTask, length: int, count: int, folder: Path, seed: int = 42, template: str = "base") -> Path:
         """Write `<task>.jsonl` into a folder: the bytes of the published program's file."""
         path = folder / f"{task.name}.jsonl"
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.samples(task, length, count, seed, template)))
+        write_text(path, self.text(task, length, count, seed, template))
         return path
+
+    def text(self, task: RulerTask, length: int, count: int, seed: int = 42, template: str = "base") -> str:
+        """What `write` writes."""
+        return "".join(json.dumps(row) + "\n" for row in self.samples(task, length, count, seed, template))
 
     def _upper(self, make: Callable[[int], Draft], budget: Budget) -> int:
         """Three times the size that a first, small context lets expect."""

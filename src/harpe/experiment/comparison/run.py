@@ -14,6 +14,7 @@ import yaml
 from harpe.data.packing import is_packed
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
+from harpe.evaluation.run import check_needles
 from harpe.experiment.arms import Arm, explain
 from harpe.experiment.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.experiment.comparison.jobs import Job, run_jobs
@@ -21,7 +22,7 @@ from harpe.experiment.comparison.plan import count_parameters, describe, expecte
 from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.comparison.summary import summarise
-from harpe.experiment.comparison.worker import ruler_options, source_of, training_options
+from harpe.experiment.comparison.worker import protocol_of, ruler_options, source_of, training_options
 from harpe.experiment.directory import available_cores, check_disk, held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
@@ -101,6 +102,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
         held_out = held_out_of(recipe, source)
+        check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
     corpus["held_out_documents"] = len(held_out.documents)
     plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
