@@ -36,11 +36,28 @@ SCORES: dict[str, Any] = {
 
 
 @pytest.fixture
-def extended(workspace: Path) -> Path:
-    """A run directory with a trained model."""
+def extended(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run directory with a trained model, from folders inside folders; its reasons tell of a measurement that is cached."""
+    monkeypatch.setenv("HARPE_CACHE", str(workspace / "cache"))
+    (workspace / "models").mkdir()
+    (workspace / "models" / "mine").symlink_to(workspace / "model")
     settings: dict[str, Any] = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
-    harpe.extend(model=str(workspace / "model"), data=str(workspace / "texts"), out=workspace / "run", **settings)
+    with monkeypatch.context() as there:
+        there.chdir(workspace)
+        settings["assignment"] = "adaptive"
+        harpe.extend(model="models/mine", data=str(workspace / "texts"), out=workspace / "run", **settings)
     return workspace / "run"
+
+
+def test_a_card_names_a_base_model_that_was_taken_from_the_hub_and_no_folder(extended: Path, workspace: Path) -> None:
+    """`models/mine` was a folder where the run began; where it is exported there is none."""
+    card = (export(ExportOptions(source=str(extended), out=str(workspace / "out"))) / "README.md").read_text()
+    assert "base_model" not in card and "models/" not in card
+    for name, change in (("plan.json", {"name": "owner/model"}), ("harpe/stages.json", {"identity": {"commit": "0" * 40}})):
+        value = read_json(extended / name)
+        write_json(extended / name, value | {"model": value["model"] | change})
+    card = (export(ExportOptions(source=str(extended), out=str(workspace / "again"))) / "README.md").read_text()
+    assert "\nbase_model: owner/model\n" in card and "# owner/model, 256 tokens" in card
 
 
 def test_a_run_is_exported_with_a_card_of_method_plan_data_and_scores(extended: Path, workspace: Path) -> None:
@@ -53,7 +70,9 @@ def test_a_run_is_exported_with_a_card_of_method_plan_data_and_scores(extended: 
     assert all(reason in card for reason in plan["reasons"])
     assert "| perplexity, positions 128 to 256 | not measured | 23.45 [22.00 – 25.00], n = 7 |" in card
     assert "| needles: single, 256 tokens | not measured | 67% [50 – 80], n = 9 |" in card
-    assert str(workspace) not in card  # no paths of the machine it was made on
+    assert any("tokens back on average" in reason for reason in plan["reasons"])
+    written = [path.read_text() for path in out.iterdir() if path.suffix != ".safetensors"]
+    assert not any(str(workspace) in text for text in written)  # no paths of the machine it was made on
     config = json.loads((out / "config.json").read_text())
     assert config["rope_parameters"]["bases"] == plan["methods"][1]["bases"]
     assert (config["max_position_embeddings"], config["harpe_original_length"]) == (256, 64)

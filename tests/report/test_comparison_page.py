@@ -125,6 +125,17 @@ def test_the_csv_holds_every_value_in_full_precision_and_says_what_failed(run: P
                 assert row["verdict"].startswith("real") == d["real"]
 
 
+@pytest.mark.parametrize("title", ["=1+1", "+a", "-a", "@SUM(A1)"])
+def test_no_cell_of_text_in_the_csv_is_computed_by_a_spreadsheet(run: Path, title: str) -> None:
+    plan = read(run / "plan.json")
+    plan["methods"][1]["title"] = title
+    write_json(run / "plan.json", plan)
+    write_report(run)
+    rows = list(csv.DictReader(io.StringIO((run / "report" / "tables.csv").read_text(), newline="")))
+    titles = {row["method_title"] for row in rows if row["method"] == plan["methods"][1]["name"]}
+    assert titles == {f"'{title}"}
+
+
 def test_the_markdown_has_the_cells_of_the_page_and_every_table_is_a_rectangle(comparison: Any, tmp_path: Path) -> None:
     run = comparison(tmp_path / "run", ruler=(512, 2048))
     plan = read(run / "plan.json")

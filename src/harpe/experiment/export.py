@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
@@ -56,9 +56,10 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
     card = None
     if chosen:
-        shown = _public(chosen.run.model.name)
+        name, on_hub = chosen.run.model.name, _on_hub(source, chosen)
+        shown = name if on_hub else PurePath(name).name
         title = f"{shown}, {chosen.run.target_length} tokens, {chosen.method.title}"
-        card = model_card(config, title, shown if "/" in shown else None, _sections(chosen))
+        card = model_card(config, title, name if on_hub else None, _sections(chosen, shown))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()
     how = "loads by trust_remote_code=True; its code is modeling_harpe.py" if code else "is a stock checkpoint and needs no code"
@@ -119,13 +120,22 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
     raise HarpeError(f"{folder} is not finished: {rows[name]['title']}{which} has no model. Start its `harpe compare` again first.")
 
 
-def _public(name: str) -> str:
-    """A model's or data set's name for the card: of a local path nothing but its end is told."""
-    return Path(name).name if name.startswith((".", "/", "~")) or Path(name).exists() else name
+def _public(description: str) -> str:
+    """A line on data for the card: of a local path nothing but its end is told."""
+    local = description.startswith((".", "/", "~")) or Path(description).exists()
+    return PurePath(description).name if local else description
 
 
-def _sections(chosen: _Chosen) -> dict[str, str]:
-    """Headings and texts of a model card: method, plan, data and scores."""
+def _on_hub(source: Path, chosen: _Chosen) -> bool:
+    """Whether the original model was taken from the hub: then what the run began with is a commit."""
+    if is_comparison(source):
+        return "commit" in read_json(source / "plan.json").get("inputs", {}).get("model", {})
+    stages = source / chosen.method.name / "stages.json"
+    return stages.is_file() and "commit" in read_json(stages)["model"]["identity"]
+
+
+def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
+    """Headings and texts of a model card: method, plan, data and scores; `original` is the model before."""
     run, method = chosen.run, chosen.method
     training, corpus = run.training, run.corpus
     versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
@@ -135,7 +145,7 @@ def _sections(chosen: _Chosen) -> dict[str, str]:
         plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
     plan += [f"Made with {versions}."] * bool(versions)
     data = f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
-    origin = f"The original model: {_public(run.model.name)}, {run.model.parameters:,} parameters. Its licence applies."
+    origin = f"The original model: {original}, {run.model.parameters:,} parameters. Its licence applies."
     packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))
     return {
         "Method": f"{method.explanation}\n\n{origin}",

@@ -27,12 +27,12 @@ def measured_reach(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, text_field: str, context: int
 ) -> tuple[list[list[float]], str]:
     """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence that says so."""
-    ids, description = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
+    ids, _ = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
     texts = list(islice((each for each in ids if len(each) >= SHORTEST), DOCUMENTS))
-    found, path = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
+    found, _ = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
     low, high = found.min(), found.max()
     note = (
         f"Heads look {low:.0f} to {high:.0f} tokens back on average (mean attention distance inside {context} tokens, {len(texts)} "
-        f"texts of {description}; kept in {path}); those that look farther get the larger bases."
+        "of the training texts); those that look farther get the larger bases."
     )
     return found.tolist(), note

@@ -38,7 +38,7 @@ def model_card(config: PreTrainedConfig, title: str, base_model: str | None = No
     parts = {"Load": _load(per_head), "Positions": _positions(config, per_head), **(sections or {})}
     body = "\n\n".join(f"## {heading}\n\n{text.strip()}" for heading, text in parts.items())
     head = "\n".join(front)
-    return f"---\n{head}\n---\n\n# {title}\n\n{body}\n"
+    return f"---\n{head}\n---\n\n# {' '.join(title.split())}\n\n{body}\n"  # a folder's name may hold a line break
 
 
 def _load(per_head: bool) -> str:

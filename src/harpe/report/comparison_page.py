@@ -118,6 +118,11 @@ def markdown_tables(c: Comparison, paper: list[PaperTable], theirs: Published | 
     return "\n".join(parts)
 
 
+def _text(words: str) -> str:
+    """With an apostrophe before what a spreadsheet would compute (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    return f"'{words}" if words.lstrip().startswith(("=", "+", "-", "@")) or words[:1].isspace() else words
+
+
 def csv_table(c: Comparison) -> str:
     """All values and differences, one row a measure and method, in full precision; empty where there is nothing."""
     stream = io.StringIO()
@@ -128,7 +133,7 @@ def csv_table(c: Comparison) -> str:
             value, d = m.values.get(entry.name), m.differences.get(entry.name)
             status = "measured" if value else tables.FAILED if entry.failures else NOT_RUN
             row: list[Any] = [m.id, m.title, m.group, m.task, m.length, m.unit, m.better, entry.name, entry.title]
-            row += [entry.control, c.baseline.name, status]
+            row = [_text(cell) if isinstance(cell, str) else cell for cell in (*row, entry.control, c.baseline.name, status)]
             row += [value.value, value.low, value.high, value.seeds, value.documents] if value else [None] * 5
             row += [" ".join(map(repr, value.by_seed)) if value else None]
             row += [d.value, d.low, d.high, d.p, d.holm, tables.in_words(m, entry.name)] if d else [None] * 6
