@@ -169,6 +169,11 @@ WEIGHTS: dict[str, tuple[Damage, str]] = {
     "no weights": (weights(lambda found: {}), "lacks the weights .* and 18 more"),
     "eight bits": (also(model__norm__weight=torch.ones(64, dtype=torch.int8)), "model.norm.weight as I8"),
     "tied to another": (config(tie_word_embeddings=True), "tie_word_embeddings.*holds others"),
+    "not a number": (weights(lambda found: found | {"model.norm.weight": torch.full((64,), torch.nan)}), "model.norm.weight .*not finite"),
+    "one infinity": (
+        weights(lambda found: found | {"lm_head.weight": found["lm_head.weight"].half().index_fill(0, torch.tensor(7), torch.inf)}),
+        "lm_head.weight .*not finite",
+    ),
     "no bytes": (cut(0), "model.safetensors is no whole safetensors file"),
     "header cut": (cut(100), "no whole safetensors file"),
     "end cut": (cut(-1000), "no whole safetensors file"),

@@ -132,6 +132,15 @@ def test_a_family_whose_loss_is_another_is_refused(monkeypatch: pytest.MonkeyPat
         check_head(model, "Weights")
 
 
+def test_a_loss_that_is_none_and_a_model_that_cannot_read_are_told() -> None:
+    with pytest.raises(HarpeError, match="loss of five tokens of Weights is nan"):
+        check_head(tiny("llama", rms_norm_eps=-1.0), "Weights")
+    model = tiny("llama")
+    model.model.layers[0].self_attn.k_proj = torch.nn.Linear(64, 33)
+    with pytest.raises(HarpeError, match="Weights .model type llama. cannot read five tokens"):
+        check_head(model, "Weights")
+
+
 def test_a_family_whose_forward_reads_something_else_of_its_decoder_is_refused() -> None:
     class Elsewhere(type(tiny("llama"))):  # type: ignore[misc]
         def forward(self, **kwargs: Any) -> Any:

@@ -33,6 +33,9 @@ def test_a_model_without_rope_is_refused(config: Any) -> None:
         ("llama4_text", "does not rotate queries and keys by apply_rotary_pos_emb"),
         ("gemma4_text", "uses cos and sin in another way"),
         ("cohere2", "only its layers with a sliding window have RoPE"),
+        ("gptj", "rotary positions whose base stands in its code"),
+        ("roformer", "rotary positions whose base stands in its code"),
+        ("falcon_h1", "are of type hybrid"),
     ],
 )
 def test_a_family_that_cannot_have_bases_per_head_is_refused_with_the_reason(family: str, reason: str) -> None:
@@ -44,6 +47,11 @@ def test_positions_in_several_dimensions_are_refused() -> None:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     with pytest.raises(HarpeError, match="positions in several dimensions"):
         read_geometry(AutoConfig.for_model("qwen2_5_vl_text", rope_parameters=rope), "x")
+
+
+def test_configurations_of_models_inside_are_made_as_without_harpe() -> None:
+    harpe.register()
+    assert AutoConfig.for_model("phi4_multimodal").audio_config.model_type == "phi4_multimodal_audio"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -120,6 +120,14 @@ def test_what_cannot_be_switched_off_is_refused(make_tiny: Any, monkeypatch: pyt
             check_training_loss(model)
 
 
+def test_a_family_that_cannot_recompute_activations_is_told_the_option(make_tiny: Any) -> None:
+    model = make_tiny("llama")
+    model.supports_gradient_checkpointing = False  # as JetMoE's class says
+    with pytest.raises(HarpeError, match="give --gradient-checkpointing false"):
+        set_recompute(model, True)
+    set_recompute(model, False)
+
+
 def test_the_plan_says_what_of_a_configuration_is_left_out(make_tiny: Any) -> None:
     assert loss_notes(make_tiny("llama").config) == []
     (told,) = loss_notes(make_tiny("seed_oss", residual_dropout=0.1, attention_dropout=0.0).config)

@@ -25,6 +25,7 @@ from harpe.models.apply import apply_encoding
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.head import check_head
 from harpe.models.load import load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
+from harpe.models.rotation_check import check_rotation
 from harpe.models.saved import check_saved
 from harpe.models.vocabulary import check_vocabulary
 from harpe.training.loss import loss_notes
@@ -53,7 +54,7 @@ class Source:
         """The model with float32 weights, on the accelerator where there is one."""
         model = load_model(self.name, torch.float32, self.revision)
         check_vocabulary(model, self.tokenizer, self.name)
-        return to_accelerator(check_head(model, self.name))
+        return to_accelerator(check_rotation(check_head(model, self.name), self.name))
 
 
 def open_source(

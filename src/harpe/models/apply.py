@@ -13,6 +13,7 @@ from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE
+from harpe.models.rotation_check import check_rotation
 from harpe.models.trained_base import check_applied
 
 
@@ -70,6 +71,11 @@ def apply_encoding(
         Of the original checkpoint, from `read_geometry`.
     sliding_window
         "off" lets every layer attend to everything; "keep" changes nothing.
+
+    Raises
+    ------
+    HarpeError
+        Where the family makes something else of it (`check_applied`, `check_rotation`).
     """
     install()
     config = text_config(model.config)
@@ -95,7 +101,7 @@ def apply_encoding(
             if type(module) is family.rotary:
                 with torch.device(device):
                     setattr(parent, name, type(module)(config))
-    return apply_attention(model, encoding.attention)
+    return apply_attention(check_rotation(model), encoding.attention)
 
 
 def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:

@@ -18,7 +18,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from harpe.errors import HarpeError
 from harpe.models.per_head import FAMILIES, Family, nested_types
@@ -50,7 +50,10 @@ def _refusal(config: PreTrainedConfig, name: str, reason: str) -> HarpeError:
 def _discover(config: PreTrainedConfig, name: str) -> Family:
     owner = next(cls for cls in type(config).__mro__ if ".models." in cls.__module__)
     try:
-        module = importlib.import_module(owner.__module__.replace(".configuration_", ".modeling_"))
+        path = owner.__module__.replace(".configuration_", ".modeling_")
+        if importlib.util.find_spec(path) is None and (made := MODEL_MAPPING.get(owner, None)):  # InternLM 3 is run by Llama's code
+            path = made.__module__
+        module = importlib.import_module(path)
     except ImportError as error:
         raise _refusal(config, name, f"its code could not be imported ({error})") from error
     function = getattr(module, "apply_rotary_pos_emb", None)

@@ -31,12 +31,17 @@ def rope_key(config: PreTrainedConfig) -> str | None:
 def check_rope(config: PreTrainedConfig, name: str) -> dict[str, Any]:
     """The rope parameters of the global layers of a decoder that harpe can change; raises HarpeError for all others, with the reason."""
     rope = getattr(config, "rope_parameters", None)
+    if not rope and any(key.startswith("rotary") for key in config.to_dict()):
+        raise HarpeError(
+            f"{name} (model type {config.model_type}) has rotary positions whose base stands in its code, not in its configuration "
+            "(rope_parameters): harpe cannot change it. Choose a model such as Llama, Mistral or Qwen."
+        )
     if not rope or not isinstance(rope, dict) or getattr(config, "alibi", False):
         raise HarpeError(
             f"{name} (model type {config.model_type}) has no rotary position embedding (RoPE), so there are no bases to change. "
             "Choose a model with RoPE, such as Llama, Mistral or Qwen."
         )
-    if any(getattr(config, key, None) for key in ("kv_lora_rank", "qk_rope_head_dim")):
+    if not _differ(config) and any(getattr(config, key, None) for key in ("kv_lora_rank", "qk_rope_head_dim")):
         raise HarpeError(
             f"{name} (model type {config.model_type}) has latent attention, in which all heads share one rotary key: there are no heads "
             "to give bases of their own. Choose a model with multi-head or grouped-query attention."
@@ -75,7 +80,17 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     whole, config = config, text_config(config)
     rope, key = check_rope(config, name), rope_key(config)
     family = find_family(config, name)
+    if _differ(config):
+        raise HarpeError(
+            f"{name} (model type {config.model_type}) has layers of several shapes (per_layer_config), which harpe does not extend."
+        )
     changed = changed_layers(config)
+    kinds = {str(kind) for kind in getattr(config, "layer_types", None) or []}
+    if not changed and kinds and not any("sliding" in kind or kind in GLOBAL for kind in kinds):
+        raise HarpeError(
+            f"The layers of {name} (model type {config.model_type}) are of type {', '.join(sorted(kinds))}; harpe extends those of type "
+            f"{GLOBAL[0]} alone, and there are none."
+        )
     if not changed:
         raise HarpeError(
             f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. Where the layers have "
@@ -103,6 +118,11 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
         reach=trained.reach,
         changed_layers=tuple(changed) if len(changed) < config.num_hidden_layers else None,
     )
+
+
+def _differ(config: PreTrainedConfig) -> bool:
+    """Whether attributes such as the number of heads differ by layer; reading one of them from such a configuration is an error."""
+    return bool(getattr(config, "is_heterogeneous", False))
 
 
 def changed_layers(config: PreTrainedConfig) -> list[int]:

@@ -113,7 +113,7 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
     Raises
     ------
     HarpeError
-        Where they differ, or where the family's forward cannot be run on given hidden states: it would be trained on, and
+        Where they differ or are not finite, or where the family's forward cannot be run on given hidden states: it would be trained on, and
         measured by, something else than its own loss.
     """
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
@@ -123,7 +123,12 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
         torch.arange(1, 6, device=model.device)[None] % text_config(model.config).vocab_size,
     )
     routers = "output_router_logits" in inspect.signature(type(model).forward).parameters  # their auxiliary loss is left out
-    own = model(input_ids=ids, labels=ids, use_cache=False, **({"output_router_logits": False} if routers else {})).loss
+    try:
+        own = model(input_ids=ids, labels=ids, use_cache=False, **({"output_router_logits": False} if routers else {})).loss
+    except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise HarpeError(f"{name} (model type {kind}) cannot read five tokens: {type(error).__name__}: {error}") from error
+    if not own.isfinite():
+        raise HarpeError(f"The loss of five tokens of {name} is {own:.5g}: its configuration or its weights are damaged.")
     try:
         found = token_nll(model, hidden_states(model, ids)[:, :-1], ids[:, 1:], chunk=3).mean()
     except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -132,7 +137,7 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
             "train it on or to measure it by."
         ) from error
     near = TOLERANCE.get(model.dtype, COARSE)
-    if not torch.allclose(found.float(), own.float(), atol=near, rtol=near, equal_nan=True):
+    if not torch.allclose(found.float(), own.float(), atol=near, rtol=near):
         raise HarpeError(
             f"{name} has the model type {kind}, whose own loss of five tokens is {own:.5g}, while it is {found:.5g} formed "
             "in pieces: harpe would train it on, and measure it by, something else than its own loss."

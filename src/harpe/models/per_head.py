@@ -278,7 +278,7 @@ def allow_rope_type(config_class: type) -> None:
 
         @functools.wraps(stock)
         def validate_rope(self: Any, stock: Callable[..., Any] = stock) -> Any:
-            ours = (self.rope_parameters or {}).get("rope_type") == ROPE_TYPE
+            ours = (getattr(self, "rope_parameters", None) or {}).get("rope_type") == ROPE_TYPE  # encoders of sound have none
             return RotaryEmbeddingConfigMixin.validate_rope(self) if ours else stock(self)
 
         setattr(validate_rope, _MARK, PROTOCOL)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -81,7 +82,7 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
     Raises
     ------
     HarpeError
-        Naming some of the weights, and what to do where that can be told.
+        Naming some of the weights, and what to do where that can be told; also for weights that are not finite.
     """
     kind = type(model).__name__
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -109,6 +110,20 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
         )
     if found:
         raise HarpeError(f"{name} {', and '.join(found)}. {_advice(model, missing, unexpected)}")
+    if broken := _not_finite(model):
+        raise HarpeError(
+            f"The weights {_some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training that made them "
+            "diverged, or their dtype was too narrow: take an earlier checkpoint, or save it again in bfloat16 or float32."
+        )
+
+
+def _not_finite(model: PreTrainedModel) -> list[str]:
+    """Weights that hold a number which is none; the sum of each is looked at, which needs one pass and no memory."""
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if weight.device.type != "meta" and not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all()
+    ]
 
 
 def _advice(model: PreTrainedModel, missing: set[str], unexpected: set[str]) -> str:
