@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harpe.data import overlap
 from harpe.data.overlap import count_overlap
 from harpe.data.packing import PackedDataset, prepare
-from harpe.data.sources import Document
+from harpe.data.rows import Document
 from harpe.models.load import load_tokenizer
 
 

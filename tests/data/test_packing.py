@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast
 
 from harpe.data import packing
 from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
+from harpe.data.rows import Document
 from harpe.data.sampling import Upsampling
-from harpe.data.sources import Document
 from harpe.errors import HarpeError
 from harpe.files import new_folder
 
@@ -384,7 +384,7 @@ import os, signal, sys
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from harpe.data import packing
-from harpe.data.sources import Document
+from harpe.data.rows import Document
 packing.BATCH_DOCUMENTS = 1
 
 def documents():
@@ -410,7 +410,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from harpe.data import packing
 from harpe.data.sampling import Upsampling
-from harpe.data.sources import Document
+from harpe.data.rows import Document
 write = packing.write_json
 
 def killed(path, value):

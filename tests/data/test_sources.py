@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harpe.data.sources import Document, read_documents
+from harpe.data.rows import Document
+from harpe.data.sources import read_documents
 from harpe.errors import HarpeError
 
 

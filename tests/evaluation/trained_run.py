@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harpe.data.packing import PackedDataset, prepare
-from harpe.data.sources import Document
+from harpe.data.rows import Document
 from harpe.files import write_json
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 

@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
-from harpe.data.sources import Document
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
 from harpe.files import check_new_folder, new_folder, read_json, sha256_json, write_json
@@ -311,6 +311,15 @@ def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase)
         for document, ids in zip(batch, document_ids(tokenizer, [each.text for each in batch]), strict=True):
             if ids:
                 yield document, ids
+
+
+def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The documents by their lengths and sources alone, counted as `prepare` counts them; nothing is written."""
+    names, lengths, sources = dict[str, int](), array("q"), array("i")
+    for document, ids in _tokenize(documents, tokenizer):
+        lengths.append(len(ids))
+        sources.append(number_of(document.source, names))
+    return Corpus(np.array(lengths, np.int64), np.array(sources, np.int32), tuple(names))
 
 
 def _write_unordered(file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ class HeldOut:
     haystacks: list[list[int]]
     """Without special tokens."""
     description: str
+    read: dict[str, Any] = field(default_factory=dict)
+    """What was read and what was passed over (`harpe.data.special_tokens.Watched.account`), for score files."""
 
     def identity(self) -> str:
         """SHA-256 that names the texts."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from harpe.data.special_tokens import reading_tokenizer
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
 from harpe.experiment.options import BasesOptions
@@ -126,7 +127,7 @@ def _reach(options: BasesOptions, context: int) -> tuple[list[list[float]], str]
     if options.heads is not None:
         raise HarpeError("--assignment adaptive measures the heads of --model; leave --heads out.")
     model = to_accelerator(load_model(options.model, torch.float32, options.revision))
-    return measured_reach(model, load_tokenizer(options.model, options.revision), options.data, "text", context)
+    return measured_reach(model, reading_tokenizer(load_tokenizer(options.model, options.revision), True), options.data, "text", context)
 
 
 def write(value: dict[str, Any], folder: Path) -> list[Path]:

@@ -112,7 +112,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     """
     team = join()
     reporter = (reporter if team.first else None) or Reporter()
-    work = team.from_first(lambda: _planned(options))
+    work = team.from_first(lambda: _planned(options, reporter))
     reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
     tokenizer = team.alike(lambda: load_tokenizer(*work.tokenizer))
     team.from_first(lambda: _check(options, work, tokenizer))
@@ -134,7 +134,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
         return work.models[0].scores
     run = Path(options.model)
     if team.first:
-        work.plan["corpus"]["held_out_documents"] = len(work.held_out.documents)
+        work.plan["corpus"] |= {"held_out_documents": len(work.held_out.documents), "held_out_read": work.held_out.read}
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
         write_positions(run)
         reporter.say(f"The report is in {write_report(run)}.")
@@ -152,14 +152,14 @@ def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizer
         check_protocol(model.scores, work.protocol, of)
 
 
-def _planned(options: EvaluateOptions) -> _Work:
+def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
     if is_comparison(Path(options.model)):
         raise HarpeError(
             f"{options.model} is a comparison, and its recipe says what is measured: start `harpe compare` again, which measures what is "
             "missing. A single model of it is measured by its folder, METHOD/seed-SEED/model, with --out."
         )
     if (Path(options.model) / "plan.json").is_file():
-        return _planned_run(Path(options.model), options)
+        return _planned_run(Path(options.model), options, reporter)
     if options.out is None:
         raise HarpeError("--out is missing: name the folder that the scores of this checkpoint go to.")
     refuse_foreign(*score_files(Path(options.out)))
@@ -170,14 +170,24 @@ def _planned(options: EvaluateOptions) -> _Work:
     config = text_config(config)
     length = options.length or config.max_position_embeddings
     short = options.original_length or getattr(config, "harpe_original_length", None) or config.max_position_embeddings
-    protocol, held_out = _protocol(options, tokenizer, min(short, length), length)
+    protocol, held_out = _protocol(options, tokenizer, min(short, length), length, reporter)
     folder = Path(options.out)
     dtype, reason = settled_dtype(options.dtype, folder / "protocol.json", "dtype")
     return _Work([_Model(options.model, options.revision, folder)], named, protocol, held_out, dtype, reason)
 
 
-def _protocol(options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int) -> tuple[Protocol, HeldOut]:
-    held_out = held_out_texts(options.data, tokenizer, length, options.documents, text_field=options.text_field)
+def _protocol(
+    options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int, reporter: Reporter
+) -> tuple[Protocol, HeldOut]:
+    held_out = held_out_texts(
+        options.data,
+        tokenizer,
+        length,
+        options.documents,
+        text_field=options.text_field,
+        split_special_tokens=options.split_special_tokens,
+        say=reporter.say,
+    )
     protocol = Protocol(
         original_length=short,
         length=length,
@@ -189,7 +199,7 @@ def _protocol(options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, shor
     return protocol, held_out
 
 
-def _planned_run(run: Path, options: EvaluateOptions) -> _Work:
+def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Work:
     if options.out is not None:
         raise HarpeError(f"{run} is a run directory and keeps its scores itself; leave --out out.")
     plan: dict[str, Any] = read_json(run / "plan.json")
@@ -199,7 +209,7 @@ def _planned_run(run: Path, options: EvaluateOptions) -> _Work:
     source, revision = plan["model"]["name"], plan["model"].get("revision")
     named = (options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
-    protocol, held_out = _protocol(options, load_tokenizer(*named), options.original_length or plan["original_length"], length)
+    protocol, held_out = _protocol(options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter)
     dtype, reason = settled_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
     models = [
         _Model(run / m["name"] / "model", None, run / m["name"] / "scores", m["title"])

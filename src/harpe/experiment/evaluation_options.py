@@ -90,7 +90,9 @@ class PerplexityOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
     text_field: str = "text"
-    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    """Field of JSON objects, Parquet rows or data sets that holds the text, with dots into nested ones."""
+    split_special_tokens: bool = True
+    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
     server: str | None = None
     """Refused: servers give text, and this needs the probability of every token that the model reads."""
 

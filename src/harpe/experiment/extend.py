@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset, is_packed
+from harpe.data.special_tokens import reading_tokenizer
 from harpe.evaluation.processes import refuse_several
 from harpe.experiment.arms import Arm, arm_of, make_arm, range_of
 from harpe.experiment.decided import model_facts, pinned_revision, settled_arm, settled_plan
@@ -138,7 +139,8 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     notes = list(source.notes)
 
     def reach() -> list[list[float]]:
-        found, note = measured_reach(source.load(), source.tokenizer, options.data, options.text_field, source.geometry.original_length)
+        tokenizer = reading_tokenizer(source.tokenizer, options.split_special_tokens)
+        found, note = measured_reach(source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length)
         notes.append(note)
         return found
 
@@ -172,6 +174,8 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
         text_field=options.text_field,
         tokens=options.tokens,
         seed=options.seed,
+        split_special_tokens=options.split_special_tokens,
+        say=reporter.say,
     )
     if options.resume:
         data.verify()

@@ -25,8 +25,8 @@ class ExtendOptions:
     length: int
     """Target context in tokens; 128k is 131072."""
     data: str
-    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, embedded, or what
-    `harpe prepare` made."""
+    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a hub data set
+    NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
     out: str
     """Run directory to make."""
     method: str = "harpe"
@@ -79,7 +79,9 @@ class ExtendOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
     text_field: str = "text"
-    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    """Field of JSON objects, Parquet rows or data sets that holds the text, with dots into nested ones."""
+    split_special_tokens: bool = True
+    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
     original_length: int | None = None
     """Context that the model was trained with, where config.json does not say it."""
     sliding_window: Literal["keep", "off"] = "keep"
@@ -102,7 +104,8 @@ class PrepareOptions:
     """
 
     data: str
-    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .parquet), a hub data set NAME or NAME:CONFIG, or embedded."""
+    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a hub data set NAME or
+    NAME:CONFIG, or embedded."""
     model: str
     """Checkpoint that will be trained, for its tokenizer: a folder, a hub name, or embedded. No weights are read."""
     length: int
@@ -136,7 +139,9 @@ class PrepareOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
     text_field: str = "text"
-    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    """Field of JSON objects, Parquet rows or data sets that holds the text, with dots into nested ones."""
+    split_special_tokens: bool = True
+    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result: all options but where it is written."""
@@ -179,7 +184,9 @@ class EvaluateOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
     text_field: str = "text"
-    """Field of JSONL objects, Parquet rows or data sets that holds the text."""
+    """Field of JSON objects, Parquet rows or data sets that holds the text, with dots into nested ones."""
+    split_special_tokens: bool = True
+    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

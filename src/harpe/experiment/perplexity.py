@@ -86,7 +86,7 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     team = join()
     reporter = (reporter if team.first else None) or Reporter()
     path = Path(options.out)
-    work = team.from_first(lambda: _planned(options, path))
+    work = team.from_first(lambda: _planned(options, path, reporter))
     documents = [ids[work.behind :] for ids in work.held_out.documents]
     reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
     records = Records(_records(path), lambda row: int(row["document"]), team, reporter.say, work.of)
@@ -120,7 +120,7 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     return path
 
 
-def _planned(options: PerplexityOptions, path: Path) -> _Work:
+def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:
     """Check the options, read the texts, and see what is there already."""
     if options.server is not None:
         raise HarpeError(
@@ -136,7 +136,15 @@ def _planned(options: PerplexityOptions, path: Path) -> _Work:
     refuse_foreign(path, _records(path), *record_files(_records(path)), *figures)
     tokenizer = _tokenizer(options)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
-    held_out = held_out_texts(options.data, tokenizer, _longest(options, lengths), options.documents, text_field=options.text_field)
+    held_out = held_out_texts(
+        options.data,
+        tokenizer,
+        _longest(options, lengths),
+        options.documents,
+        text_field=options.text_field,
+        split_special_tokens=options.split_special_tokens,
+        say=reporter.say,
+    )
     own = begin = begin_ids(tokenizer)
     if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
         begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
@@ -155,7 +163,7 @@ def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
 def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
     """The curve and its figures from the documents' records."""
     facts = {"model": Path(work.of["name"]).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
-    value: dict[str, Any] = {**facts, "measurement": work.of}
+    value: dict[str, Any] = {**facts, "measurement": work.of, "read": work.held_out.read}
     if work.lengths:
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:

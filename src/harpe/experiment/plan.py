@@ -116,6 +116,7 @@ def describe(
             "tokens": data.tokens,
             "documents": data.index["documents"],
             "description": data.index["description"],
+            "read": data.index.get("read"),
             "held_out_documents": len(held_out.documents) if held_out else 0,
         },
     }

@@ -13,24 +13,27 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import held_out_files
-from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed, number_of
+from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed, measured, number_of
 from harpe.data.packing import prepare as pack
+from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
-from harpe.data.sources import Document, find_files, read_documents
+from harpe.data.sources import is_on_disk, read_documents
+from harpe.data.special_tokens import Watched, reading_tokenizer
+from harpe.data.token_bounds import TokenBound
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
 from harpe.experiment.directory import check_disk
 from harpe.experiment.options import PrepareOptions
 from harpe.experiment.reporter import Reporter
-from harpe.experiment.texts import EMBEDDED, training_documents
+from harpe.experiment.texts import EMBEDDED, tell, training_documents
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 
-SAMPLE_CHARACTERS = 200_000
-"""Of every source, that are tokenised to foretell the tokens of all its documents from their characters."""
+PIECES, PIECE_CHARACTERS = 200, 1000
+"""Of every source, at most so many pieces at equal distances are tokenised to foretell the tokens of all its documents."""
 MARGIN = 1.25
-"""What is foretold is refused where it misses by more than this; what comes closer is left to the exact count."""
+"""What is foretold may miss by this."""
 REPORT_EVERY = 5_000_000
 """Characters between two reports of progress."""
 
@@ -41,8 +44,8 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     Raises
     ------
     HarpeError
-        For bad options, unreadable input, a missing field, far too little text, too few long documents or too little disk: before anything
-        is tokenised, but for data sets of the hub, which are read once only. By the exact count: before the packed tokens are written.
+        For bad options, unreadable input, a missing field, too little text, too few long documents or too little disk: before anything is
+        written, and before anything is tokenised where that is certain without; not so for data sets of the hub, which are read once only.
     """
     refuse_several("harpe prepare", "the tokenizer uses all cores by itself.")
     reporter, out = reporter or Reporter(), Path(options.out)
@@ -56,17 +59,23 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     config = load_config(options.model, options.revision)
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
     check_vocabulary(config, tokenizer, options.model)
+    tokenizer = reading_tokenizer(tokenizer, options.split_special_tokens)
     _check_sources(options)
     held_out = _held_out(options)
     characters = 0
-    if options.data != EMBEDDED and find_files(options.data) is not None:
-        first = _Watched("reading", _documents(options, rule), held_out, options.documents, 0, reporter)
-        _foretell(first, tokenizer, options, rule, reporter)
+
+    def documents() -> Watched:
+        return Watched(_documents(options, rule, tokenizer), tokenizer)
+
+    if options.data != EMBEDDED and is_on_disk(options.data):
+        first = _Kept("reading", documents(), held_out, options.documents, 0, reporter)
+        again = _Kept("counting tokens", documents(), held_out, options.documents, 0, reporter)
+        _foretell(first, again, tokenizer, options, rule, reporter)
         characters = first.characters
-    reading = _Watched("tokenising", _documents(options, rule), held_out, options.documents, characters, reporter)
+    reading = _Kept("tokenising", documents(), held_out, options.documents, characters, reporter)
 
     def details() -> dict[str, Any]:
-        return {"options": options.recipe(), "held_out_left_out": reading.left_out}
+        return {"options": options.recipe(), "read": reading.account(), "held_out_left_out": reading.left_out}
 
     data = pack(
         reading,
@@ -79,6 +88,8 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
         description=_description(options, rule),
         details=details,
     )
+    if options.data == EMBEDDED or not is_on_disk(options.data):  # what was read once only
+        tell(reporter.say, reading)
     if reading.left_out:
         reporter.say(f"{reading.left_out} documents are left out: --held-out has them.")
     for note in _notes(data, rule):
@@ -95,56 +106,87 @@ def _check_sources(options: PrepareOptions) -> None:
     if options.data == EMBEDDED:
         if options.source_field is not None:
             raise HarpeError("--source-field: the embedded texts are files without fields. Use --by-folder: packages are the sources.")
-    elif find_files(options.data) is None:
+    elif not is_on_disk(options.data):
         next(iter(read_documents(options.data, **_fields(options))), None)
 
 
+class _Pieces:
+    """Pieces of a source at equal distances in its characters; of too many, every second one goes, and the distance doubles."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._distance, self._next, self._read = PIECE_CHARACTERS, 0, 0
+
+    def add(self, text: str) -> None:
+        while self._next < self._read + len(text):
+            start = self._next - self._read
+            self._pieces.append(text[start : start + PIECE_CHARACTERS])
+            self._next += self._distance
+            if len(self._pieces) > PIECES:
+                del self._pieces[1::2]
+                self._distance *= 2
+                self._next = len(self._pieces) * self._distance
+        self._read += len(text)
+
+    def tokens_per_character(self, tokenizer: PreTrainedTokenizerBase) -> float:
+        return sum(map(len, document_ids(tokenizer, self._pieces))) / sum(map(len, self._pieces))
+
+
 def _foretell(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, rule: Upsampling, reporter: Reporter
+    documents: _Kept, again: _Kept, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, rule: Upsampling, reporter: Reporter
 ) -> None:
-    """Read all documents once and refuse what cannot work by their characters: reading takes minutes where tokenising takes hours."""
-    sources, counts, names = array("i"), array("q"), dict[str, int]()
-    samples: list[list[str]] = []
-    room: list[int] = []
+    """Read all documents once and foretell from their characters whether they are enough: reading takes minutes where tokenising takes
+    hours. Where they seem not to be, and what they can have at most leaves it open, `again` is tokenised to know."""
+    sources, counts, bounds, names = array("i"), array("q"), array("d"), dict[str, int]()
+    pieces: list[_Pieces] = []
+    bound = TokenBound(tokenizer)
     for document in documents:
         source = number_of(document.source, names)
-        if source == len(room):
-            room.append(SAMPLE_CHARACTERS)
-            samples.append([])
+        if source == len(pieces):
+            pieces.append(_Pieces())
         sources.append(source)
         counts.append(len(document.text))
-        if room[source] > 0:
-            samples[source].append(document.text[: room[source]])
-            room[source] -= len(document.text)
+        bounds.append(bound.most(document.text) + 1)  # and end-of-text
+        pieces[source].add(document.text)
+    tell(reporter.say, documents)
     if not counts:
         raise HarpeError("--data gave no documents with text in them.")
-    per_character = np.array([sum(map(len, document_ids(tokenizer, texts))) / sum(map(len, texts)) for texts in samples])
+    per_character = np.array([each.tokens_per_character(tokenizer) for each in pieces])
     lengths = np.maximum(1, np.array(counts) * per_character[np.array(sources)]).astype(np.int64)
-    corpus = Corpus(lengths, np.array(sources), tuple(names))
+    corpus, at_most = Corpus(lengths, np.array(sources), tuple(names)), np.array(bounds)
     estimate = f"{sum(counts):,} characters in {len(counts):,} documents, about {corpus.tokens:,} tokens"
-    if MARGIN * corpus.tokens < options.length:
-        raise HarpeError(f"--data has {estimate}, and one sequence needs {options.length}. Give more --data, or lower --length.")
+    reporter.say(f"{estimate}, of which about {make_groups(corpus, rule).most(rule.max_copies):,} can be drawn.")
     try:
-        if rule.asked and MARGIN * lengths.max() < rule.length:
-            tokens_to_draw(corpus, rule, None)
-        most = make_groups(corpus, rule).most(rule.max_copies)
-        if options.tokens > MARGIN * most:
-            tokens_to_draw(corpus, rule, options.tokens)
+        _check_enough(corpus, options, rule)
     except HarpeError as error:
-        raise HarpeError(f"{error} (Lengths were foretold from characters; nothing was tokenised yet.)") from error
-    reporter.say(f"{estimate}, of which about {most:,} can be drawn.")
-    check_disk(Path(options.out), (corpus.tokens + (options.tokens or most)) * DTYPES[id_type(tokenizer)].itemsize, "Preparing the texts")
+        hopeless = options.max_copies * at_most.sum() < max(options.length, options.tokens) or (rule.asked and at_most.max() < rule.length)
+        if hopeless:
+            raise HarpeError(f"{error} (Lengths are foretold from characters; nothing was tokenised yet.)") from error
+        reporter.say(f"This seems not to be enough: {error} The tokens are counted, to know.")
+        corpus = measured(again, tokenizer)
+        _check_enough(corpus, options, rule)
+    drawn = options.tokens or make_groups(corpus, rule).most(rule.max_copies)
+    check_disk(Path(options.out), int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize, "Preparing the texts")
+
+
+def _check_enough(corpus: Corpus, options: PrepareOptions, rule: Upsampling) -> None:
+    if corpus.tokens < options.length:
+        raise HarpeError(
+            f"--data gives {corpus.tokens} tokens in {len(corpus.lengths)} documents, and one sequence needs {options.length}. Give more "
+            "--data, or lower --length."
+        )
+    tokens_to_draw(corpus, rule, options.tokens or None)
 
 
 def _fields(options: PrepareOptions) -> dict[str, Any]:
     return {"text_field": options.text_field, "source_field": options.source_field, "by_folder": options.by_folder}
 
 
-def _documents(options: PrepareOptions, rule: Upsampling) -> Iterable[Document]:
+def _documents(options: PrepareOptions, rule: Upsampling, tokenizer: PreTrainedTokenizerBase) -> Iterable[Document]:
     if options.data != EMBEDDED:
         return read_documents(options.data, **_fields(options))
     every = rule.asked or options.by_folder or options.max_copies > 1
-    documents, _ = training_documents(EMBEDDED, options.text_field, 0 if every else options.tokens)
+    documents, _ = training_documents(EMBEDDED, options.text_field, 0 if every else options.tokens, tokenizer)
     return [Document(d.name, d.text, d.name.split("/")[0] if options.by_folder else "") for d in documents]
 
 
@@ -163,12 +205,10 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-class _Watched:
+class _Kept:
     """Documents as they are read: without those that are held out, and with progress."""
 
-    def __init__(
-        self, what: str, documents: Iterable[Document], held_out: set[bytes], most: int, expected: int, reporter: Reporter
-    ) -> None:
+    def __init__(self, what: str, documents: Watched, held_out: set[bytes], most: int, expected: int, reporter: Reporter) -> None:
         self._what, self._documents, self._held_out, self._most = what, documents, held_out, most or None
         self._expected, self._reporter = expected, reporter
         self.left_out = self.characters = 0
@@ -185,6 +225,9 @@ class _Watched:
                 continue
             yield document
         self._tell(self.characters, number)
+
+    def account(self) -> dict[str, Any]:
+        return self._documents.account()
 
     def _tell(self, expected: int, documents: int) -> None:
         self._reporter.progress(self._what, self.characters, expected, f"characters, {documents:,} documents")

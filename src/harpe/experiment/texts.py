@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
 from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
-from harpe.data.sources import Document, read_documents
+from harpe.data.rows import Document
+from harpe.data.sources import read_documents
+from harpe.data.special_tokens import Watched, reading_text, reading_tokenizer
+from harpe.data.token_bounds import TokenBound
 from harpe.data.token_ids import document_ids, text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
@@ -19,26 +22,34 @@ from harpe.files import new_folder
 
 EMBEDDED = "embedded"
 CHARACTERS_PER_TOKEN = 6
-"""Embedded files are taken until there are this many characters for every token that is needed: enough for any tokenizer."""
+"""Embedded files are taken until there are this many characters for every token that is needed, and then until there are the tokens: the
+first is more with all tokenizers that are known, and does not depend on the tokenizer."""
+
+Say = Callable[[str], None]
 
 
-def _some(files: list[SourceFile], tokens: int) -> list[SourceFile]:
+def silent(_: str) -> None:
+    pass
+
+
+def _some(files: list[SourceFile], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[SourceFile]:
     """The first files (the order of their hashes is a fixed shuffle) that give `tokens` tokens; all of them for 0."""
     if not tokens:
         return files
-    chosen, characters = [], 0
+    chosen, characters, there = [], 0, 0
     for file in files:
-        if characters >= tokens * CHARACTERS_PER_TOKEN:
+        if characters >= tokens * CHARACTERS_PER_TOKEN and there >= tokens:
             break
         chosen.append(file)
         characters += len(file.text)
+        there += len(text_ids(tokenizer, file.text))
     return chosen
 
 
-def training_documents(data: str, text_field: str, tokens: int) -> tuple[Iterable[Document], str]:
+def training_documents(data: str, text_field: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Iterable[Document], str]:
     """Documents to train on and a line that names them."""
     if data == EMBEDDED:
-        files = _some(training_files(), tokens)
+        files = _some(training_files(), tokens, tokenizer)
         line = f"{len(files)} Python files of this machine's standard library and packages, SHA-256 {corpus_hash(files)}"
         return [Document(file.name, file.text) for file in files], line
     return read_documents(data, text_field=text_field), data
@@ -48,7 +59,7 @@ def training_ids(data: str, tokenizer: PreTrainedTokenizerBase, text_field: str,
     """Token ids of the documents to train on, one at a time, and a line that names them; `data` may be prepared."""
     if is_packed(data):
         return (ids.tolist() for ids in PackedDataset(data).documents()), data
-    documents, description = training_documents(data, text_field, tokens)
+    documents, description = training_documents(data, text_field, tokens, tokenizer)
     return (ids for document in documents for ids in document_ids(tokenizer, [document.text])), description
 
 
@@ -61,8 +72,12 @@ def packed(
     text_field: str = "text",
     tokens: int = 0,
     seed: int = 0,
+    split_special_tokens: bool = True,
+    say: Say = silent,
 ) -> PackedDataset:
     """The packed data set in `folder`; made where it is not there yet, or linked to where `data` was prepared (`harpe prepare`).
+
+    `say` is told what was read and what was passed over; the index keeps it under `read`.
 
     Raises
     ------
@@ -70,16 +85,36 @@ def packed(
         As `harpe.data.packing.prepare`; where prepared data are of another tokenizer, have shorter sequences, were changed, or are gone.
     """
     if is_packed(data):
-        return _linked(folder, Path(data).expanduser(), tokenizer, length)
+        return _linked(folder, Path(data).expanduser(), tokenizer, length, split_special_tokens)
     if (file := folder / "tokens.bin").is_symlink() and not file.exists():
         raise HarpeError(f"The prepared data that {folder} links to are no longer in {file.readlink().parent}. Put them back.")
     if (folder / "index.json").is_file():
         return PackedDataset(folder)
-    documents, description = training_documents(data, text_field, tokens)
-    return prepare(documents, tokenizer, length, folder, seed=seed, max_tokens=tokens or None, description=description)
+    tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
+    documents, description = training_documents(data, text_field, tokens, tokenizer)
+    reading = Watched(documents, tokenizer)
+
+    def details() -> dict[str, Any]:
+        return {"read": reading.account()}
+
+    made = prepare(reading, tokenizer, length, folder, seed=seed, max_tokens=tokens or None, description=description, details=details)
+    tell(say, reading)
+    return made
 
 
-def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> PackedDataset:
+class Accounted(Protocol):
+    """Documents that say what they come from."""
+
+    def account(self) -> dict[str, Any]: ...
+
+
+def tell(say: Say, reading: Accounted) -> None:
+    """Say what was read, where there is something to say."""
+    if text := reading_text(reading.account()):
+        say(text)
+
+
+def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, length: int, split_special_tokens: bool) -> PackedDataset:
     """Prepared data as those of a run: the run has a copy of the index, which says what it trains on, and links to the rest."""
     data = PackedDataset(prepared)
     there, wanted = data.index.get("tokenizer"), tokenizer_identity(tokenizer)
@@ -87,6 +122,12 @@ def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, le
         raise HarpeError(
             f"--data {prepared} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is {_short(wanted)}). Prepare "
             "the texts again with this --model, or name the --tokenizer that they were prepared with."
+        )
+    split = data.index.get("read", {}).get("split_special_tokens", False)  # without a word on it: as transformers does by default
+    if split != split_special_tokens:
+        raise HarpeError(
+            f"--data {prepared} was prepared with --split-special-tokens {str(split).lower()}. Give the same here, or prepare "
+            "the texts again."
         )
     if length > data.length:
         raise HarpeError(
@@ -109,16 +150,34 @@ def _short(identity: Any) -> str:
     return str(identity.get("sha256", "unknown"))[:12] if isinstance(identity, dict) else "unknown"
 
 
-def _long_enough(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
-    for document in documents:
-        if len(document.text) > length:  # a token is at least one character, near enough
-            ids = text_ids(tokenizer, document.text)
-            if len(ids) > length:
-                yield ids
+class _LongEnough:
+    """Ids of the documents that have more than `length` tokens, and how many of them all had fewer."""
+
+    def __init__(self, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+        self._documents, self._tokenizer, self._length = documents, tokenizer, length
+        self.passed_over = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        bound = TokenBound(self._tokenizer)
+        for document in self._documents:
+            if bound.most(document.text) > self._length:
+                ids = text_ids(self._tokenizer, document.text)
+                if len(ids) > self._length:
+                    yield ids
+                    continue
+            self.passed_over += 1
 
 
 def held_out_texts(
-    data: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, *, text_field: str = "text", tuning: bool = False
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    *,
+    text_field: str = "text",
+    tuning: bool = False,
+    split_special_tokens: bool = True,
+    say: Say = silent,
 ) -> HeldOut:
     """The first `count` documents longer than `length` tokens; the same documents are the haystacks.
 
@@ -138,9 +197,19 @@ def held_out_texts(
         )
     else:
         documents, description = read_documents(data, text_field=text_field), data
-    found = list(islice(_long_enough(documents, tokenizer, length), count))
+    tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
+    reading = Watched(documents, tokenizer)
+    long = _LongEnough(reading, tokenizer, length)
+    found = list(islice(long, count))
+    account = {**reading.account(), "too_short": long.passed_over}
     if not found:
-        raise HarpeError(f"--data {data} has no document of more than {length} tokens; give longer texts or a shorter --length.")
+        raise HarpeError(
+            f"--data {data} has no document of more than {length} tokens; give longer texts or a shorter --length. "
+            f"{reading_text(account)}".rstrip()
+        )
+    if data != EMBEDDED:
+        short = f" {long.passed_over:,} have no more than {length} tokens and are passed over." if long.passed_over else ""
+        say(reading_text(account) + short)
     special = set(tokenizer.all_special_ids)
     plain = [[i for i in ids if i not in special] for ids in found]
-    return HeldOut(found, plain, description)
+    return HeldOut(found, plain, description, account)

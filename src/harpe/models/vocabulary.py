@@ -6,6 +6,7 @@ in, many a padding token. Texts do not hold them, and the models work.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,14 +42,13 @@ def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokeni
             )
 
     refuse(max((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), default=-1))
-    encode = getattr(type(tokenizer), "_encode_plus").__get__(tokenizer)  # noqa: B009  (all ways to encode a text lead through it)
 
-    def encode_known(*args: Any, **kwargs: Any) -> Any:
-        encoded = encode(*args, **kwargs)
+    def encode_known(self: PreTrainedTokenizerBase, *args: Any, **kwargs: Any) -> Any:
+        encoded = type(self)._encode_plus(self, *args, **kwargs)
         refuse(max(_ids(encoded["input_ids"]), default=-1))
         return encoded
 
-    tokenizer._encode_plus = encode_known  # type: ignore[method-assign]
+    tokenizer._encode_plus = types.MethodType(encode_known, tokenizer)  # type: ignore[method-assign]  # all encoding leads through it
     if model is not None:
 
         def look_up_known(module: torch.nn.Module, args: tuple[Any, ...]) -> None:

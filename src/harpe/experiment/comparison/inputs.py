@@ -21,7 +21,7 @@ from harpe.evaluation.short_offline import FOLDERS, LOCAL
 from harpe.experiment.comparison.recipe import ComparisonRecipe, PerplexityRecipe
 from harpe.experiment.extend import Source
 from harpe.experiment.perplexity import parse_lengths
-from harpe.experiment.texts import held_out_texts
+from harpe.experiment.texts import Say, held_out_texts, silent
 from harpe.files import read_json, sha256_file, sha256_json
 from harpe.models.identity import checkpoint_identity
 from harpe.report.tables import listed
@@ -40,10 +40,19 @@ def sample_folder(run: Path, length: int) -> Path:
     return run / "samples" / f"ruler-{length}"
 
 
-def held_out_of(recipe: ComparisonRecipe, source: Source) -> HeldOut:
+def held_out_of(recipe: ComparisonRecipe, source: Source, say: Say = silent) -> HeldOut:
     """The held-out texts of `harpe evaluate`."""
     of = recipe.evaluation
-    return held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, text_field=of.text_field, tuning=of.tuning)
+    return held_out_texts(
+        of.data,
+        source.tokenizer,
+        recipe.length,
+        of.documents,
+        text_field=of.text_field,
+        tuning=of.tuning,
+        split_special_tokens=recipe.split_special_tokens,
+        say=say,
+    )
 
 
 def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequence[int], held_out: HeldOut) -> Inputs:
@@ -64,7 +73,7 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
         "tokenizer": tokenizer_identity(source.tokenizer),
         "training": {str(seed): PackedDataset(data_folder(run, seed, recipe.length)).hash for seed in seeds},
         "held_out": held_out.identity(),
-        "corpora": {name: _corpus(each, source) for name, each in recipe.evaluation.perplexity.items()},
+        "corpora": {name: _corpus(each, source, recipe.split_special_tokens) for name, each in recipe.evaluation.perplexity.items()},
         "ruler": {
             str(length): {path.stem: _hashed(path) for path in sorted(sample_folder(run, length).glob("*.jsonl"))}
             for length in (recipe.evaluation.ruler.lengths if recipe.evaluation.ruler is not None else ())
@@ -73,9 +82,10 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
     }
 
 
-def _corpus(of: PerplexityRecipe, source: Source) -> str:
+def _corpus(of: PerplexityRecipe, source: Source, split: bool) -> str:
     longest = parse_lengths(of.lengths)[-1] if of.lengths else int(of.window or 0)
-    return held_out_texts(of.data, source.tokenizer, longest, of.documents, text_field=of.text_field).identity()
+    texts = held_out_texts(of.data, source.tokenizer, longest, of.documents, text_field=of.text_field, split_special_tokens=split)
+    return texts.identity()
 
 
 def _questions(recipe: ComparisonRecipe) -> str | None:

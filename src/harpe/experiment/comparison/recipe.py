@@ -108,6 +108,8 @@ class ComparisonRecipe:
     revision: str | None = None
     tokenizer: str | None = None
     text_field: str = "text"
+    split_special_tokens: bool = True
+    """Special tokens that texts spell, of training and of evaluation, are read as text; false: as the tokens themselves."""
     original_length: int | None = None
     sliding_window: Literal["keep", "off"] = "keep"
     range: RangeRule = "critical"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from harpe.data.packing import is_packed
+from harpe.data.special_tokens import reading_tokenizer
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
 from harpe.evaluation.run import check_needles
@@ -74,7 +75,8 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         if options.plan:
             raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
         texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
-        found, note = measured_reach(source.load(), source.tokenizer, texts, recipe.text_field, context)
+        tokenizer = reading_tokenizer(source.tokenizer, recipe.split_special_tokens)
+        found, note = measured_reach(source.load(), tokenizer, texts, recipe.text_field, context)
         reporter.say(note)
         return found
 
@@ -101,10 +103,10 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         trained = recipe.seeds if any(arm.trained for arm in arms) else []
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
-        held_out = held_out_of(recipe, source)
+        held_out = held_out_of(recipe, source, reporter.say)
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
-    corpus["held_out_documents"] = len(held_out.documents)
+    corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
     plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
     if added:
@@ -176,6 +178,8 @@ def _prepare_data(
             text_field=recipe.text_field,
             tokens=recipe.tokens,
             seed=seed,
+            split_special_tokens=recipe.split_special_tokens,
+            say=reporter.say if number == 0 else lambda _: None,
         )
         if going_on:
             data.verify()
@@ -184,6 +188,7 @@ def _prepare_data(
             raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
         corpus["hashes"][str(seed)] = data.hash
         corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
+        corpus["read"] = data.index.get("read")
         reporter.progress("packing the training texts", number + 1, len(seeds))
     return corpus
 

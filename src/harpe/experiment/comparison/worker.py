@@ -157,7 +157,7 @@ def _evaluate(
         path = scores / f"curve-{name}.json"
         if not path.is_file():
             fields = {key: getattr(each, key) for key in ("data", "lengths", "window", "stride", "average", "documents", "text_field")}
-            names = {"revision": revision, "tokenizer": recipe.tokenizer}
+            names = {"revision": revision, "tokenizer": recipe.tokenizer, "split_special_tokens": recipe.split_special_tokens}
             measure_perplexity(PerplexityOptions(model=model, out=str(path), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
     if of.short is not None:
         fields = {"tasks": of.short.tasks, "limit": of.short.limit, "offline": of.short.offline, "data": of.short.data}
