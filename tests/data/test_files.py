@@ -166,6 +166,25 @@ def test_json_files_without_the_text_field_are_settings_in_a_folder_and_refused_
     assert "has no such field" in _sentence(tmp_path / "package.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("b.json", POINTER.encode(), "is a pointer of Git LFS"),
+        ("b.json.gz", POINTER.encode(), "is a pointer of Git LFS"),
+        ("b.json.gz", _lines("one", "two"), "is damaged"),
+        ("b.json.gz", gzip.compress(_lines("one", "two"))[:-9], "is cut off"),
+        ("b.json.zst", _zst(_lines("one", "two"))[:-9], "is cut off"),
+        ("b.json", b'[{"text": "one and', "is not valid JSON"),
+        ("b.json", '[{"text": "café"}]'.encode("latin-1"), "is not UTF-8"),
+        ("b.json", '[{"text": "one"}]'.encode("utf-16"), "is not UTF-8"),
+    ],
+)
+def test_json_that_is_broken_from_its_beginning_is_told_and_not_passed_over(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    _fill(tmp_path, {"a.jsonl": _lines("one"), name: content})
+    sentence = _sentence(tmp_path)
+    assert what in sentence and name in sentence
+
+
 def test_fields_with_dots_are_found_in_rows_of_every_kind(tmp_path: Path) -> None:
     table = [{"data": {"text": {"body": "a"}, "n": 1}, "x": 1}, {"data": None, "x": 2}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))

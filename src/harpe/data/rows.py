@@ -81,12 +81,22 @@ def read_json_rows(path: Path, name: str, fields: Fields, folder: str) -> Iterat
 
 
 def holds_rows(path: Path, fields: Fields) -> bool:
-    """Whether a .json file begins as one of documents does: with an object that has the text field. Settings and the like do not."""
+    """Whether a .json file begins as one of documents does: with an object that has the text field. Settings and the like do not.
+
+    Of a file that is broken from the beginning, whether it spells the field: it is kept, to be reported when it is read.
+
+    Raises
+    ------
+    HarpeError
+        Where nobody can tell: for a pointer of Git LFS, and for a packed file that is damaged or cut off.
+    """
+    with opened(path) as stream:
+        head = stream.read(JSON_BYTES)
     try:
         with opened(path) as stream:
             row = next(_values(stream, path), None)
     except HarpeError:
-        return False
+        return f'{fields.text.split(".")[-1]}"'.encode() in head.replace(b"\0", b"")  # without the zeros of UTF-16
     return isinstance(row, dict) and _value(row, fields.text) is not _NONE
 
 
