@@ -113,6 +113,16 @@ def test_an_export_and_what_is_saved_again_from_it_give_the_same_logits(tmp_path
     assert third == first
 
 
+def test_numbers_that_json_does_not_have_are_read_as_such(tmp_path: Path) -> None:
+    """Of hybrids: the largest step of time is infinite."""
+    config = AutoConfig.for_model("granitemoehybrid", layer_types=["attention"] * 2, num_hidden_layers=2)
+    config.rope_parameters, config.harpe_original_length = {"rope_type": "default", "rope_theta": 7e5}, 512
+    config.save_pretrained(tmp_path)
+    add_old_keys(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 7e5
+    assert AutoConfig.from_pretrained(tmp_path).time_step_limit[1] == float("inf")
+
+
 def test_models_of_runs_have_them_as_well_and_stock_checkpoints_are_left_alone(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("embedded")
     save_checkpoint(tiny("llama"), tokenizer, tmp_path / "stock", 512)

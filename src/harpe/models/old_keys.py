@@ -42,12 +42,13 @@ def add_old_keys(folder: Path, config: PreTrainedConfig) -> None:
         return
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     decoder = text_config(config)
-    place = settings if decoder is config else settings["text_config"]
-    reader = _Reader(decoder, place)
+    read, _ = PreTrainedConfig.get_config_dict(folder)  # numbers that JSON does not have (infinity) as such
+    place, plain = (settings, read) if decoder is config else (settings["text_config"], read["text_config"])
+    reader = _Reader(decoder, plain)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is tried is none of the user's business
     try:
-        added = next(keys for keys in (*_forms(reader), {}) if reader.same({**place, **keys}))
+        added = next(keys for keys in (*_forms(reader), {}) if reader.same({**plain, **keys}))
     finally:
         logging.set_verbosity(verbosity)
     for entry in (rope := place["rope_parameters"], *(rope[key] for key in reader.nested)):
