@@ -16,7 +16,8 @@ import pytest
 import harpe
 from harpe.errors import HarpeError
 from harpe.experiment.options import CompareOptions
-from harpe.files import read_json, read_jsonl, whole_lines, write_jsonl
+from harpe.files import read_json, read_jsonl, write_json
+from harpe.measurement import records_of, write_records
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 LAUNCHED = Path(__file__).parent / "launched.py"
@@ -74,22 +75,19 @@ def written(folder: Path) -> dict[str, Any]:
     return found
 
 
-def interrupted(whole: Path, folder: Path, records: str, keep: Sequence[int], drop: Sequence[str], head: int = 0) -> None:
+def interrupted(whole: Path, folder: Path, records: str, keep: Sequence[int], drop: Sequence[str]) -> None:
     """A copy that two killed processes have left: `keep` records in the parts of each, the last of them with a cut line behind it."""
     if folder != whole:
         shutil.copytree(whole, folder)
     path = folder / records
-    rows, _ = whole_lines(path)
+    rows, of = read_jsonl(path), records_of(path)
     path.unlink()
-    if head:
-        write_jsonl(path, rows[:head])
     for name in drop:
         (folder / name).unlink()
-    rest = rows[head:]
     for rank, count in enumerate(keep):
-        write_jsonl(path.with_name(f"{path.name}.{rank}"), rest[rank::2][:count])
+        write_records(path.with_name(f"{path.name}.{rank}"), rows[rank::2][:count], of)
     with path.with_name(f"{path.name}.1").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(rest[-1])[:30])
+        stream.write(json.dumps(rows[-1])[:30])
 
 
 def shares(folder: Path, records: Path) -> list[int]:
@@ -119,18 +117,21 @@ def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp
     alone(commands("one"))
     for kind in ("prefixes", "windows"):
         for name in ("two after two", "one after two"):
-            drop = [path.name for path in (tmp_path / "one" / kind).iterdir() if path.name != "p.jsonl"]
-            interrupted(tmp_path / "one" / kind, tmp_path / name / kind, "p.jsonl", (2, 1), drop, head=1)
+            drop = [path.name for path in (tmp_path / "one" / kind).iterdir() if path.name != "p.records.jsonl"]
+            interrupted(tmp_path / "one" / kind, tmp_path / name / kind, "p.records.jsonl", (2, 1), drop)
     told, _ = launch([*commands("two"), *commands("two after two")], tmp_path / "log")
     alone(commands("one after two"))
     assert told.count("process 1 of 2") >= 4 and told.count("Written: ") == 4 and told.count("was cut short") == 2
     for kind in ("prefixes", "windows"):
         whole = written(tmp_path / "one" / kind)
-        assert {"p.json", "p.jsonl", "p-positions.svg"} <= whole.keys()
+        assert {"p.json", "p.records.jsonl", "p-positions.svg"} <= whole.keys()
         for name in ("two", "two after two", "one after two"):
             assert written(tmp_path / name / kind) == whole
-        assert shares(tmp_path / "log", tmp_path / "two" / kind / "p.jsonl") == [4, 3]
-        assert shares(tmp_path / "log", tmp_path / "two after two" / kind / "p.jsonl") == [2, 2]  # and not the three that were there
+        assert shares(tmp_path / "log", tmp_path / "two" / kind / "p.records.jsonl") == [4, 3]
+        assert shares(tmp_path / "log", tmp_path / "two after two" / kind / "p.records.jsonl") == [
+            2,
+            2,
+        ]  # and not the three that were there
 
 
 @pytest.mark.slow
@@ -224,13 +225,14 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
 
     alone([command("one")], KEEPING.format(folder=str(tmp_path)))
     lines = (tmp_path / "piqa.requests.jsonl").read_bytes().splitlines(keepends=True)
+    head, *lines = lines
     assert len(lines) == 18
     for name in ("one after two", "two after two"):
         (tmp_path / name).mkdir()
         begun = {key: value for key, value in read_json(tmp_path / "one" / "short.json").items() if key != "schema_version"}
-        (tmp_path / name / "short.json").write_text(json.dumps({**begun, "tasks": {}}))
-        (tmp_path / name / "piqa.requests.jsonl.0").write_bytes(b"".join(lines[:3]))
-        (tmp_path / name / "piqa.requests.jsonl.1").write_bytes(b"".join(lines[9:14]) + lines[15][:20])
+        write_json(tmp_path / name / "short.json", {**begun, "tasks": {}})
+        (tmp_path / name / "piqa.requests.jsonl.0").write_bytes(b"".join([head, *lines[:3]]))
+        (tmp_path / name / "piqa.requests.jsonl.1").write_bytes(b"".join([head, *lines[9:14]]) + lines[15][:20])
     told, _ = launch([command("two"), command("two after two")], tmp_path / "log")
     alone([command("one after two")])
     assert told.count("piqa: 8 requests were answered before.") == 1 and told.count("Short benchmarks") == 2
@@ -250,7 +252,7 @@ def test_a_failure_on_one_process_ends_all_with_its_sentence_and_the_command_goe
     assert told.count("harpe perplexity: the text of this process cannot be read.") == 1
     assert not (tmp_path / "p.json").exists()
     alone([command])
-    assert len(read_jsonl(tmp_path / "p.jsonl")) == 8
+    assert len(read_jsonl(tmp_path / "p.records.jsonl")) == 7
     _, told = launch([["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]], tmp_path / "log", code=2)
     assert told.count("Give either --lengths") == 1  # what all processes would say is said once
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
@@ -19,7 +20,9 @@ from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
 from harpe.experiment.evaluate import evaluate
 from harpe.experiment.options import EvaluateOptions
+from harpe.experiment.scored import check_models
 from harpe.files import read_json
+from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_tokenizer
 from harpe.report.read import read_run
 
@@ -87,6 +90,25 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
     value = read_run(workspace / "run")
     assert [m.name for m in value.methods] == ["base", "harpe"]
     assert all(m.perplexity is not None and m.grid is not None for m in value.methods)
+    check_models(workspace / "run")
+    protocol = workspace / "run" / "base" / "scores" / "protocol.json"
+    there = protocol.read_text()
+    scores = list((workspace / "run" / "base" / "scores").glob("*.json*"))
+    for path in scores:  # of other texts, as a whole
+        if path != protocol:
+            path.unlink()
+    protocol.write_text(there.replace(read_json(protocol)["held_out"], 64 * "0"))
+    with pytest.raises(HarpeError, match="of other texts"):
+        check_models(workspace / "run")
+    protocol.write_text(there)
+    weights = workspace / "model" / "model.safetensors"
+    save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(HarpeError, match="is not the one that the run in .* began with"):
+        evaluate(options)
+    protocol.write_text(there.replace(read_json(protocol)["model"]["weights"], checkpoint_identity(workspace / "model")["weights"]))
+    with pytest.raises(HarpeError, match=r"protocol\.json is of is not the one that the run in .* began with"):
+        check_models(workspace / "run")
+    protocol.write_text(there)
     assert (workspace / "run" / "report" / "index.html").stat().st_size > 20_000
 
 

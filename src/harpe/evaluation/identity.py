@@ -23,6 +23,8 @@ def reading_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def identity_of(name: str | Path, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """`model` and `tokenizer` of a measurement, by content; `name`, what the user called the model, is for readers."""
-    called = f"{name}{f' at {revision}' if revision else ''}"
+    """`model` and `tokenizer` of a measurement, by content; `name` is for readers: of a folder the end of its path, as the rest is the
+    machine's."""
+    called = "/".join(Path(name).absolute().parts[-3:]) if Path(name).is_dir() else name
+    called = f"{called}{f' at {revision}' if revision else ''}"
     return {"name": called, "model": checkpoint_identity(name, revision), "tokenizer": reading_identity(tokenizer)}

@@ -19,6 +19,7 @@ from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
 from harpe.experiment.positions import write_positions
 from harpe.experiment.reporter import Reporter
+from harpe.experiment.scored import check_untouched
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
@@ -148,7 +149,10 @@ def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizer
         run = Path(options.model)
         refuse_foreign(run / "plan.json", run / "positions.json", run / "report" / "index.html")
     for model in work.models:
-        of = measurement(work.protocol, work.held_out, work.dtype, identity_of(model.name, model.revision, tokenizer))
+        identity = identity_of(model.name, model.revision, tokenizer)
+        if work.plan is not None and model.name == work.plan["model"]["name"]:
+            check_untouched(Path(options.model), identity["model"], str(model.name))
+        of = measurement(work.protocol, work.held_out, work.dtype, identity)
         check_protocol(model.scores, work.protocol, of)
 
 
