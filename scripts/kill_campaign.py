@@ -2,13 +2,15 @@
 
     python scripts/kill_campaign.py --kills 20 --out benchmarks/DATE-kills
 
-Each trial starts a verb on a tiny model, kills it, starts the same command again (`extend`: with --resume) and compares all files with those
-of a run that nobody disturbed. Half of the kills come at a random time of the run's life, half at a random change that it makes to the disk
-(`kill_moment.py`), at once or some milliseconds later. Of a comparison, the process itself is killed, one of its workers, or all together.
+Each trial starts a verb on a tiny model, kills it, starts the same command again (`extend`: with --resume) and compares
+all files with those of a run that nobody disturbed. Half of the kills come at a random time of the run's life, half at
+a random change that it makes to the disk (`kill_moment.py`), at once or some milliseconds later. Of a comparison, the
+process itself is killed, one of its workers, or all together.
 
-Checked after every kill: no process is left after a few seconds; the command goes on and ends with code 0; every file is there, none is more
-(temporary ones neither), and each is equal by its bytes but for times. Writes OUT.json, a row a trial, and OUT.md; trials that OUT.json has
-are not done again. About 40 minutes on two cores for 20 kills of each of seven kinds.
+Checked after every kill: no process is left after a few seconds; the command goes on and ends with code 0; every file
+is there, none is more (temporary ones neither), and each is equal by its bytes but for times. Writes OUT.json, a row a
+trial, and OUT.md; trials that OUT.json has are not done again. About 40 minutes on two cores for 20 kills of each of
+seven kinds.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kill_moment
 import torch
 import transformers
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import kill_moment
 from harpe.cli.main import main as harpe
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_tokenizer, save_checkpoint
@@ -327,8 +329,9 @@ def _markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     lines = [
         f"# Kills, {facts['date']}",
         "",
-        "`scripts/kill_campaign.py` kills a run (SIGKILL), starts the command again and compares every file with an undisturbed run's, by",
-        f"SHA-256 but for times. Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}, {facts['cores']} cores.",
+        "`scripts/kill_campaign.py` kills a run (SIGKILL), starts the command again and compares every file with an",
+        f"undisturbed run's, by SHA-256 but for times. Python {facts['python']}, torch {facts['torch']}, transformers",
+        f"{facts['transformers']}, {facts['cores']} cores.",
         "",
         "| killed | kills | at a random time | at a change of the disk | strays | not as it should be |",
         "|---|---|---|---|---|---|",
@@ -336,12 +339,13 @@ def _markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     for name in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == name and not row["ended"]]
         timed = sum(row["moment"] == "a time" for row in mine)
-        counts = [len(mine), timed, len(mine) - timed, sum(row["strays"] for row in mine), sum(bool(row["wrong"]) for row in mine)]
-        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
-    wrong = [
-        f"* {row['kind']} {row['number']}, {row['moment']} + {row['delay']} s: {'; '.join(row['wrong'])}" for row in rows if row["wrong"]
-    ]
-    return "\n".join([*lines, *(["", *wrong] if wrong else [])]) + "\n"
+        wrong, strays = sum(bool(row["wrong"]) for row in mine), sum(row["strays"] for row in mine)
+        lines.append(f"| {name} | {len(mine)} | {timed} | {len(mine) - timed} | {strays} | {wrong} |")
+    for row in rows:
+        if row["wrong"]:
+            where = f"{row['kind']} {row['number']}, {row['moment']} + {row['delay']} s"
+            lines += ["", f"* {where}: {'; '.join(row['wrong'])}"]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
