@@ -25,6 +25,7 @@ import hashlib
 import json
 import platform
 import random
+import re
 import shutil
 import signal
 import sys
@@ -51,6 +52,8 @@ TIMES = {"seconds", "train_seconds", "evaluate_seconds", "since", "time", "train
 """Keys of JSON files that hold times."""
 PASSED_OVER = ("events.out.tfevents", "worker.log")
 """Files whose names or contents are times, and what libraries print."""
+DURATIONS = re.compile(rb'(?:data-order="[^"]*"><b>|\| )[0-9.]+ (?:s|min|h)\b')
+"""Cells of the reports' tables that tell what was spent."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def contents(folder: Path) -> dict[str, str]:
         if path.suffix in (".json", ".jsonl"):
             rows = [json.loads(line) for line in (raw.splitlines() if path.suffix == ".jsonl" else [raw])]
             raw = json.dumps(_without_times(rows), sort_keys=True).encode()
+        if path.suffix in (".html", ".md"):
+            raw = DURATIONS.sub(b"", raw)
         found[name] = hashlib.sha256(raw).hexdigest()
     return found
 
