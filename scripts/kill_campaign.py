@@ -262,11 +262,11 @@ def one_trial(kind: Kind, work: Path, of: Reference, number: int, draw: random.R
     row["ended"] = not killed
     if killed:
         again = [argument for argument in kind.again if (run / "recipe.yaml").is_file()]
-        if not (kind.name == "prepare" and run.exists()):  # a folder that is there is whole, and never written again
-            second = Trial(work, run, [*kind.arguments(work, run), *again], log, None)
-            code = second.wait()
-            row["wrong"] += [] if code == 0 else [f"going on ended with code {code}, see its log"]
-            row["wrong"] += ["processes were left after going on"] if second.strays() else []
+        expected = 2 if kind.name == "prepare" and run.exists() else 0  # a folder that is there is whole, and is not written again
+        second = Trial(work, run, [*kind.arguments(work, run), *again], log, None)
+        code = second.wait()
+        row["wrong"] += [] if code == expected else [f"going on ended with code {code}, see its log"]
+        row["wrong"] += ["processes were left after going on"] if second.strays() else []
         row["wrong"] += differences(contents(run.parent), of.files)
     if row["wrong"]:
         run.parent.rename(work / f"failed-{kind.name}-{number}")

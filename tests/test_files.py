@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from harpe.errors import HarpeError
-from harpe.files import check_new_folder, full_disk_told, new_folder, read_json, write_json
+from harpe.files import check_new_folder, full_disk_told, new_folder, read_json, remove_leftovers, write_json
 from harpe.locks import LOCK, locked
 
 HOLD = """
@@ -127,6 +127,30 @@ def test_two_that_make_one_folder_do_not_meet_and_what_a_killed_one_left_goes(tm
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "other"):
         raise ZeroDivisionError
     assert not (tmp_path / "other").exists()
+
+
+def test_what_killed_processes_left_anywhere_in_a_run_goes_and_nothing_else(tmp_path: Path) -> None:
+    for left in (".data.1.0123456789ab.partial", "a/b/.model.1.0123456789ab.partial", "a/.model.lock", "a/.held.lock", "a/.mine.lock"):
+        (tmp_path / left).mkdir(parents=True)
+    (tmp_path / "a" / ".model.lock" / ".harpe.lock").touch()
+    (tmp_path / "a" / ".model.lock" / ".harpe.lock.json").touch()
+    (tmp_path / "a" / ".mine.lock" / "notes").touch()
+    (tmp_path / "a" / ".x.json.1.0123456789ab.partial").touch()
+    with locked(tmp_path / "a" / ".held.lock"):
+        remove_leftovers(tmp_path)
+        assert sorted(p.name for p in tmp_path.rglob("*") if p.parent.name in ("a", "b", tmp_path.name)) == [
+            ".held.lock",
+            ".mine.lock",
+            "a",
+            "b",
+        ]
+    # killed when the folder had its name, which is refused from then on
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "file").touch()
+    (tmp_path / ".whole.lock").mkdir()
+    with pytest.raises(HarpeError, match="not overwritten"):
+        check_new_folder(tmp_path / "whole")
+    assert not (tmp_path / ".whole.lock").exists()
 
 
 def test_folders_that_cannot_be_put_in_place_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from harpe.errors import HarpeError
-from harpe.locks import locked
+from harpe.locks import holds_something, locked
 from harpe.ownership import RECORDS, WRITTEN_BY, refuse_foreign
 
 SCHEMA_VERSION = 1
@@ -101,8 +101,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    with suppress(OSError):
-        _beside(target).rmdir()  # where a killed process had made it
+    _remove_lock(_beside(target))  # where a killed process had made it
 
 
 def check_new_folder(path: Path) -> None:
@@ -118,6 +117,7 @@ def check_new_folder(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise HarpeError(f"{path} is a link to {target}, which is not there. Name another folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        _remove_lock(_beside(target))  # of a process that was killed when the folder had its name
         raise HarpeError(f"{path} exists already and is not an empty folder; it is not overwritten. Name another one.")
     if path.exists() and path.samefile(Path.cwd()):
         raise HarpeError(f"{path} is the folder that this command runs in. The new folder appears as a whole: name one inside it.")
@@ -145,10 +145,25 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes were writing in a folder (not in those below it). Its caller holds the lock."""
-    for path in folder.iterdir():
-        if PARTIAL.fullmatch(path.name) and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Delete what killed processes were writing in a folder and in those below it. Its caller holds the lock."""
+    for root, folders, names in os.walk(folder):
+        for name in names:
+            if PARTIAL.fullmatch(name):
+                Path(root, name).unlink(missing_ok=True)
+        for path in (Path(root, name) for name in folders):
+            if PARTIAL.fullmatch(path.name) and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith(".") and path.name.endswith(".lock"):
+                _remove_lock(path)
+
+
+def _remove_lock(folder: Path) -> None:
+    """Remove a folder that stood for one that was being made (`_beside`), unless a process holds it or it holds something else."""
+    if folder.is_dir() and not folder.is_symlink() and not holds_something(folder):
+        with suppress(HarpeError, OSError):
+            with locked(folder):
+                pass
+            folder.rmdir()
 
 
 @contextmanager

@@ -281,6 +281,18 @@ def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(make_tiny: An
     assert sum(name.endswith("/optimizer.pt") for name in done) == 3
 
 
+def test_a_run_killed_before_older_checkpoints_went_lets_them_go_when_it_goes_on(
+    make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stages_of_training, "remove_checkpoints", lambda *a, **k: None)
+        train(make_tiny, tmp_path)
+    folder = tmp_path / "stage-1"
+    assert sorted(p.name for p in folder.glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]
+    train(make_tiny, tmp_path)
+    assert sorted(p.name for p in folder.glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
 def test_a_disk_that_fills_up_inside_a_checkpoint_is_told_and_the_run_goes_on_later(
     make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

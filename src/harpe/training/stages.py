@@ -222,6 +222,8 @@ def _train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_complete(folder, tell)
     done = step_of(checkpoint) or 0 if checkpoint is not None else 0
+    if checkpoint is not None:  # as after a save: the process may have been killed before it came to that
+        remove_checkpoints(folder, before=done, keep=KEPT - 1)
     if checkpoint is not None and done == steps:
         load_weights(model, checkpoint)
         return
