@@ -104,6 +104,26 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     _remove_lock(_beside(target))  # where a killed process had made it
 
 
+@contextmanager
+def held_place(path: Path) -> Iterator[None]:
+    """Hold a file or folder that is written to piece by piece, and remove what a killed process was writing there.
+
+    The lock lies beside it, since the folder may be anybody's.
+
+    Raises
+    ------
+    HarpeError
+        Where another process holds it.
+    """
+    target = Path(path).resolve()
+    with locked(_beside(target)):
+        for left in (*target.parent.glob(f".{glob.escape(target.name)}.*.partial"), *target.glob(".*.partial")):
+            if PARTIAL.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+                left.unlink()
+        yield
+    _remove_lock(_beside(target))  # where a killed process had made it
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse, before any work, a folder that could not be put in its place at the end.
 

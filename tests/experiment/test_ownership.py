@@ -12,7 +12,7 @@ import pytest
 from harpe.cli.main import main
 from harpe.errors import HarpeError
 from harpe.evaluation.ruler import fetch as fetching
-from harpe.files import write_json
+from harpe.files import held_place, write_json
 from harpe.ownership import is_ours, refuse_foreign
 
 FOREIGN = '{"text": "the only copy of a data set"}\n{"text": "its second document"}\n'
@@ -23,7 +23,7 @@ AGAINST = ["against.json", "against.md"]
 def words(verb: str, folder: Path, data: Path) -> list[str]:
     """A command that writes into `folder`."""
     texts, bases = str(data / "texts.txt"), ["--heads=2", "--head-dim=16", "--length=64", "--min=10000", "--max=20000"]
-    plain, few = "--dtype=float32", ["--samples=1", "--grid-samples=1", "--documents=1"]
+    plain, few = "--dtype=float32", ["--dtype=float32", "--samples=1", "--grid-samples=1", "--documents=1"]
     ruler = ["ruler", "--tasks=fwe", "--length=512", "--samples=1", f"--out={folder}"]
     return {
         "bases": ["bases", *bases, f"--out={folder}"],
@@ -65,6 +65,24 @@ def test_what_harpe_did_not_write_stays_as_it_is(verb: str, name: str, tmp_path:
     told = capsys.readouterr().err
     assert str(folder) in told and "Traceback" not in told
     assert (folder / name).read_text() == FOREIGN and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "perplexity", "ruler", "short"])
+def test_scores_that_a_process_is_measuring_are_left_to_it(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, data = tmp_path / "place", tmp_path / "data" / "short_bench" / "piqa"
+    data.mkdir(parents=True)
+    (data / "valid.jsonl").write_text(json.dumps({"goal": "to see", "sol1": "look", "sol2": "listen"}) + "\n")
+    (data / "valid-labels.lst").write_text("0\n")
+    (tmp_path / "data" / "texts.txt").write_text("a few words, over and over again. " * 400)
+    folder.mkdir()
+    left = folder / (".held_out.json" if verb == "perplexity" else ".any.json")
+    left = left.with_name(f"{left.name}.1.0123456789ab.partial")
+    left.touch()
+    with held_place(folder / "held_out.json" if verb == "perplexity" else folder):
+        assert not left.exists()  # of a process that was killed
+        assert main(words(verb, folder, tmp_path / "data")) == 2
+        assert f"in use by process {os.getpid()} " in capsys.readouterr().err
+    assert not list(folder.iterdir()) and not (tmp_path / ".place.lock").exists()
 
 
 @pytest.mark.parametrize("verb", ["bases", "perplexity"])

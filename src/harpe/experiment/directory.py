@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from harpe.errors import HarpeError
-from harpe.files import read_json, remove_leftovers, write_json, write_text
+from harpe.evaluation.processes import Processes
+from harpe.files import held_place, read_json, remove_leftovers, write_json, write_text
 from harpe.locks import holds_something, locked
 from harpe.models.dtype import choose_dtype
 
@@ -41,7 +42,6 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
             )
         if not resume:
             raise HarpeError(f"{run} holds a run with this recipe. Go on with it by --resume, or name another --out.")
-        remove_leftovers(run)
         return run
     _refuse_foreign(run)
     if resume:
@@ -52,7 +52,8 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run directory while it is worked on; what is no run of harpe does not even get a lock file.
+    """Hold a run directory while it is worked on, and remove what a killed process has left in it; what is no run of harpe does not even
+    get a lock file.
 
     Raises
     ------
@@ -62,6 +63,23 @@ def held(run: Path) -> Iterator[None]:
     if not (run / "recipe.yaml").is_file():
         _refuse_foreign(run)
     with locked(run):
+        if (run / "recipe.yaml").is_file():
+            remove_leftovers(run)
+        yield
+
+
+@contextmanager
+def held_scores(path: Path, team: Processes) -> Iterator[None]:
+    """Hold the file or folder of a measurement, on the first process for all of them; of a run, the run directory.
+
+    Raises
+    ------
+    HarpeError
+        Where another measurement is at work there.
+    """
+    hold = held(path) if (path / "recipe.yaml").is_file() else held_place(path)
+    with ExitStack() as stack:
+        team.from_first(lambda: stack.enter_context(hold))
         yield
 
 

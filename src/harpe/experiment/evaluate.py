@@ -14,7 +14,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.identity import identity_of
 from harpe.evaluation.processes import ALONE, Processes, join
 from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, evaluate_model, measurement, score_files
-from harpe.experiment.directory import settled_dtype
+from harpe.experiment.directory import held_scores, settled_dtype
 from harpe.experiment.options import EvaluateOptions
 from harpe.experiment.overlap import training_overlap
 from harpe.experiment.positions import write_positions
@@ -114,6 +114,16 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     team = join()
     reporter = (reporter if team.first else None) or Reporter()
     work = team.from_first(lambda: _planned(options, reporter))
+    place = work.models[0].scores if work.plan is None else Path(options.model)
+    with held_scores(place, team):
+        _measure(options, work, team, reporter)
+    if work.plan is None:
+        reporter.say(f"The scores are in {place}.")
+    return place
+
+
+def _measure(options: EvaluateOptions, work: _Work, team: Processes, reporter: Reporter) -> None:
+    """Measure all models and, of a run, write its page."""
     reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
     tokenizer = team.alike(lambda: load_tokenizer(*work.tokenizer))
     team.from_first(lambda: _check(options, work, tokenizer))
@@ -130,16 +140,12 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
             revision=model.revision,
             team=team,
         )
-    if work.plan is None:
-        reporter.say(f"The scores are in {work.models[0].scores}.")
-        return work.models[0].scores
-    run = Path(options.model)
-    if team.first:
+    if team.first and work.plan is not None:
+        run = Path(options.model)
         work.plan["corpus"] |= {"held_out_documents": len(work.held_out.documents), "held_out_read": work.held_out.read}
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
         write_positions(run)
         reporter.say(f"The report is in {write_report(run)}.")
-    return run
 
 
 def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,9 +13,10 @@ from harpe.data.token_ids import begin_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.curves import prefix_curve, prefix_record, window_curve, window_totals
 from harpe.evaluation.identity import MEASURING, identity_of
-from harpe.evaluation.processes import join
+from harpe.evaluation.processes import Processes, join
 from harpe.evaluation.records import Records, record_files
 from harpe.evaluation.run import HeldOut
+from harpe.experiment.directory import held_scores
 from harpe.experiment.evaluation_options import PerplexityOptions
 from harpe.experiment.overlap import training_overlap
 from harpe.experiment.reporter import Reporter
@@ -87,6 +88,13 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     reporter = (reporter if team.first else None) or Reporter()
     path = Path(options.out)
     work = team.from_first(lambda: _planned(options, path, reporter))
+    with held_scores(path, team):
+        _measure(options, path, work, team, reporter)
+    return path
+
+
+def _measure(options: PerplexityOptions, path: Path, work: _Work, team: Processes, reporter: Reporter) -> None:
+    """Measure the documents that are not measured yet, and write the summary."""
     documents = [ids[work.behind :] for ids in work.held_out.documents]
     reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
     records = Records(_records(path), lambda row: int(row["document"]), team, reporter.say, work.of)
@@ -117,7 +125,6 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     if team.first:
         _write(options, path, work, rows, reporter)
     team.wait()
-    return path
 
 
 def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:

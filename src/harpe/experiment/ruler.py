@@ -21,6 +21,7 @@ from harpe.evaluation.ruler.tasks import TASKS, RulerTask, chosen
 from harpe.evaluation.ruler.templates import template_of
 from harpe.evaluation.server import CompletionServer
 from harpe.experiment.against import WRITTEN, compare_ruler
+from harpe.experiment.directory import held_scores
 from harpe.experiment.evaluation_options import FetchDataOptions, RulerOptions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler_answers import write_answers
@@ -61,9 +62,10 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
-    of, reason = team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
-    if of is not None:
-        write_answers(options, tokenizer, tasks, folder, server, of, reason, team, reporter)
+    with held_scores(folder, team):
+        of, reason = team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
+        if of is not None:
+            write_answers(options, tokenizer, tasks, folder, server, of, reason, team, reporter)
     if options.against is not None and team.first:
         compare_ruler(Path(options.against), folder, [task.name for task in tasks])
     return folder

@@ -18,6 +18,7 @@ from harpe.evaluation.short_offline import LOCAL, NOT_COMPARABLE, offline_tasks,
 from harpe.evaluation.short_record import Record
 from harpe.evaluation.short_tasks import SHOTS, accuracy, run_short_tasks
 from harpe.experiment.against import WRITTEN, compare_short
+from harpe.experiment.directory import held_scores
 from harpe.experiment.evaluation_options import ShortOptions
 from harpe.experiment.overlap import Prompts, training_overlap
 from harpe.experiment.reporter import Reporter
@@ -50,16 +51,29 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     path = Path(options.out) / "short.json"
     _check(options, names)
     definitions, tokenizer = team.alike(lambda: _read(options, names))
+    with held_scores(path.parent, team):
+        _measure_missing(options, names, definitions, tokenizer, path, team, reporter)
+    against = options.against
+    if against is not None:
+        team.from_first(lambda: compare_short(Path(against), path.parent, names))
+    return path.parent
+
+
+def _measure_missing(
+    options: ShortOptions,
+    names: list[str],
+    definitions: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    team: Processes,
+    reporter: Reporter,
+) -> None:
     value, reason = team.from_first(lambda: _begun(options, path, definitions, tokenizer))
     if missing := [name for name in names if name not in value["tasks"]]:
         reporter.say(f"Arithmetic in {reason}.")
         _measure(options, {name: definitions[name] for name in missing}, tokenizer, value, path, team, reporter)
     else:
         reporter.say(f"Everything is measured already; the scores are in {path}.")
-    against = options.against
-    if against is not None:
-        team.from_first(lambda: compare_short(Path(against), path.parent, names))
-    return path.parent
 
 
 def _check(options: ShortOptions, names: list[str]) -> None:

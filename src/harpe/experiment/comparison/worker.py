@@ -29,7 +29,7 @@ from harpe.experiment.perplexity import measure_perplexity
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.short import measure_short
-from harpe.files import read_json, read_jsonl, write_json
+from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
 from harpe.report.tables import listed
 from harpe.training.checkpoints import remove_checkpoints
@@ -85,6 +85,7 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
     arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
+    remove_leftovers(folder)  # of a worker that was killed while the comparison, which holds the directory, went on
     source = source_of(recipe)
     held_out = held_out_of(recipe, source)
     inputs = inputs_of(recipe, source, run, [seed] if arm.trained else [], held_out)
