@@ -13,9 +13,13 @@ MINIMUM_GAIN = 1.3
 DTYPES = ("float32", "bfloat16")
 
 
-def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    a = torch.ones(1024, 1024, dtype=dtype, device=device)
-    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+HOPELESS = 0.25
+"""Processors without bfloat16 imitate it at a hundredth of the speed. A small product shows that, where the large ones would take a minute."""
+
+
+def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float, size: int = 1024) -> float:
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    b = torch.ones(size, size, dtype=dtype, device=device)
 
     def products(count: int) -> float:
         start = time.perf_counter()
@@ -33,13 +37,17 @@ def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: floa
     return done / spent
 
 
+def _gain(device: torch.device, seconds: float, size: int) -> float:
+    return _products_per_second(torch.bfloat16, device, seconds, size) / _products_per_second(torch.float32, device, seconds, size)
+
+
 def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tuple[str, str]:
     """The dtype of the arithmetic, and a sentence that says why.
 
     Parameters
     ----------
     wanted
-        `auto` (probed: about one second), `bfloat16` or `float32`.
+        `auto` (probed: about one second at most), `bfloat16` or `float32`.
 
     Raises
     ------
@@ -51,7 +59,9 @@ def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tu
     if wanted != "auto":
         raise HarpeError(f"--dtype is {wanted}; choose auto, bfloat16 or float32.")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gain = _products_per_second(torch.bfloat16, device, 0.4) / _products_per_second(torch.float32, device, 0.4)
+    gain = _gain(device, 0.01, 256)
+    if gain > HOPELESS:
+        gain = _gain(device, 0.4, 1024)
     if gain >= MINIMUM_GAIN:
         return "bfloat16", f"bfloat16: its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)"
-    return "float32", f"float32: bfloat16 matrix products ran only {gain:.1f} times as fast here (one-second probe)"
+    return "float32", f"float32: bfloat16 matrix products ran only {gain:.2g} times as fast here (one-second probe)"
