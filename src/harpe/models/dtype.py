@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 HOPELESS = 0.25
-"""Processors without bfloat16 imitate it at a hundredth of the speed. A small product shows that, where the large ones would take a minute."""
+"""Processors without bfloat16 imitate it at a hundredth of the speed. A small product shows that; large ones would take a minute."""
 
 
 def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float, size: int = 1024) -> float:
