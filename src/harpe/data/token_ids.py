@@ -28,7 +28,7 @@ def tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     HarpeError
         Where no text comes out whole between them.
     """
-    for text in chain(("a", "1", "."), map(str, tokenizer.get_vocab())):
+    for text in chain(("a", "1", "."), _words(tokenizer)):
         if plain := plain_ids(tokenizer, text):  # a vocabulary of whole words may have none of the three
             whole, size = tokenizer(text, **_QUIET)["input_ids"], len(plain)
             for start in range(len(whole) - size + 1):
@@ -36,6 +36,12 @@ def tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
                     return tuple(whole[:start]), tuple(whole[start + size :])
             break
     raise HarpeError(f"The tokenizer ({type(tokenizer).__name__}) gives no text as token ids that special tokens stand around.")
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The vocabulary in the order of its ids, without what stands around texts."""
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    yield from (str(token) for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]) if token not in special)
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
