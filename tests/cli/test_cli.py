@@ -25,6 +25,12 @@ def harpe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-m", "harpe", *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
 
 
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command prints, run in this process, where torch is loaded already."""
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
 def test_the_published_bases_are_printed_as_one_json_object_and_nothing_else() -> None:
     done = harpe(
         "bases", "--heads", "32", "--head-dim", "128", "--length", "131072", "--min", "1e6", "--max", "5e6", "--stride", "3e4",
@@ -36,17 +42,15 @@ def test_the_published_bases_are_printed_as_one_json_object_and_nothing_else() -
     assert value["schema_version"] == 1 and done.stderr == ""
 
 
-def test_bases_of_a_checkpoint_are_read_from_its_configuration() -> None:
-    done = harpe("bases", "--model", "embedded", "--length", "2048", "--json")
-    bases = json.loads(done.stdout)["bases"]
+def test_bases_of_a_checkpoint_are_read_from_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    bases = json.loads(printed(capsys, "bases", "--model", "embedded", "--length", "2048", "--json"))["bases"]
     critical = 10_000 ** (math.log(2048 / 2 / math.pi) / math.log(256 / 2 / math.pi))
     assert len(bases) == 8
     assert (bases[0], bases[-1]) == (pytest.approx(0.726 * critical, rel=1e-3), pytest.approx(3.63 * critical, rel=1e-3))
 
 
-def test_options_override_what_a_checkpoint_says() -> None:
-    done = harpe("bases", "--model", "embedded", "--length", "2048", "--heads", "3", "--min", "1e5", "--json")
-    value = json.loads(done.stdout)
+def test_options_override_what_a_checkpoint_says(capsys: pytest.CaptureFixture[str]) -> None:
+    value = json.loads(printed(capsys, "bases", "--model", "embedded", "--length", "2048", "--heads", "3", "--min", "1e5", "--json"))
     assert len(value["bases"]) == 3 and value["min"] == 1e5 and value["head_dim"] == 32
 
 
@@ -60,11 +64,11 @@ def test_a_table_and_figures_are_written(tmp_path: Path) -> None:
         ElementTree.parse(tmp_path / "set" / f"{name}.svg")
 
 
-def test_bases_of_every_layer_are_shown() -> None:
+def test_bases_of_every_layer_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--heads", "2", "--head-dim", "64", "--layers", "3", "--length", "8192", "--min", "1e5", "--max", "1e6")
-    value = json.loads(harpe("bases", *options, "--strategy", "log-uniform", "--layer-bases", "own", "--json").stdout)
+    value = json.loads(printed(capsys, "bases", *options, "--strategy", "log-uniform", "--layer-bases", "own", "--json"))
     assert len(value["bases"]) == 6 and sorted(b for row in value["layers"] for b in row) == value["bases"]
-    assert "layer 2" in harpe("bases", *options, "--layer-bases", "permuted", "--assignment", "random").stdout
+    assert "layer 2" in printed(capsys, "bases", *options, "--layer-bases", "permuted", "--assignment", "random")
 
 
 @pytest.mark.parametrize(
@@ -86,11 +90,17 @@ def test_bases_of_every_layer_are_shown() -> None:
         (["extend", "embedded", "--length", "2048", "--data", "/nowhere", "--out", "OUT"], "no such file or folder"),
     ],
 )
-def test_problems_are_one_sentence_on_standard_error_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = harpe(*[str(tmp_path / "out") if a == "OUT" else a for a in arguments])
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_problems_are_one_sentence_on_standard_error_with_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "out") if a == "OUT" else a for a in arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+
+
+def test_a_problem_ends_the_process_with_exit_code_2() -> None:
+    done = harpe("bases", "--model", "/nowhere", "--length", "4096")
+    assert done.returncode == 2 and "no checkpoint folder" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -246,6 +246,7 @@ def test_stages_and_one_stage_train_on_the_same_tokens_in_the_same_order(workspa
     assert (folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listening = Listening()
     folder = run(workspace, reporter=listening, methods=["none", "abf", {"name": "wild", "method": "abf", "base": 1.5}], learning_rate=1e30)
@@ -257,6 +258,7 @@ def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Pa
     assert list(values) == ["none"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = jobs.subprocess.Popen
 
