@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from harpe.cli import main as cli
 from harpe.errors import HarpeError
+from harpe.experiment.comparison.jobs import run_worker
 from harpe.experiment.comparison.resources import own_gpu, threads_of, worker_environment
-from harpe.files import read_json
+from harpe.files import read_json, write_json
 
 # -- in this process
 
@@ -76,6 +78,19 @@ def test_threads_that_the_user_asked_for_are_those_of_every_process() -> None:
     for wrong in ("all", "0", "-2", "1.5"):
         with pytest.raises(HarpeError, match="OMP_NUM_THREADS is"):
             threads_of(wrong)
+
+
+def test_a_worker_that_was_killed_when_its_row_was_finished_has_not_failed(tmp_path: Path) -> None:
+    class Killed:
+        def process(self, job: Any, slot: int, log: Path) -> int:
+            log.touch()
+            if slot:
+                write_json(log.with_name("record.json"), {})
+            return -signal.SIGKILL
+
+    workers, row = cast(Any, Killed()), cast(Any, SimpleNamespace(name="row"))
+    assert "SIGKILL" in str(run_worker(workers, tmp_path / "a", (row, 0), 0)) and (tmp_path / "a/row/seed-0/failed.json").is_file()
+    assert run_worker(workers, tmp_path / "b", (row, 0), 1) is None and not (tmp_path / "b/row/seed-0/failed.json").exists()
 
 
 # -- processes

@@ -144,7 +144,7 @@ def run_worker(workers: _Workers, run: Path, job: Job, slot: int) -> str | None:
     folder = run / job[0].name / f"seed-{job[1]}"
     folder.mkdir(parents=True, exist_ok=True)
     code = workers.process(job, slot, folder / "worker.log")
-    if not code:
+    if not code or (folder / "record.json").is_file():  # the worker's last act: how its process ended behind it changes nothing
         return None
     if code == FAILED:
         return str(read_json(folder / "failed.json")["reason"])
