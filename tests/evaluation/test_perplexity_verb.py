@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
+from harpe.experiment import perplexity
 from harpe.experiment.evaluation_options import PerplexityOptions
 from harpe.experiment.perplexity import measure_perplexity, parse_lengths
 from harpe.experiment.reporter import Reporter
@@ -132,6 +133,20 @@ def test_every_figure_says_which_kind_it_shows(texts: Path, tmp_path: Path) -> N
         ElementTree.fromstring(figure)
         assert ("sliding window of 128 tokens, stride 100" in figure) == (path.parent.name == "b")
         assert ("documents from their start" in figure) == (path.parent.name == "a")
+
+
+def test_the_summary_is_there_only_when_its_figures_are(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that goes on passes over what has its summary."""
+    there: list[set[str]] = []
+    write = perplexity.write_json
+
+    def watched(path: Path, value: dict[str, Any]) -> None:
+        there.append({each.name for each in tmp_path.glob("*.svg")})
+        write(path, value)
+
+    monkeypatch.setattr(perplexity, "write_json", watched)
+    measure(texts, tmp_path, lengths="32,64")
+    assert there == [{"p.svg", "p-positions.svg"}]
 
 
 def test_lengths_are_ranges_or_lists() -> None:

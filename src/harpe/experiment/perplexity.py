@@ -176,11 +176,12 @@ def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
         value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {"documents": rows}
-    write_json(path, value | {"overlap": training_overlap(options.model, _tokenizer(options), work.held_out, reporter)})
-    written = [path]
-    for ending, figure in perplexity_figures(value).items():
-        written.append(path.with_name(f"{path.stem}{ending}.svg"))
-        write_text(written[-1], figure)
+    value["overlap"] = training_overlap(options.model, _tokenizer(options), work.held_out, reporter)
+    figures = {path.with_name(f"{path.stem}{ending}.svg"): figure for ending, figure in perplexity_figures(value).items()}
+    for name, figure in figures.items():
+        write_text(name, figure)
+    write_json(path, value)  # last: a comparison takes its being there for all of it
+    written = [path, *figures]
     reporter.say(f"Written: {', '.join(map(str, written))}")
 
 
