@@ -1,9 +1,13 @@
-# `make` prints the targets. PYTHON picks the interpreter of a new .venv; TORCH picks another build of the same torch.
+# `make` prints the targets. PYTHON picks the interpreter of a new .venv; TORCH picks another build of the same torch;
+# JOBS is the number of tests at a time.
 
 PYTHON ?=
+JOBS   ?= 2
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
 
 BIN := .venv/bin
+# a thread each: tests are of small models, which gain nothing from a second one
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -35,10 +39,10 @@ install: .venv/.installed  ## make .venv with harpe in it, in the versions of co
 	@touch $@
 
 test: install  ## the tests that take seconds each
-	$(BIN)/pytest
+	$(PYTEST)
 
 slow: install  ## the distributed, kill, serve and browser tests
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 families: install  ## the tests of every model family, which write docs/families.md
 	$(BIN)/python scripts/family_table.py

@@ -40,7 +40,8 @@ fi
 if [ $# -gt 0 ]; then
   exec "$folder/bin/python" -m pytest "$@"
 fi
+export OMP_NUM_THREADS=1
 status=0  # both groups run, whatever the first one says
-"$folder/bin/python" -m pytest || status=$?
-"$folder/bin/python" -m pytest -m slow || status=$?
+"$folder/bin/python" -m pytest -n 2 --dist worksteal || status=$?
+"$folder/bin/python" -m pytest -n 2 --dist worksteal -m slow || status=$?
 exit $status

@@ -28,12 +28,17 @@ from harpe.files import read_json, write_json
 def test_a_signal_ends_a_verb_with_the_sentence_of_ctrl_c_and_its_own_code(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # as in a terminal: what starts the tests in the background switches signals off
+    started = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setitem(cli.FUNCTIONS, "bases", lambda options, terminal: os.kill(os.getpid(), number) or time.sleep(60))
-    assert cli.main(["bases", "--length=256", "--model=embedded"]) == code
+    try:
+        assert cli.main(["bases", "--length=256", "--model=embedded"]) == code
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(number, started)
     name = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
     assert f"{name}. Nothing that was saved is lost: the same command (extend: with --resume) goes on." in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
