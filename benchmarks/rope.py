@@ -69,7 +69,7 @@ class Model(NamedTuple):
 
 MODELS = {
     "cpu": (Model(512, 4, 8, 4, 512, 2048), Model(576, 30, 9, 3, 512, 2048, 49_152)),  # the second: SmolLM2-135M
-    "cuda": (Model(2048, 16, 32, 8, 16_384, 16_384),),
+    "cuda": (Model(2048, 16, 32, 8, 4096, 4096),),
 }
 
 

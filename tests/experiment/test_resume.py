@@ -141,9 +141,9 @@ def test_another_environment_is_told_and_kept_by_number(workspace: Path, monkeyp
     (told,) = directory.write_environment(workspace / "run")
     assert "77 now" in told and "environment-2.json" in told
     assert directory.write_environment(workspace / "run") == []
-    monkeypatch.setattr(directory, "version", lambda name: "9.9")
+    monkeypatch.setattr(directory, "__version__", "9.9")
     (told,) = directory.write_environment(workspace / "run")
-    assert "harpe" in told and "environment-3.json" in told
+    assert "harpe" in told and "9.9 now" in told and "environment-3.json" in told
     assert (workspace / "run/environment.json").read_bytes() == first
     assert read_json(workspace / "run/environment-2.json")["threads"] == "77"
 

@@ -113,7 +113,7 @@ def _unlisted(folder: Path, places: dict[str, str]) -> dict[str, str]:
 CONFIGURATION: dict[str, tuple[Damage, str]] = {
     "no JSON": (write("config.json", "{"), "cannot be read as a JSON object"),
     "empty": (write("config.json", ""), "cannot be read as a JSON object"),
-    "a list": (write("config.json", "[]"), "holds no JSON object"),
+    "a list": (write("config.json", "[]"), "JSON object"),
     "null": (write("config.json", "null"), "cannot be read as a JSON object"),
     "no entries": (write("config.json", "{}"), "names no model_type"),
     "no model type": (config(model_type=...), "names no model_type"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import harpe
 from harpe.errors import HarpeError
@@ -116,6 +116,7 @@ def test_the_base_of_a_plain_checkpoint_is_the_one_it_names_and_keeping_it_chang
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.skipif("lfm3" not in CONFIG_MAPPING, reason="this transformers has no LFM 3")
 def test_frequencies_that_follow_no_base_are_refused() -> None:
     with pytest.raises(HarpeError, match="rope type proportional.*follow no base"):
         read_geometry(AutoConfig.for_model("lfm3"), "x")

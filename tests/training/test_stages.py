@@ -64,7 +64,7 @@ def train(
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 def test_the_loss_falls_and_every_step_is_logged(make_tiny: Any, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import yaml
 
+from harpe._version import __version__
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import Processes
 from harpe.files import held_place, read_json, remove_leftovers, write_json, write_text
 from harpe.locks import holds_something, locked
 from harpe.models.dtype import choose_dtype
 
-PACKAGES = ("harpe", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
@@ -145,7 +146,7 @@ def write_environment(run: Path) -> list[str]:
     -------
     A sentence for what differs from the time before: where it is any, the numbers may differ in their last digits.
     """
-    facts = {name: version(name) for name in PACKAGES}
+    facts = {"harpe": __version__, **{name: version(name) for name in PACKAGES}}
     facts |= {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
