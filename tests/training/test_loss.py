@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harpe.errors import HarpeError
+from harpe.models.head import hidden_states, logits_of
 from harpe.training.loss import check_training_loss, chunked_loss, loss_notes, mean_nll
 from harpe.training.memory import set_recompute
 
@@ -28,6 +29,49 @@ def test_value_and_gradients_are_those_of_the_full_logits(make_tiny: Any, family
     torch.testing.assert_close(got, full, atol=1e-6, rtol=1e-6)
     for a, b in zip(torch.autograd.grad(got, [hidden, *head.parameters()]), wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+
+
+def gradients(model: Any, ids: torch.Tensor, form: Any) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter that gets one, in two rounds that add up, under bfloat16 autocast."""
+    model.zero_grad()
+    for rows in ids:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = form(hidden_states(model, rows[None]), rows[None])
+        (loss / len(ids)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def read_elsewhere(model: Any) -> None:
+    """Output logits that a parameter of the decoder scales."""
+    scale = model.model.norm.weight
+    model.lm_head.register_forward_hook(lambda module, args, out: out * scale.mean())
+
+
+def train_an_adapter(model: Any) -> None:
+    """A frozen model and a low-rank change of its output layer."""
+    model.requires_grad_(False)
+    model.lm_head.down, model.lm_head.up = torch.nn.Linear(64, 4), torch.nn.Linear(4, 97)
+    model.lm_head.register_forward_hook(lambda module, args, out: out + module.up(module.down(args[0])))
+
+
+@pytest.mark.parametrize("change", [None, read_elsewhere, train_an_adapter])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_has_the_gradient_of_the_full_logits_in_mixed_precision(make_tiny: Any, tied: bool, change: Any) -> None:
+    model, ids = make_tiny("llama", tie_word_embeddings=tied), torch.randint(0, 97, (3, 40))
+    if change is not None:
+        change(model)
+    full = gradients(model, ids, lambda states, labels: F.cross_entropy(logits_of(model, states)[0, :-1].float(), labels[0, 1:]))
+    found = gradients(model, ids, lambda states, labels: mean_nll(model, states, labels, 16))
+    assert found.keys() == full.keys() and any("lm_head" in name or tied for name in found)
+    for name, wanted in full.items():
+        assert (found[name] - wanted).norm() <= 0.02 * wanted.norm(), name
+
+
+def test_the_logits_of_a_chunk_are_formed_once(make_tiny: Any) -> None:
+    model, ids, seen = make_tiny("llama"), torch.randint(0, 97, (1, 33)), []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    mean_nll(model, hidden_states(model, ids), ids, 16).backward()
+    assert seen == [1, 16, 16]  # a position to find what the logits depend on
 
 
 class LargestTensor(TorchDispatchMode):

@@ -86,10 +86,8 @@ def _losses(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     return F.cross_entropy(logits_of(model, states)[0].float(), targets, reduction="none")
 
 
-def token_nll(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int = 0) -> torch.Tensor:
+def token_nll(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int = 0, recompute: bool = True) -> torch.Tensor:
     """-log p of `targets` given last hidden states: float32 [B, S] in nats, 0 where a target is -100.
-
-    With gradients, the logits of every chunk are formed again in the backward pass (activation checkpointing).
 
     Parameters
     ----------
@@ -97,12 +95,14 @@ def token_nll(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tenso
         [B, S, W] and int64 [B, S]: the target of a position is the token after it.
     chunk
         Positions whose logits exist at one time; 0: CHUNK.
+    recompute
+        With gradients, form the logits of every chunk again in the backward pass (activation checkpointing).
     """
     size, rows, wanted = chunk or CHUNK, states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
     parts = []
     for start in range(0, len(wanted), size):
         part = (model, rows[:, start : start + size], wanted[start : start + size])
-        parts.append(checkpoint(_losses, *part, use_reentrant=False) if torch.is_grad_enabled() else _losses(*part))
+        parts.append(checkpoint(_losses, *part, use_reentrant=False) if recompute and torch.is_grad_enabled() else _losses(*part))
     return torch.cat(parts).view(targets.shape) if parts else states.new_zeros(targets.shape, dtype=torch.float32)
 
 

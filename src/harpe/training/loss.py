@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,15 +13,65 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
 from harpe.errors import HarpeError
+from harpe.models import head
 from harpe.models.geometry import text_config
-from harpe.models.head import hidden_states, token_nll
+from harpe.models.head import hidden_states, logits_of, token_nll
 
 NEAR = 1e-3
 """How far the losses of the same tokens in training and evaluation may be apart, relative to them where above 1."""
 
 
+class _Mean(torch.autograd.Function):
+    """The mean of `token_nll` with its gradients formed in the forward pass, where a chunk's logits exist.
+
+    Only a factor is missing to them in the backward pass, since the loss is a scalar. No logits are formed a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int, *parameters: torch.Tensor
+    ) -> Any:
+        rows, wanted = states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
+        mean = 1 / (wanted != -100).sum().clamp(min=1)
+        total, slope = torch.zeros((), dtype=torch.float32, device=states.device), torch.zeros_like(rows)
+        slopes = [torch.zeros_like(parameter) for parameter in parameters]
+        for start in range(0, len(wanted), chunk):
+            piece = slice(start, start + chunk)
+            part = rows[:, piece].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = token_nll(model, part, wanted[None, piece], chunk, recompute=False).sum() * mean
+            slope[:, piece], *more = torch.autograd.grad(loss, (part, *parameters))
+            for sum_, value in zip(slopes, more, strict=True):
+                sum_ += value
+            total += loss.detach()
+        ctx.gradients = slope.view(states.shape), slopes
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, factor: torch.Tensor) -> Any:
+        slope, slopes = ctx.gradients
+        del ctx.gradients  # they are multiplied in place
+        return None, slope.mul_(factor), None, None, *(x.mul_(factor) for x in slopes)
+
+
+def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Tensor]:
+    """The trained parameters that the logits of one position depend on, whatever the family and adapters make of them."""
+    with torch.enable_grad():
+        open_, seen, found = [logits_of(model, states[:1, :1].detach()).grad_fn], set(), []
+    while open_:
+        node = open_.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_ += [following for following, _ in node.next_functions]
+    return found
+
+
 def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor, chunk: int = 0) -> torch.Tensor:
-    """Mean over labels of -log p of token t+1 at position t, in nats, float32 scalar.
+    """Mean over labels of -log p of token t+1 at position t, in nats, float32 scalar. Its backward pass runs once.
 
     Parameters
     ----------
@@ -29,8 +80,11 @@ def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor,
     chunk
         Positions whose logits exist at one time; 0: `harpe.models.head.CHUNK`.
     """
-    targets = labels[:, 1:]
-    return token_nll(model, states[:, :-1], targets, chunk).sum() / (targets != -100).sum().clamp(min=1)
+    states, targets = states[:, :-1], labels[:, 1:]
+    if torch.is_grad_enabled():
+        mean: torch.Tensor = _Mean.apply(model, states, targets, chunk or head.CHUNK, *_read_by_head(model, states))
+        return mean
+    return token_nll(model, states, targets, chunk).sum() / (targets != -100).sum().clamp(min=1)
 
 
 def _without_randomness(model: PreTrainedModel) -> None:
