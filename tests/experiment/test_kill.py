@@ -42,7 +42,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def start(arguments: list[str], moment: str = "never:") -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-c", KILLED, moment, *arguments], env=environment, capture_output=True).returncode
 
 
@@ -66,7 +66,7 @@ def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(wor
 def test_a_quickstart_killed_in_the_control_arm_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def arguments(out: str) -> list[str]:
         return [
-            "quickstart", "--length=512", "--tokens=16384", "--batch-tokens=2048", "--documents=2", "--samples=1", "--grid-samples=1",
+            "quickstart", "--length=512", "--tokens=6144", "--batch-tokens=1536", "--documents=2", "--samples=1", "--grid-samples=1",
             "--dtype=float32", f"--out={tmp_path / out}",
         ]  # fmt: skip
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import harpe
@@ -17,7 +19,7 @@ from harpe.errors import HarpeError, OtherFailed
 from harpe.experiment import directory
 from harpe.experiment.bases import choose
 from harpe.experiment.export import export
-from harpe.experiment.options import BasesOptions, ExportOptions, PrepareOptions, QuickstartOptions
+from harpe.experiment.options import BasesOptions, ExportOptions, ExtendOptions, PrepareOptions, QuickstartOptions
 from harpe.experiment.prepare import prepare
 from harpe.experiment.quickstart import quickstart
 from harpe.experiment.reporter import Reporter
@@ -131,6 +133,25 @@ def test_what_was_changed_or_damaged_since_is_a_sentence(workspace: Path, monkey
         assert not (at / "harpe" / "model").exists() and (at / "harpe/stage-1/checkpoint-2").is_dir()
         shutil.copytree(workspace / "kept", workspace / "model", dirs_exist_ok=True)
     run(workspace, resume=True)
+
+
+def test_a_recipe_without_a_newer_option_is_read_with_what_its_version_did(tmp_path: Path) -> None:
+    options = ExtendOptions(model="m", length=8, data="d", out=str(tmp_path / "run"), split_special_tokens=False)
+    path = directory.open_run(tmp_path / "run", options, resume=False) / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+
+    def written(**changes: Any) -> None:
+        path.write_text(yaml.safe_dump({key: value for key, value in {**recipe, **changes}.items() if value != "absent"}))
+
+    written(schedule="absent", split_special_tokens="absent")
+    assert directory.open_run(tmp_path / "run", options, resume=True) == tmp_path / "run"
+    with pytest.raises(HarpeError, match="schedule: 'restarted' there, 'carried' now"):
+        directory.open_run(tmp_path / "run", replace(options, schedule="carried"), resume=True)
+    with pytest.raises(HarpeError, match="split_special_tokens: False there, True now"):  # versions without it read them as tokens
+        directory.open_run(tmp_path / "run", replace(options, split_special_tokens=True), resume=True)
+    written(of_a_later_version=1)
+    with pytest.raises(HarpeError, match="of_a_later_version: 1 there, None now"):
+        directory.open_run(tmp_path / "run", options, resume=True)
 
 
 def test_another_environment_is_told_and_kept_by_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 32), (2, 128), (16, 96), (128, 256)])
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 32), (2, 128), (16, 96)])
 def test_ten_million_positions(heads: int, head_dim: int) -> None:
     candidates = general_candidates(heads, 1e9, 5e9)
     found = general_base_search(heads, head_dim, 10_000_000, candidates)

@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,14 @@ from harpe.models.dtype import choose_dtype
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
-def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
-    """The run directory, made with the recipe in it, or checked against it; the caller holds its lock (`held`).
+BEFORE = {"split_special_tokens": False}
+"""What versions did that had no such option, where the default is something else."""
+
+
+def open_run(out: str | Path, options: Any, resume: bool) -> Path:
+    """The run directory, made with the recipe of `options` in it, or checked against it; the caller holds its lock (`held`).
+
+    A recipe of a version that lacked some of today's options is read as if they had been given as they are by default.
 
     Raises
     ------
@@ -33,11 +40,12 @@ def open_run(out: str | Path, recipe: dict[str, Any], resume: bool) -> Path:
         When the folder holds something else; when it holds a run and `resume` is False; when its recipe differs from the one at hand
         (the message shows the difference).
     """
-    run, text = Path(out), yaml.safe_dump(recipe, sort_keys=False)
-    path = run / "recipe.yaml"
+    run, recipe = Path(out), options.recipe()
+    path, text = run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
     if path.is_file():
-        there = _read_recipe(path)
-        if there != yaml.safe_load(text):
+        defaults = {field.name: field.default for field in fields(options) if field.default is not MISSING and field.name in recipe}
+        there = {**defaults, **BEFORE, **_read_recipe(path)}
+        if there != {**BEFORE, **yaml.safe_load(text)}:
             raise HarpeError(
                 f"{run} holds a run with another recipe; name another --out, or give the same options.\n{_difference(there, recipe)}"
             )

@@ -121,7 +121,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     refuse_several("harpe extend", "it trains on one device.")
     reporter, run = reporter or Reporter(), Path(options.out)
     with held(run):
-        open_run(run, options.recipe(), options.resume)
+        open_run(run, options, options.resume)
         with removed_on_refusal(run, unless=options.resume):
             source, arm, data, training = _planned(options, run, reporter)
         target = train_arm(run / arm.name, arm, source, data, training, options.length, reporter)

@@ -69,7 +69,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         dtype=dtype,
     )
     training.check(options.length)
-    open_run(run, options.recipe(), resume=going_on)
+    open_run(run, options, resume=going_on)
     if going_on:
         reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
     with removed_on_refusal(run, unless=going_on):

@@ -96,7 +96,7 @@ def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], para
             "dtype": dtype[0],
             "dtype_reason": dtype[1],
         },
-        "evaluation": recipe.as_dict()["evaluation"],
+        "evaluation": recipe.recipe()["evaluation"],
     }
 
 

@@ -124,7 +124,7 @@ class ComparisonRecipe:
     gradient_checkpointing: bool = True
     save_every: int = 100
 
-    def as_dict(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def data_of(self, seed: int) -> str:
@@ -132,8 +132,8 @@ class ComparisonRecipe:
         return self.data.replace("{seed}", str(seed))
 
 
-def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:
-    """Read a recipe; `changes` replace what it says, where they are not None.
+def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **changes: Any) -> ComparisonRecipe:
+    """Read a recipe; `changes` replace what it says, where they are not None, and `absent` stands for keys that it lacks.
 
     Raises
     ------
@@ -150,6 +150,7 @@ def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:
         raise HarpeError(f"The recipe {path} holds no keys; see recipes/ for examples.")
     if any(changes.get(key) is not None for key in ("model", "data", "evaluation_data")):
         value["published"] = None  # the paper's figures stand beside the paper's own setting only
+    value = {**(absent or {}), **value}
     value |= {key: change for key, change in changes.items() if change is not None and key != "evaluation_data"}
     if changes.get("evaluation_data") is not None and isinstance(value.get("evaluation"), dict):
         value["evaluation"]["data"] = changes["evaluation_data"]
@@ -157,7 +158,7 @@ def read_recipe(path: str | Path, **changes: Any) -> ComparisonRecipe:
 
 
 def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
-    """A recipe out of what YAML holds, or out of `as_dict`."""
+    """A recipe out of what YAML holds, or out of `ComparisonRecipe.recipe`."""
     rows = value.get("methods")
     if not isinstance(rows, list) or not rows:
         raise HarpeError(f"{where} has no list of methods; name at least one under methods.")

@@ -24,7 +24,16 @@ from harpe.experiment.comparison.recipe import ComparisonRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
 from harpe.experiment.comparison.summary import summarise
 from harpe.experiment.comparison.worker import protocol_of, ruler_options, source_of, training_options
-from harpe.experiment.directory import available_cores, check_disk, held, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.experiment.directory import (
+    BEFORE,
+    available_cores,
+    check_disk,
+    held,
+    open_run,
+    removed_on_refusal,
+    settled_dtype,
+    write_environment,
+)
 from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
 from harpe.experiment.plan import check_budget, duration, seconds_per_token
@@ -54,7 +63,12 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
 
 def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     """`compare` in a directory that is held; its workers work under this lock."""
-    changes = {"seeds": options.seeds, "model": options.model, "data": options.data, "evaluation_data": options.evaluation_data}
+    changes: dict[str, Any] = {
+        "seeds": options.seeds,
+        "model": options.model,
+        "data": options.data,
+        "evaluation_data": options.evaluation_data,
+    }
     recipe = read_recipe(options.recipe, **changes)
     if options.jobs < 1:
         raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
@@ -92,7 +106,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
     added = _new_methods(run, asked) if going_on else None
     if added is None:
-        open_run(run, asked.as_dict(), resume=going_on)
+        open_run(run, asked, resume=going_on)
     arms = [_as_begun(run, arm, source, reporter) for arm in arms]
     if going_on:
         new = f" It has the new methods {', '.join(added)}." if added else ""
@@ -110,7 +124,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
     if added:
-        write_text(run / "recipe.yaml", yaml.safe_dump(asked.as_dict(), sort_keys=False))
+        write_text(run / "recipe.yaml", yaml.safe_dump(asked.recipe(), sort_keys=False))
     write_json(run / "plan.json", plan)
     for arm in arms:
         write_json(run / arm.name / "stages.json", {"stages": [stage.as_dict() for stage in arm.stages]})
@@ -139,7 +153,7 @@ def _begun_with(run: Path) -> Inputs | None:
 
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
     """Names of the methods that a recipe has more than the run's own; None where it differs in something else."""
-    there = read_recipe(run / "recipe.yaml")
+    there = read_recipe(run / "recipe.yaml", absent=BEFORE)
     before, now = {row.name: row for row in there.methods}, {row.name: row for row in recipe.methods}
     kept = all(now.get(name) == row for name, row in before.items())
     if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:
