@@ -5,7 +5,7 @@
 #   rope    one rotation and whole steps beside transformers and, where liger-kernel is installed, Liger
 #   loss    the loss in pieces beside the plain output layer
 #   steps   optimiser steps of 1.2 billion parameters at 32k and 128k tokens
-#   whole   `harpe quickstart`: preparation, training, evaluation, RULER, comparison, report
+#   whole   `harpe quickstart`: training, evaluation, the comparison of two rows, report
 set -uo pipefail
 out=$(realpath -m "${1:?name a folder for the results}")
 shift

@@ -67,6 +67,14 @@ def test_every_parameter_has_the_gradient_of_the_full_logits_in_mixed_precision(
         assert (found[name] - wanted).norm() <= 0.02 * wanted.norm(), name
 
 
+def test_logits_that_depend_on_other_weights_in_other_places_are_refused(make_tiny: Any) -> None:
+    model, ids = make_tiny("llama"), torch.randint(0, 97, (1, 33))
+    more = torch.nn.Parameter(torch.ones(()))
+    model.lm_head.register_forward_hook(lambda module, args, out: out * more if out.shape[1] > 1 else out)
+    with pytest.raises(HarpeError, match="logits of a llama depend on other weights"):
+        mean_nll(model, hidden_states(model, ids), ids, 16)
+
+
 def test_the_logits_of_a_chunk_are_formed_once(make_tiny: Any) -> None:
     model, ids, seen = make_tiny("llama"), torch.randint(0, 97, (1, 33)), []
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))

@@ -40,6 +40,11 @@ class _Mean(torch.autograd.Function):
             part = rows[:, piece].detach().requires_grad_()
             with torch.enable_grad():
                 loss = token_nll(model, part, wanted[None, piece], chunk, recompute=False).sum() * mean
+            if any(all(leaf is not known for known in (part, *parameters)) for leaf in _leaves(loss)):
+                raise HarpeError(
+                    f"The logits of a {model.config.model_type} depend on other weights from position to position: harpe would leave out a "
+                    "part of their gradients, and cannot train it."
+                )
             slope[:, piece], *more = torch.autograd.grad(loss, (part, *parameters))
             for sum_, value in zip(slopes, more, strict=True):
                 sum_ += value
@@ -55,10 +60,9 @@ class _Mean(torch.autograd.Function):
         return None, slope.mul_(factor), None, None, *(x.mul_(factor) for x in slopes)
 
 
-def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The trained parameters that the logits of one position depend on, whatever the family and adapters make of them."""
-    with torch.enable_grad():
-        open_, seen, found = [logits_of(model, states[:1, :1].detach()).grad_fn], set(), []
+def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that want a gradient and that `value` was made from, out of autograd's graph."""
+    open_, seen, found = [value.grad_fn], set(), []
     while open_:
         node = open_.pop()
         if node is None or node in seen:
@@ -68,6 +72,12 @@ def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Te
             found.append(node.variable)
         open_ += [following for following, _ in node.next_functions]
     return found
+
+
+def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Tensor]:
+    """The trained parameters that the logits of one position depend on, whatever the family and adapters make of them."""
+    with torch.enable_grad():
+        return _leaves(logits_of(model, states[:1, :1].detach()))
 
 
 def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor, chunk: int = 0) -> torch.Tensor:
