@@ -154,6 +154,14 @@ def test_a_recipe_without_a_newer_option_is_read_with_what_its_version_did(tmp_p
         directory.open_run(tmp_path / "run", options, resume=True)
 
 
+def test_what_differs_from_a_quickstart_is_told_and_nothing_else(tmp_path: Path) -> None:
+    options = QuickstartOptions(out=str(tmp_path / "run"))
+    directory.open_run(tmp_path / "run", options, resume=False)
+    with pytest.raises(HarpeError) as told:
+        directory.open_run(tmp_path / "run", replace(options, length=4096), resume=True)
+    assert str(told.value).splitlines()[1:] == ["  length: 2048 there, 4096 now"]
+
+
 def test_another_environment_is_told_and_kept_by_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace / "run").mkdir()
     assert directory.write_environment(workspace / "run") == directory.write_environment(workspace / "run") == []

@@ -43,9 +43,9 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
     run, recipe = Path(out), options.recipe()
     path, text = run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
     if path.is_file():
-        defaults = {field.name: field.default for field in fields(options) if field.default is not MISSING and field.name in recipe}
-        there = {**defaults, **BEFORE, **_read_recipe(path)}
-        if there != {**BEFORE, **yaml.safe_load(text)}:
+        defaults = {field.name: field.default for field in fields(options) if field.default is not MISSING} | BEFORE
+        there = {key: value for key, value in defaults.items() if key in recipe} | _read_recipe(path)
+        if there != yaml.safe_load(text):
             raise HarpeError(
                 f"{run} holds a run with another recipe; name another --out, or give the same options.\n{_difference(there, recipe)}"
             )
