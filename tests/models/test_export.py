@@ -144,9 +144,9 @@ before = logits(stock("llama"), SHORT)["300"]
 made = [(name, kind, dict(stranger=stranger, ours=ours)[kind](name)) for kind, name in order]
 made += [(name, kind, dict(stranger=stranger, ours=ours)[kind](name)) for kind, name in order]
 plain = stock("llama")
-for name, kind, model in made:
+for number, (name, kind, model) in enumerate(made):
     assert torch.allclose(logits(model, SHORT)["300"], torch.load(root / f"{{name}}.pt"), atol=1e-5), (name, kind)
-    if {compiling}:
+    if {compiling} and number >= len(order):  # those that were made when all kinds were there
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert torch.allclose(logits(compiled, SHORT)["300"], torch.load(root / f"{{name}}.pt"), atol=1e-4), (name, kind)
         torch.compiler.reset()
