@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel
 from harpe.methods.types import per_head_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
+from harpe.models.load import load_model
 
 from .tiny_families import FAMILIES, REPRESENTATIVES, bases_of, heads_of, tiny
 
@@ -263,10 +266,23 @@ def test_eager_and_sdpa_attention_agree(family: str) -> None:
     ids = ids_of(2, 40)
     model = with_bases(tiny(family, attn_implementation="eager"))
     expected = logits(model, ids)
-    if not model._supports_sdpa:
-        pytest.skip(f"{family} has no SDPA in transformers")
+    if not model._supports_sdpa or getattr(model.config, "attn_logit_softcapping", None) is not None:
+        pytest.skip(f"SDPA does not compute the attention of {family}")
     model.set_attn_implementation("sdpa")
     torch.testing.assert_close(logits(model, ids), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("asked", [None, "sdpa"])
+def test_a_checkpoint_that_caps_its_scores_is_read_with_the_attention_that_caps(asked: str | None, tmp_path: Path) -> None:
+    model = tiny("gemma2", attn_logit_softcapping=0.5, attn_implementation="eager")
+    model.save_pretrained(tmp_path)
+    if asked is not None:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": asked}))
+    uncapped = tiny("gemma2", attn_logit_softcapping=None, attn_implementation="eager")
+    expected = logits(model, ids_of(1, 40))
+    assert (logits(uncapped, ids_of(1, 40)) - expected).abs().max() > 1e-2
+    torch.testing.assert_close(logits(load_model(tmp_path), ids_of(1, 40)), expected, atol=1e-6, rtol=1e-6)
 
 
 @COSTLY

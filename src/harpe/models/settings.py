@@ -96,6 +96,8 @@ def settle(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     for each in (config, text):
         if each._attn_implementation not in PORTABLE:
             each._attn_implementation = None
+        if getattr(text, "attn_logit_softcapping", None) is not None:
+            each._attn_implementation = "eager"  # transformers before 5.23 takes sdpa, which leaves the cap out untold
         if getattr(each, "_experts_implementation", None) not in PORTABLE_EXPERTS:
             each._experts_implementation = None
     return config
