@@ -1,0 +1,102 @@
+"""What an earlier version has written is still resumed, trained on, measured, reported, compared and loaded.
+
+Each archive of tests/fixtures was made by scripts/make_fixtures.py in the version of its date. It is never made again: a reader that no
+longer reads it is a reader that no longer reads what users have.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from harpe.cli.main import main
+from harpe.models.load import load_model
+
+ARCHIVES = sorted((Path(__file__).parent / "fixtures").glob("*.tar.xz"))
+RUN = ["extend", "model", "--length=64", "--data=texts", "--tokens=1024", "--batch-tokens=256", "--learning-rate=1e-3", "--save-every=2"]
+RUN += ["--dtype=float32"]
+MEASURED = ["--data=texts", "--documents=2", "--samples=0", "--grid-samples=0", "--dtype=float32"]
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.split(".")[0])
+def earlier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with what an earlier version left in it."""
+    with tarfile.open(request.param) as tar:
+        tar.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.randint(3, 400, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def test_an_interrupted_run_goes_on_to_the_model_of_one_that_nobody_interrupted(earlier: Path) -> None:
+    assert not (earlier / "interrupted/harpe/model").exists()
+    assert main([*RUN, "--out=interrupted", "--resume"]) == 0
+    log = [json.loads(line)["tokens"] for line in (earlier / "interrupted/harpe/stage-1/log.jsonl").read_text().splitlines()]
+    assert log == [256, 512, 768, 1024]
+    torch.testing.assert_close(logits(load_model("interrupted/harpe/model")), logits(load_model("ended/harpe/model")), atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_ended_is_left_alone_and_its_report_and_scores_are_read(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (earlier / "ended").rglob("scores/*")}
+    assert {path.name for path in before} >= {"perplexity.json", "perplexity.jsonl"}
+    assert main(["evaluate", "ended", *MEASURED]) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # nothing was measured again
+    (earlier / "ended/report/index.html").unlink()
+    assert main(["report", "ended"]) == 0
+    assert "HARPE" in (earlier / "ended/report/index.html").read_text()
+
+
+def test_a_score_of_other_texts_than_an_earlier_version_measured_is_still_told_apart(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (earlier / "texts").glob("*.txt"):
+        path.write_text(path.read_text().replace("fox", "dog"))
+    assert main(["evaluate", "ended", *MEASURED]) == 2
+    assert "texts" in capsys.readouterr().err
+
+
+def test_packed_texts_are_trained_on(earlier: Path) -> None:
+    run = ["--data=packed" if given.startswith("--data=") else given for given in RUN]
+    assert main([*run, "--out=from-packed"]) == 0
+    logs = [(earlier / name / "harpe/stage-1/log.jsonl").read_text().splitlines() for name in ("from-packed", "ended")]
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_comparison_goes_on_with_the_row_that_was_interrupted_and_leaves_the_other(earlier: Path) -> None:
+    done = earlier / "comparison/abf/seed-0/record.json"
+    record = done.read_bytes()
+    assert not (earlier / "comparison/harpe/seed-0/record.json").exists()
+    assert main(["compare", "recipe.yaml", "--out=comparison"]) == 0
+    assert done.read_bytes() == record
+    assert (earlier / "comparison/harpe/seed-0/record.json").is_file()
+    page = (earlier / "comparison/report/index.html").read_text()
+    assert "ABF" in page and "HARPE" in page
+
+
+@pytest.mark.parametrize("loader", ["harpe", "transformers"])
+def test_an_exported_checkpoint_loads_with_and_without_harpe_and_gives_the_run_s_logits(earlier: Path, loader: str) -> None:
+    expected = logits(load_model("ended/harpe/model"))
+    if loader == "harpe":
+        assert main(["export", "ended", "--out=again"]) == 0
+        assert json.loads(Path("again/config.json").read_text()) == json.loads(Path("exported/config.json").read_text())
+    code = "import sys, torch; from transformers import AutoModelForCausalLM; sys.modules['harpe'] = None\n"
+    code += "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)\n"
+    code += "ids = torch.randint(3, 400, (1, 60), generator=torch.Generator().manual_seed(0))\n"
+    code += "with torch.inference_mode(): torch.save(model(input_ids=ids, use_cache=False).logits, 'logits.pt')\n"
+    folder = "again" if loader == "harpe" else "exported"
+    subprocess.run([sys.executable, "-c", code, folder], check=True)
+    torch.testing.assert_close(torch.load("logits.pt"), expected, atol=1e-5, rtol=1e-5)
