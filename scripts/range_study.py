@@ -22,13 +22,14 @@ from harpe.evaluation.run import Protocol
 from harpe.evaluation.statistics import paired_difference
 from harpe.experiment.arms import Arm, make_arm
 from harpe.experiment.directory import write_environment
-from harpe.experiment.evaluate import evaluate_checkpoint
-from harpe.experiment.extend import Source, open_source, train_arm
+from harpe.experiment.source import Source, open_source
+from harpe.experiment.standard import evaluate_checkpoint
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
+from harpe.experiment.train import train_arm
 from harpe.files import read_json, read_jsonl, write_json, write_text
 from harpe.methods.critical_base import critical_base
 from harpe.methods.ranges import ntk_base
-from harpe.methods.types import ModelGeometry
+from harpe.positions.geometry import ModelGeometry
 from harpe.training.options import TrainingOptions
 
 SETTINGS = ((2048, 131_072), (4096, 131_072), (8192, 131_072), (4096, 262_144), (2048, 262_144), (8192, 262_144))

@@ -169,7 +169,8 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
     for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 60)):
         share = shares(tmp_path / "log", tmp_path / "two" / "scores" / file)
         assert sum(share) == records and min(share) > 0
-        assert sum(shares(tmp_path / "log", run[1] / "harpe" / "scores" / file)) > 0
+        of_run = sum(shares(tmp_path / "log", run[1] / "harpe" / "scores" / file))
+        assert of_run > 0 or file == "perplexity.jsonl"  # which was there
 
 
 def make_run(run: Path, texts: Path) -> None:

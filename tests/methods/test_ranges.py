@@ -14,7 +14,7 @@ from harpe.methods.abf import abf
 from harpe.methods.critical_base import critical_base
 from harpe.methods.harpe import harpe
 from harpe.methods.ranges import base_range, ntk_base
-from harpe.methods.types import ModelGeometry
+from harpe.positions.geometry import ModelGeometry
 
 LLAMA2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
 

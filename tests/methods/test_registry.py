@@ -11,7 +11,8 @@ import pytest
 from harpe.errors import HarpeError
 from harpe.methods import registry
 from harpe.methods.registry import BUILT_IN, make_stages, method_named, methods
-from harpe.methods.types import ModelGeometry, SelfExtend, Stage, per_head_encoding, shared_encoding, untrained
+from harpe.methods.types import SelfExtend, Stage, per_head_encoding, shared_encoding, untrained
+from harpe.positions.geometry import ModelGeometry
 
 LLAMA2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
 TARGET = 131_072

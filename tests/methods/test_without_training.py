@@ -7,7 +7,8 @@ import pytest
 from harpe.errors import HarpeError
 from harpe.methods.dual_chunk import dca
 from harpe.methods.self_extend import self_extend, self_extend_reach
-from harpe.methods.types import DualChunk, ModelGeometry, SelfExtend
+from harpe.methods.types import DualChunk, SelfExtend
+from harpe.positions.geometry import ModelGeometry
 
 LLAMA_2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
 

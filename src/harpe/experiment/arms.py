@@ -11,7 +11,8 @@ from harpe.experiment.options import ExtendOptions
 from harpe.methods.harpe import Measure
 from harpe.methods.ranges import BaseRange, RangeRule, base_range
 from harpe.methods.registry import make_stages, method_named, takes_range
-from harpe.methods.types import ModelGeometry, Stage
+from harpe.methods.types import Stage
+from harpe.positions.geometry import ModelGeometry
 
 
 @dataclass(frozen=True)

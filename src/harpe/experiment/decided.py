@@ -9,8 +9,9 @@ from typing import Any
 from harpe.errors import HarpeError
 from harpe.experiment.arms import Arm
 from harpe.files import read_json, write_json
-from harpe.methods.types import ModelGeometry, Stage
+from harpe.methods.types import Stage
 from harpe.models.identity import checkpoint_identity
+from harpe.positions.geometry import ModelGeometry
 
 PLANNED = ("sequence_length", "tokens", "steps", "batch_tokens", "learning_rate", "dtype")
 """Of a plan's training, what a resumed run has to come to as well."""

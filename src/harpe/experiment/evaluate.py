@@ -2,78 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
 from harpe.evaluation.identity import identity_of
-from harpe.evaluation.processes import ALONE, Processes, join
-from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, evaluate_model, measurement, score_files
+from harpe.evaluation.processes import Processes, join
+from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, measurement, score_files
 from harpe.experiment.directory import held_scores, settled_dtype
 from harpe.experiment.options import EvaluateOptions
-from harpe.experiment.overlap import training_overlap
 from harpe.experiment.positions import write_positions
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.scored import check_untouched
+from harpe.experiment.standard import evaluate_checkpoint
 from harpe.experiment.texts import held_out_texts
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
-from harpe.models.head import check_head
-from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 from harpe.ownership import refuse_foreign
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
-
-
-def evaluate_checkpoint(
-    name: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: HeldOut,
-    protocol: Protocol,
-    folder: Path,
-    dtype: str,
-    reporter: Reporter,
-    *,
-    title: str = "",
-    revision: str | None = None,
-    team: Processes = ALONE,
-) -> None:
-    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a team.
-
-    Raises HarpeError where the folder holds scores of another protocol, other texts or another model.
-    """
-    identity = team.from_first(lambda: identity_of(name, revision, tokenizer))
-    if not team.from_first(lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))):
-        return
-    overlap = team.from_first(lambda: training_overlap(name, tokenizer, held_out, reporter))
-
-    def load() -> PreTrainedModel:
-        model = load_model(name, torch.float32, revision)
-        check_vocabulary(model, tokenizer, str(name))
-        return to_accelerator(check_head(model, str(name)))
-
-    model = team.alike(load)
-    evaluate_model(
-        model,
-        tokenizer,
-        held_out,
-        protocol,
-        folder,
-        dtype=dtype,
-        identity=identity,
-        overlap=overlap,
-        team=team,
-        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, team.note),
-        tell=reporter.say,
-    )
-    del model
-    gc.collect()
 
 
 @dataclass(frozen=True)

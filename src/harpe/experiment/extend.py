@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
@@ -20,94 +18,14 @@ from harpe.experiment.options import ExtendOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
+from harpe.experiment.source import Source, open_source
 from harpe.experiment.texts import packed
-from harpe.methods.types import ModelGeometry
-from harpe.models.apply import apply_encoding
-from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
-from harpe.models.head import check_head
-from harpe.models.load import load_config, load_model, load_tokenizer, save_checkpoint, to_accelerator
-from harpe.models.rotation_check import check_rotation
-from harpe.models.saved import check_saved
-from harpe.models.vocabulary import check_vocabulary
-from harpe.training.loss import loss_notes
+from harpe.experiment.train import train_arm
 from harpe.training.options import TrainingOptions
-from harpe.training.stages import check_stages, train_stages
+from harpe.training.stages import check_stages
 
 FEW_STEPS = 100
 """Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The checkpoint that a run starts from; weights are loaded anew for every row."""
-
-    name: str
-    revision: str | None
-    geometry: ModelGeometry
-    tokenizer: PreTrainedTokenizerBase
-    sliding_window: str
-    notes: tuple[str, ...]
-    """For the plan: layers that keep something, and what of the checkpoint is replaced."""
-    dtype: torch.dtype
-    """In which the checkpoint is stored; the extended one is stored in the same."""
-
-    def load(self) -> PreTrainedModel:
-        """The model with float32 weights, on the accelerator where there is one."""
-        model = load_model(self.name, torch.float32, self.revision)
-        check_vocabulary(model, self.tokenizer, self.name)
-        return to_accelerator(check_rotation(check_head(model, self.name), self.name))
-
-
-def open_source(
-    name: str, length: int, revision: str | None, tokenizer: str | None, original_length: int | None, sliding_window: str
-) -> Source:
-    """Read configuration and tokenizer, and refuse what cannot be extended. No weights are read."""
-    config = load_config(name, revision)
-    note = check_sliding_window(config, name, length, sliding_window)
-    if sliding_window == "off":
-        remove_window(config)
-    geometry = read_geometry(config, name, original_length)
-    notes = (*([note] if note else []), *layer_notes(config, geometry), *loss_notes(config))
-    loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
-    check_vocabulary(config, loaded, name)
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Source(name, revision, geometry, loaded, sliding_window, notes, dtype)
-
-
-def train_arm(
-    folder: Path, arm: Arm, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
-) -> Path:
-    """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
-
-    A row that is done already, with a whole model, is left alone. `data` may be None for a method without training.
-    """
-    target = folder / "model"
-    if target.exists():
-        check_saved(target)
-        return target
-
-    def report(step: int, steps: int, row: dict[str, Any]) -> None:
-        reporter.progress(f"training {arm.title}", step, steps, f"loss {row['loss']:.3f}")
-
-    model = source.load()
-    if arm.trained:
-        assert data is not None
-        train_stages(
-            model,
-            source.geometry,
-            arm.stages,
-            data,
-            options,
-            folder,
-            sliding_window=source.sliding_window,
-            report=report,
-            tell=reporter.say,
-        )
-    else:
-        apply_encoding(model, arm.stages[-1].encoding, source.geometry, length, source.sliding_window)
-    model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
-    save_checkpoint(model, source.tokenizer, target, length)
-    return target
 
 
 def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:

@@ -16,8 +16,8 @@ from harpe.evaluation.run import HeldOut
 from harpe.experiment.arms import Arm
 from harpe.experiment.directory import check_disk
 from harpe.methods.ranges import BaseRange
-from harpe.methods.types import ModelGeometry
 from harpe.models.geometry import text_config
+from harpe.positions.geometry import ModelGeometry
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.options import TrainingOptions

@@ -10,14 +10,15 @@ from harpe.experiment.arms import make_arm
 from harpe.experiment.decided import model_facts, settled_arm, settled_plan
 from harpe.experiment.differences import gated_mean, summarise_run
 from harpe.experiment.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
-from harpe.experiment.evaluate import evaluate_checkpoint
-from harpe.experiment.extend import open_source, train_arm
 from harpe.experiment.options import QuickstartOptions
 from harpe.experiment.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.experiment.positions import write_positions
 from harpe.experiment.reload import reload_and_generate
 from harpe.experiment.reporter import Reporter
+from harpe.experiment.source import open_source
+from harpe.experiment.standard import evaluate_checkpoint
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
+from harpe.experiment.train import train_arm
 from harpe.files import read_json, write_json
 from harpe.methods.ranges import RangeRule, base_range
 from harpe.report.page import write_report

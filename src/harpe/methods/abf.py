@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from harpe.errors import HarpeError
 from harpe.methods.ranges import BaseRange
-from harpe.methods.types import ModelGeometry, Stage, check_unscaled, shared_encoding
+from harpe.methods.types import Stage, check_unscaled, shared_encoding
+from harpe.positions.geometry import ModelGeometry
 
 Place = Literal["top", "middle", "geometric-middle", "bottom"]
 PAPER_STAGES = ((0.2, 4), (0.4, 2), (1.0, 1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harpe.errors import HarpeError
-from harpe.methods.types import DualChunk, ModelGeometry, Stage, check_unscaled, shared_encoding, untrained
+from harpe.methods.types import DualChunk, Stage, check_unscaled, shared_encoding, untrained
+from harpe.positions.geometry import ModelGeometry
 
 
 def dca(geometry: ModelGeometry, length: int, *, chunk: int | None = None, local: int | None = None) -> list[Stage]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from harpe.errors import HarpeError
 from harpe.methods.choice import SearchOptions, choose_rows
 from harpe.methods.ranges import BaseRange
-from harpe.methods.types import ModelGeometry, Stage, per_head_encoding
+from harpe.methods.types import Stage, per_head_encoding
 from harpe.positions.assignment import Assignment, LayerBases
 from harpe.positions.base_sets import Rule, Strategy
+from harpe.positions.geometry import ModelGeometry
 
 Measure = Callable[[], Sequence[Sequence[float]]]
 """Measures how far each key/value head looks, [layers][heads] in tokens; costs a forward pass over a few texts."""

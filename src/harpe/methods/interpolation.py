@@ -7,7 +7,8 @@ from typing import Any
 
 from harpe.errors import HarpeError
 from harpe.methods.ranges import ntk_base
-from harpe.methods.types import ModelGeometry, Stage, check_unscaled, shared_encoding, stock_encoding
+from harpe.methods.types import Stage, check_unscaled, shared_encoding, stock_encoding
+from harpe.positions.geometry import ModelGeometry
 
 
 def _scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:

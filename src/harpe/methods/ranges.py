@@ -19,7 +19,7 @@ from typing import Literal
 
 from harpe.errors import HarpeError
 from harpe.methods.critical_base import critical_base, reach_base
-from harpe.methods.types import ModelGeometry
+from harpe.positions.geometry import ModelGeometry
 
 RangeRule = Literal["critical", "short", "ntk"]
 

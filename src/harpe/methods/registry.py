@@ -23,7 +23,8 @@ from harpe.methods.harpe import Measure, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.ranges import RangeRule, base_range
 from harpe.methods.self_extend import self_extend
-from harpe.methods.types import ModelGeometry, Stage, shared_encoding, untrained
+from harpe.methods.types import Stage, shared_encoding, untrained
+from harpe.positions.geometry import ModelGeometry
 from harpe.typed import typed
 
 GROUP = "harpe.methods"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harpe.errors import HarpeError
-from harpe.methods.types import ModelGeometry, SelfExtend, Stage, check_unscaled, shared_encoding, untrained
+from harpe.methods.types import SelfExtend, Stage, check_unscaled, shared_encoding, untrained
+from harpe.positions.geometry import ModelGeometry
 
 
 def self_extend_reach(original_length: int, window: int, group: int) -> int:

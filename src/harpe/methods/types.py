@@ -8,33 +8,7 @@ from typing import Any, cast
 
 from harpe.errors import HarpeError
 from harpe.positions.frequencies import check_bases
-
-
-@dataclass(frozen=True)
-class ModelGeometry:
-    """What a method needs to know of a model; read from config.json alone (`harpe.models.geometry`)."""
-
-    model_type: str
-    layers: int
-    query_heads: int
-    key_value_heads: int
-    head_dim: int
-    rotary_dim: int
-    original_length: int
-    """Context in tokens that the checkpoint was trained with."""
-    base: float
-    """RoPE base that the checkpoint was trained with."""
-    vocabulary: int
-    attention_factor: float = 1.0
-    """Multiplies cos and sin in the checkpoint (YaRN, LongRoPE). Methods keep it: the weights have adapted to it."""
-    reach: tuple[float, ...] | None = None
-    """Angle in radians that each rotary pair came to in training, fastest first, where the checkpoint was trained with a scaling of its
-    own; None: `original_length` times `base`^(-2i/d)."""
-    changed_layers: tuple[int, ...] | None = None
-    """Layers whose positions a method changes; None: all of them."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from harpe.positions.geometry import ModelGeometry
 
 
 @dataclass(frozen=True)

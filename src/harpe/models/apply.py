@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from harpe.methods.types import Encoding, ModelGeometry
+from harpe.methods.types import Encoding
 from harpe.models.attention import apply_attention
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
@@ -15,6 +15,7 @@ from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE
 from harpe.models.rotation_check import check_rotation
 from harpe.models.trained_base import check_applied
+from harpe.positions.geometry import ModelGeometry
 
 
 def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
-from harpe.methods.types import ModelGeometry
 from harpe.models.families import find_family
 from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types
 from harpe.models.scaling import declared, trained_with
 from harpe.models.trained_base import trained_base
+from harpe.positions.geometry import ModelGeometry
 
 GLOBAL = ("full_attention", "attention")
 """Names in `layer_types` of layers that attend to everything; layers of any other type keep what they have."""

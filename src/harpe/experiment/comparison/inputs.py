@@ -19,8 +19,8 @@ from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.evaluation.short_offline import FOLDERS, LOCAL
 from harpe.experiment.comparison.recipe import ComparisonRecipe, PerplexityRecipe
-from harpe.experiment.extend import Source
 from harpe.experiment.perplexity import parse_lengths
+from harpe.experiment.source import Source
 from harpe.experiment.texts import Say, held_out_texts, silent
 from harpe.files import read_json, sha256_file, sha256_json
 from harpe.models.identity import checkpoint_identity

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from harpe.experiment.arms import Arm, make_arm
 from harpe.experiment.comparison.recipe import ComparisonRecipe
 from harpe.experiment.comparison.worker import protocol_of, training_options
-from harpe.experiment.extend import Source
+from harpe.experiment.source import Source
 from harpe.methods.harpe import Measure
 from harpe.methods.ranges import base_range
 from harpe.methods.registry import defaults

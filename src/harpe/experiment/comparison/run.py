@@ -34,12 +34,12 @@ from harpe.experiment.directory import (
     settled_dtype,
     write_environment,
 )
-from harpe.experiment.extend import Source
 from harpe.experiment.options import CompareOptions
 from harpe.experiment.plan import check_budget, duration, seconds_per_token
 from harpe.experiment.reach import measured_reach
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
+from harpe.experiment.source import Source
 from harpe.experiment.texts import packed
 from harpe.files import read_json, write_json, write_text
 from harpe.methods.types import Stage

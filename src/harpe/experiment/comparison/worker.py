@@ -22,13 +22,14 @@ from harpe.experiment.arms import Arm
 from harpe.experiment.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
 from harpe.experiment.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
 from harpe.experiment.comparison.resources import threads_of
-from harpe.experiment.evaluate import evaluate_checkpoint
 from harpe.experiment.evaluation_options import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.extend import Source, open_source, train_arm
 from harpe.experiment.perplexity import measure_perplexity
 from harpe.experiment.reporter import Reporter
 from harpe.experiment.ruler import run_ruler
 from harpe.experiment.short import measure_short
+from harpe.experiment.source import Source, open_source
+from harpe.experiment.standard import evaluate_checkpoint
+from harpe.experiment.train import train_arm
 from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
 from harpe.report.tables import listed
