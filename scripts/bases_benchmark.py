@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from harpe.bases.assignment import assign
+from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
+from harpe.bases.complementarity import complementarity, random_sets
+from harpe.bases.general_search import general_base_search, general_candidates
+from harpe.bases.published_search import published_base_search
 from harpe.experiment.directory import write_environment
 from harpe.files import read_json, write_json, write_text
-from harpe.positions.assignment import assign
-from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
-from harpe.positions.complementarity import complementarity, random_sets
-from harpe.positions.general_search import general_base_search, general_candidates
-from harpe.positions.published_search import published_base_search
 
 GEOMETRIES = (
     (32, 128, 131_072, 1e6, 5e6),
@@ -138,7 +138,7 @@ def peak_memory(code: str) -> float:
 def published() -> dict[str, Any]:
     fast, found = timed(lambda: published_base_search(32, 128, 131_072, 1e6, 5e6, 3e4))
     slow, naive = timed(naive_published)
-    million = "from harpe.positions.published_search import *\npublished_base_search(32, 128, 1_000_000, 1e6, 5e6, 3e4)"
+    million = "from harpe.bases.published_search import *\npublished_base_search(32, 128, 1_000_000, 1e6, 5e6, 3e4)"
     return {
         "seconds": fast,
         "naive_seconds": slow,
@@ -155,7 +155,7 @@ def general(heads: int, head_dim: int, length: int, low: float, high: float) -> 
     measured = complementarity(found.bases, head_dim, length)
     measuring = time.process_time() - start
     random = random_sets(heads, head_dim, length, low, high)
-    same = "from harpe.positions.general_search import *\nfrom harpe.positions.complementarity import complementarity\n"
+    same = "from harpe.bases.general_search import *\nfrom harpe.bases.complementarity import complementarity\n"
     same += f"b = general_base_search({heads}, {head_dim}, {length}, general_candidates({heads}, {low}, {high}))\n"
     rows = {
         "uniform": complementarity(uniform_bases(heads, low, high), head_dim, length),

@@ -2,7 +2,7 @@
 
     python scripts/range_study.py --out runs/ranges --result benchmarks/DATE-range-study
 
-Ranges are multiples of the critical base b* (harpe.methods.critical_base), beside [3 B, 15 B] of the NTK-aware base B, with bases spaced
+Ranges are multiples of the critical base b* (harpe.bases.critical_base), beside [3 B, 15 B] of the NTK-aware base B, with bases spaced
 evenly and one base b* for all heads as the reference. Settings are tuned here, so the held-out files are those that settings are tuned
 on. It resumes: rows that are measured are not measured again, and the result holds what is there.
 """
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from harpe.bases.critical_base import critical_base
+from harpe.bases.ranges import ntk_base
 from harpe.cli.terminal import Terminal
 from harpe.evaluation.run import Protocol
 from harpe.evaluation.statistics import paired_difference
@@ -27,8 +29,6 @@ from harpe.experiment.standard import evaluate_checkpoint
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.experiment.train import train_arm
 from harpe.files import read_json, read_jsonl, write_json, write_text
-from harpe.methods.critical_base import critical_base
-from harpe.methods.ranges import ntk_base
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.options import TrainingOptions
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "harpe"
-LAYERS = ("positions", "methods", "models", "data", "training", "evaluation", "report", "experiment", "cli")
+LAYERS = ("positions", "bases", "methods", "models", "data", "training", "evaluation", "report", "experiment", "cli")
 """From the lowest to the highest."""
 
 
@@ -56,7 +56,7 @@ def test_files_stay_under_400_lines() -> None:
 
 
 def test_positions_need_no_transformers() -> None:
-    code = "import sys, harpe.positions.base_sets, harpe.positions.rotation; sys.exit('transformers' in sys.modules)"
+    code = "import sys, harpe.bases.base_sets, harpe.positions.rotation; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

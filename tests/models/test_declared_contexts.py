@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from harpe.bases.ranges import base_range
 from harpe.errors import HarpeError
 from harpe.experiment.bases import base_table, choose
 from harpe.experiment.options import BasesOptions
-from harpe.methods.ranges import base_range
 from harpe.models.geometry import layer_notes, read_geometry
 from harpe.models.load import load_config
 from harpe.models.scaling import declared

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from harpe.bases.critical_base import critical_base, reach_base
+from harpe.bases.ranges import base_range
 from harpe.errors import HarpeError
-from harpe.methods.critical_base import critical_base, reach_base
-from harpe.methods.ranges import base_range
 from harpe.methods.types import per_head_encoding, shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import layer_notes, read_geometry

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harpe.bases.ranges import BaseRange, RangeRule, base_range
 from harpe.errors import HarpeError
 from harpe.experiment.options import ExtendOptions
 from harpe.methods.harpe import Measure
-from harpe.methods.ranges import BaseRange, RangeRule, base_range
 from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import Stage
 from harpe.positions.geometry import ModelGeometry

@@ -9,14 +9,14 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from harpe.bases.choice import SearchOptions, choose_rows
+from harpe.bases.complementarity import MINIMUM_LENGTH, complementarity, random_sets
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.errors import HarpeError
 from harpe.evaluation.processes import refuse_several
 from harpe.experiment.options import BasesOptions
 from harpe.files import SCHEMA_VERSION, write_json, write_text
-from harpe.methods.choice import SearchOptions, choose_rows
 from harpe.ownership import refuse_foreign
-from harpe.positions.complementarity import MINIMUM_LENGTH, complementarity, random_sets
 
 MEASURED_LENGTH = 2_000_000
 """Up to here complementarity is measured whenever bases are chosen (2 s for 32 heads of 128); beyond it only for --out."""
@@ -84,7 +84,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
 def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None, list[str]]:
     """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, the layers that change, and
     sentences on how the configuration was read."""
-    from harpe.methods.ranges import base_range
+    from harpe.bases.ranges import base_range
     from harpe.models.geometry import layer_notes, read_geometry
     from harpe.models.load import load_config
 
@@ -135,7 +135,7 @@ def write(value: dict[str, Any], folder: Path) -> list[Path]:
 
     The comparison takes as many bases as the set has, from the same range: 1000 random sets, evenly spaced ones, and one base.
     """
-    from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
+    from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
     from harpe.report.base_figures import FIGURES
 
     figures = {name: folder / f"{name}.svg" for name in FIGURES}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harpe.bases.assignment import Assignment, LayerBases
+from harpe.bases.base_sets import Rule, Strategy
+from harpe.bases.ranges import RangeRule
 from harpe.data.sampling import PUBLISHED_LENGTH
-from harpe.methods.ranges import RangeRule
-from harpe.positions.assignment import Assignment, LayerBases
-from harpe.positions.base_sets import Rule, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from harpe.bases.ranges import BaseRange
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.experiment.arms import Arm
 from harpe.experiment.directory import check_disk
-from harpe.methods.ranges import BaseRange
 from harpe.models.geometry import text_config
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.loss import chunked_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harpe.bases.ranges import RangeRule, base_range
 from harpe.evaluation.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.experiment.arms import make_arm
@@ -20,7 +21,6 @@ from harpe.experiment.standard import evaluate_checkpoint
 from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
 from harpe.experiment.train import train_arm
 from harpe.files import read_json, write_json
-from harpe.methods.ranges import RangeRule, base_range
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.training.options import TrainingOptions

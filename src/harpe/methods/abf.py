@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.ranges import BaseRange
 from harpe.methods.types import Stage, check_unscaled, shared_encoding
 from harpe.positions.geometry import ModelGeometry
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from harpe.bases.assignment import Assignment, LayerBases
+from harpe.bases.base_sets import Rule, Strategy
+from harpe.bases.choice import SearchOptions, choose_rows
+from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.choice import SearchOptions, choose_rows
-from harpe.methods.ranges import BaseRange
 from harpe.methods.types import Stage, per_head_encoding
-from harpe.positions.assignment import Assignment, LayerBases
-from harpe.positions.base_sets import Rule, Strategy
 from harpe.positions.geometry import ModelGeometry
 
 Measure = Callable[[], Sequence[Sequence[float]]]

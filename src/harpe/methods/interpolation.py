@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harpe.bases.ranges import ntk_base
 from harpe.errors import HarpeError
-from harpe.methods.ranges import ntk_base
 from harpe.methods.types import Stage, check_unscaled, shared_encoding, stock_encoding
 from harpe.positions.geometry import ModelGeometry
 

@@ -16,12 +16,12 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from harpe.bases.ranges import RangeRule, base_range
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf, abf_staged, base_kept, one_base
 from harpe.methods.dual_chunk import dca
 from harpe.methods.harpe import Measure, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
-from harpe.methods.ranges import RangeRule, base_range
 from harpe.methods.self_extend import self_extend
 from harpe.methods.types import Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry

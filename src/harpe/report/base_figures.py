@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
+from harpe.bases.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.ownership import COMMENT
-from harpe.positions.base_sets import PUBLISHED_SET, uniform_bases
-from harpe.positions.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.report.figures import Plot, base_style, even_ticks, linear, log_ticks, logarithmic, short_number
 
 LANES = 12

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from harpe.bases.ranges import base_range
 from harpe.experiment.arms import Arm, make_arm
 from harpe.experiment.comparison.recipe import ComparisonRecipe
 from harpe.experiment.comparison.worker import protocol_of, training_options
 from harpe.experiment.source import Source
 from harpe.methods.harpe import Measure
-from harpe.methods.ranges import base_range
 from harpe.methods.registry import defaults
 from harpe.models.load import load_config
 from harpe.report.titles import Titled, distinct_titles

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
+from harpe.bases.ranges import RangeRule
 from harpe.errors import HarpeError
 from harpe.experiment.comparison.names import check_names
-from harpe.methods.ranges import RangeRule
 from harpe.typed import build
 
 

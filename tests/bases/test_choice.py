@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoConfig
 
 import harpe
+from harpe.bases.choice import SearchOptions, choose_rows
 from harpe.errors import HarpeError
 from harpe.experiment.bases import base_table, choose
 from harpe.experiment.options import BasesOptions
-from harpe.methods.choice import SearchOptions, choose_rows
 from harpe.methods.types import per_head_encoding
 from harpe.models.geometry import read_geometry
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harpe.bases import published_search
+from harpe.bases.published_search import BaseSearch, find_peaks, find_valleys, published_base_search, select_by_cover
 from harpe.errors import HarpeError
-from harpe.positions import published_search
-from harpe.positions.published_search import BaseSearch, find_peaks, find_valleys, published_base_search, select_by_cover
 
 # fmt: off
 TABLE_2 = (

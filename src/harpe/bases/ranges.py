@@ -1,6 +1,6 @@
 """The range that bases are chosen from, for a model and a target length.
 
-The scale is the critical base b* (`harpe.methods.critical_base`). Three rules set the ends around it:
+The scale is the critical base b* (`harpe.bases.critical_base`). Three rules set the ends around it:
 
 * `critical`: 0.725 b* to 3.63 b*. These are the paper's 1M and 5M for LLaMA-2 at 128k (HARPE, arXiv 2412.07171), which it trained on 6B
   tokens; b* itself is the base of published Llama-3 checkpoints for 262,144 and 1,048,576 tokens.
@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harpe.bases.critical_base import critical_base, reach_base
 from harpe.errors import HarpeError
-from harpe.methods.critical_base import critical_base, reach_base
 from harpe.positions.geometry import ModelGeometry
 
 RangeRule = Literal["critical", "short", "ntk"]

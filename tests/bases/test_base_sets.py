@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harpe.bases.base_sets import PUBLISHED_SET, choose_bases, log_uniform_bases
+from harpe.bases.printed_search import printed_base_search
 from harpe.errors import HarpeError
-from harpe.positions.base_sets import PUBLISHED_SET, choose_bases, log_uniform_bases
-from harpe.positions.printed_search import printed_base_search
 
 PUBLISHED: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072, "low": 1e6, "high": 5e6}
 

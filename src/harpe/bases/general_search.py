@@ -4,7 +4,7 @@ The idea is the published one (HARPE, arXiv 2412.07171, after Chen et al. 2024, 
 those already chosen have valleys. Three things differ from the published rule, whose constants belong to head size 128 and 128k:
 
 * All of a waveform counts, not its 30 highest peaks: a base covers the positions at which its ripple is above zero
-  (`harpe.positions.complementarity`). What the search improves is thereby what is measured.
+  (`harpe.bases.complementarity`). What the search improves is thereby what is measured.
 * The range is divided into as many parts as there are heads, equal on a logarithmic scale, and every part gives one base: bases are
   distinct and span the range, whatever the waveforms are.
 * After every part has its base, bases are exchanged within their parts until no exchange helps.
@@ -23,8 +23,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from harpe.bases.complementarity import Cover, sampled_cover
 from harpe.errors import HarpeError
-from harpe.positions.complementarity import Cover, sampled_cover
 
 PART_CANDIDATES = 8
 """Candidates for each head where no stride is given: a choice of eight in each part."""

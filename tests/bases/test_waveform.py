@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from harpe.positions.waveform import FINE_STEPS, attention_waveform
+from harpe.bases.waveform import FINE_STEPS, attention_waveform
 
 
 def formula(base: float, head_dim: int, m: int) -> float:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harpe.bases.waveform import attention_waveform
 from harpe.errors import HarpeError
-from harpe.positions.waveform import attention_waveform
 
 START = 1000
 """First position of the waveform. 0, 500, 900, 1024 and 1100 give other bases."""

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harpe.bases.assignment import assign, members
 from harpe.errors import HarpeError
-from harpe.positions.assignment import assign, members
 
 
 def bases_of(count: int) -> list[float]:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from harpe.bases import complementarity as measure
+from harpe.bases.base_sets import PUBLISHED_SET, choose_bases, log_uniform_bases, uniform_bases
+from harpe.bases.complementarity import complementarity, first_position, random_sets, sample_starts, sampled_cover
+from harpe.bases.general_search import general_base_search, general_candidates
 from harpe.errors import HarpeError
-from harpe.positions import complementarity as measure
-from harpe.positions.base_sets import PUBLISHED_SET, choose_bases, log_uniform_bases, uniform_bases
-from harpe.positions.complementarity import complementarity, first_position, random_sets, sample_starts, sampled_cover
-from harpe.positions.general_search import general_base_search, general_candidates
 
 
 def naive_waveform(base: float, head_dim: int, m: np.ndarray) -> np.ndarray:

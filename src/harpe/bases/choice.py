@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harpe.bases.assignment import Assignment, LayerBases, assign, members
+from harpe.bases.base_sets import BaseSet, Rule, Strategy, choose_bases
 from harpe.errors import HarpeError
-from harpe.positions.assignment import Assignment, LayerBases, assign, members
-from harpe.positions.base_sets import BaseSet, Rule, Strategy, choose_bases
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from harpe.bases.critical_base import critical_base
+from harpe.bases.ranges import base_range, ntk_base
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf
-from harpe.methods.critical_base import critical_base
 from harpe.methods.harpe import harpe
-from harpe.methods.ranges import base_range, ntk_base
 from harpe.positions.geometry import ModelGeometry
 
 LLAMA2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)

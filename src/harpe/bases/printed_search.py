@@ -1,6 +1,6 @@
 """Algorithm 1 of HARPE (arXiv 2412.07171) as it is printed: the candidate with the smallest sum of distances.
 
-It does not give the published bases (Table 2); `harpe.positions.published_search` does. It is here so that the difference can be seen.
+It does not give the published bases (Table 2); `harpe.bases.published_search` does. It is here so that the difference can be seen.
 A sum over all pairs grows with the number of pairs: what decides is not where extrema meet but how few a candidate has (at 128k the first
 sums and the numbers of extrema correlate with 0.995), and low bases have fewest.
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harpe.positions.published_search import GROUP_SAMPLES, START, BaseSearch, candidate_bases, check_geometry
-from harpe.positions.waveform import attention_waveform
+from harpe.bases.published_search import GROUP_SAMPLES, START, BaseSearch, candidate_bases, check_geometry
+from harpe.bases.waveform import attention_waveform
 
 
 def summed_distances(selected_M: NDArray[np.bool_]) -> NDArray[np.int64]:

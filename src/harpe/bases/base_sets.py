@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from harpe.bases.general_search import general_base_search, general_candidates
+from harpe.bases.printed_search import printed_base_search
+from harpe.bases.published_search import MAXIMUM_CANDIDATES, published_base_search
 from harpe.errors import HarpeError
-from harpe.positions.general_search import general_base_search, general_candidates
-from harpe.positions.printed_search import printed_base_search
-from harpe.positions.published_search import MAXIMUM_CANDIDATES, published_base_search
 
 Strategy = Literal["uniform", "uniform-descending", "log-uniform", "peak-valley"]
 Rule = Literal["published", "printed", "general"]

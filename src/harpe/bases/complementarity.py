@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harpe.bases.waveform import FINE_STEPS, frequencies, weighted_cosines
 from harpe.errors import HarpeError
-from harpe.positions.waveform import FINE_STEPS, frequencies, weighted_cosines
 
 PUBLISHED_START, PUBLISHED_LENGTH = 1000, 131_072
 """Where the published search begins, and its length."""
