@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from harpe.evaluation.needles import KEYS, LIST_QUESTION, NEEDLE, QUESTION
+from harpe.evaluation.needles.samples import KEYS, LIST_QUESTION, NEEDLE, QUESTION
 
 ANSWER_WEIGHT = 4.0
 KINDS = ("pool", "copy", "lookup", "listing", "mention", "text")

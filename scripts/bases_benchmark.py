@@ -26,8 +26,8 @@ from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.bases.complementarity import complementarity, random_sets
 from harpe.bases.general_search import general_base_search, general_candidates
 from harpe.bases.published_search import published_base_search
-from harpe.experiment.directory import write_environment
 from harpe.files import read_json, write_json, write_text
+from harpe.runs.directory import write_environment
 
 GEOMETRIES = (
     (32, 128, 131_072, 1e6, 5e6),

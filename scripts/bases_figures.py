@@ -14,9 +14,9 @@ import numpy as np
 from harpe.bases.base_sets import PUBLISHED_SET, Rule, choose_bases
 from harpe.bases.printed_search import all_extrema, summed_distances
 from harpe.bases.published_search import candidate_bases
-from harpe.experiment.bases import choose, write
-from harpe.experiment.options import BasesOptions
+from harpe.commands.bases import choose, write
 from harpe.files import write_text
+from harpe.options.verbs import BasesOptions
 from harpe.report.base_figures import number_lines, scatter
 
 SETTING: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072}

@@ -24,16 +24,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from harpe.evaluation.flops import reading_cost
-from harpe.evaluation.grid import CLOSE, Reuse, answer_grid, grid_samples, reading_report, way_of
-from harpe.evaluation.needles import NeedleWriter
+from harpe.evaluation.needles.grid import CLOSE, Reuse, answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.evaluation.run import Protocol
-from harpe.experiment.directory import _processor
-from harpe.experiment.texts import held_out_texts
 from harpe.files import write_json, write_text
 from harpe.methods.types import shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
+from harpe.runs.directory import _processor
+from harpe.runs.texts import held_out_texts
 
 
 def embedded(length: int) -> PreTrainedModel:

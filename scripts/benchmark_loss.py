@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from harpe.experiment.directory import _processor
 from harpe.files import write_json, write_text
+from harpe.runs.directory import _processor
 from harpe.training.loss import mean_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from harpe.evaluation.curves import prefix_curve, prefix_record
-from harpe.experiment.directory import _processor
-from harpe.experiment.texts import held_out_texts
+from harpe.evaluation.perplexity.curves import prefix_curve, prefix_record
 from harpe.files import write_json, write_text
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
+from harpe.runs.directory import _processor
+from harpe.runs.texts import held_out_texts
 
 
 def yarns_function(checkout: Path) -> Any:

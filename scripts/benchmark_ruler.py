@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harpe.evaluation.ruler.tasks import TASKS
-from harpe.experiment.directory import _processor
 from harpe.files import write_json, write_text
+from harpe.runs.directory import _processor
 
 
 def timed(command: list[str], environment: dict[str, str], folder: Path) -> float:

@@ -17,20 +17,20 @@ from typing import Any
 import torch
 
 from harpe.cli.terminal import Terminal
+from harpe.commands.evaluate import evaluate
 from harpe.errors import HarpeError
 from harpe.evaluation.ruler import search
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.ruler.tasks import TASKS
-from harpe.experiment.directory import write_environment
-from harpe.experiment.evaluate import evaluate
-from harpe.experiment.evaluation_options import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.options import EvaluateOptions
-from harpe.experiment.perplexity import measure_perplexity
-from harpe.experiment.ruler import run_ruler
-from harpe.experiment.short import measure_short
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_tokenizer
+from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
+from harpe.options.verbs import EvaluateOptions
+from harpe.runs.directory import write_environment
+from harpe.suites.perplexity import measure_perplexity
+from harpe.suites.ruler import run_ruler
+from harpe.suites.short import measure_short
 
 LONG = 2048
 """The extended model's context; the others are measured up to there too, beyond theirs."""

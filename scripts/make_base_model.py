@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from base_model_drills import KINDS, DrillWriter, Mixture
 from harpe.data.embedded import corpus_hash, training_files, tuning_files
-from harpe.evaluation.generation import answer_samples
-from harpe.evaluation.needles import KEYS, TASKS, NeedleWriter
+from harpe.evaluation.needles.answers import answer_samples
+from harpe.evaluation.needles.samples import KEYS, TASKS, NeedleWriter
 
 CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
 # (until this step, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is built from it.

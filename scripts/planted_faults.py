@@ -18,12 +18,12 @@ import torch
 
 import harpe
 from harpe.cli.terminal import Terminal
-from harpe.evaluation.perplexity import token_losses
-from harpe.evaluation.resampling import Units, paired
-from harpe.experiment.directory import write_environment
-from harpe.experiment.texts import EMBEDDED, held_out_texts
+from harpe.evaluation.perplexity.by_position import token_losses
+from harpe.evaluation.statistics.resampling import Units, paired
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_model, load_tokenizer
+from harpe.runs.directory import write_environment
+from harpe.runs.texts import EMBEDDED, held_out_texts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "evaluation"))
 from planted import angles_in_bfloat16

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from harpe.cli.terminal import Terminal
-from harpe.evaluation.statistics import Interval
-from harpe.experiment.differences import difference, gated_mean
-from harpe.experiment.directory import available_cores
-from harpe.experiment.options import QuickstartOptions
-from harpe.experiment.quickstart import quickstart
+from harpe.commands.quickstart import quickstart
+from harpe.evaluation.statistics.intervals import Interval
 from harpe.files import read_json, write_json, write_text
+from harpe.options.verbs import QuickstartOptions
+from harpe.runs.differences import difference, gated_mean
+from harpe.runs.directory import available_cores
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % points of Student's t for n - 1 degrees of freedom."""

@@ -21,16 +21,16 @@ from harpe.bases.critical_base import critical_base
 from harpe.bases.ranges import ntk_base
 from harpe.cli.terminal import Terminal
 from harpe.evaluation.run import Protocol
-from harpe.evaluation.statistics import paired_difference
-from harpe.experiment.arms import Arm, make_arm
-from harpe.experiment.directory import write_environment
-from harpe.experiment.source import Source, open_source
-from harpe.experiment.standard import evaluate_checkpoint
-from harpe.experiment.texts import EMBEDDED, held_out_texts, packed
-from harpe.experiment.train import train_arm
+from harpe.evaluation.statistics.intervals import paired_difference
 from harpe.files import read_json, read_jsonl, write_json, write_text
+from harpe.options.training import TrainingOptions
 from harpe.positions.geometry import ModelGeometry
-from harpe.training.options import TrainingOptions
+from harpe.runs.directory import write_environment
+from harpe.runs.rows import Arm, make_arm
+from harpe.runs.source import Source, open_source
+from harpe.runs.texts import EMBEDDED, held_out_texts, packed
+from harpe.runs.train import train_arm
+from harpe.suites.standard import evaluate_checkpoint
 
 SETTINGS = ((2048, 131_072), (4096, 131_072), (8192, 131_072), (4096, 262_144), (2048, 262_144), (8192, 262_144))
 """Target length and training tokens, in the order in which they are run."""

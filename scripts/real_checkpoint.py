@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from harpe.cli.terminal import Terminal
+from harpe.commands.evaluate import evaluate
+from harpe.commands.extend import extend
 from harpe.data.sources import read_documents
-from harpe.evaluation.statistics import paired_difference
-from harpe.experiment.directory import available_cores
-from harpe.experiment.evaluate import evaluate
-from harpe.experiment.extend import extend
-from harpe.experiment.options import EvaluateOptions, ExtendOptions
+from harpe.evaluation.statistics.intervals import paired_difference
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_config
+from harpe.options.verbs import EvaluateOptions, ExtendOptions
+from harpe.runs.directory import available_cores
 
 CHARACTERS_PER_TOKEN = 8
 """More than any tokenizer for English makes of one token on average."""

@@ -8,7 +8,23 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "harpe"
-LAYERS = ("positions", "bases", "methods", "models", "data", "training", "evaluation", "report", "experiment", "cli")
+LAYERS = (
+    "positions",
+    "bases",
+    "methods",
+    "data",
+    "options",
+    "models",
+    "distributed",
+    "training",
+    "evaluation",
+    "report",
+    "runs",
+    "suites",
+    "comparison",
+    "commands",
+    "cli",
+)
 """From the lowest to the highest."""
 
 

@@ -12,7 +12,7 @@ import yaml
 from harpe._version import __version__
 from harpe.cli.main import VERBS
 from harpe.cli.parser import build_parser, options_of
-from harpe.experiment.comparison.recipe import read_recipe
+from harpe.comparison.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

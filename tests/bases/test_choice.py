@@ -10,11 +10,11 @@ from transformers import AutoConfig
 
 import harpe
 from harpe.bases.choice import SearchOptions, choose_rows
+from harpe.commands.bases import base_table, choose
 from harpe.errors import HarpeError
-from harpe.experiment.bases import base_table, choose
-from harpe.experiment.options import BasesOptions
 from harpe.methods.types import per_head_encoding
 from harpe.models.geometry import read_geometry
+from harpe.options.verbs import BasesOptions
 
 RANGE: dict[str, Any] = {"heads": 2, "layers": 6, "head_dim": 16, "length": 2048, "low": 1e5, "high": 9e5}
 CHANGED = (1, 3, 5)

@@ -15,7 +15,7 @@ from typing import Any
 
 from harpe.cli.main import main
 from harpe.errors import HarpeError
-from harpe.evaluation import curves
+from harpe.evaluation.perplexity import curves
 from harpe.evaluation.records import Records
 
 commands, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])

@@ -11,11 +11,11 @@ import pytest
 
 from harpe.cli.main import main
 from harpe.errors import HarpeError
-from harpe.evaluation.statistics import mean_of_differences
-from harpe.experiment.against import compare_ruler, compare_short
-from harpe.experiment.evaluation_options import RulerOptions
-from harpe.experiment.ruler import run_ruler
+from harpe.evaluation.against import compare_ruler, compare_short
+from harpe.evaluation.statistics.intervals import mean_of_differences
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
+from harpe.options.measuring import RulerOptions
+from harpe.suites.ruler import run_ruler
 
 from .stub_server import StubServer, completion
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from harpe.evaluation.curves import document_losses, prefix_record, window_totals
-from harpe.evaluation.generation import answer_batch
-from harpe.evaluation.grid import way_of
-from harpe.evaluation.needles import NeedleSample, Turn
-from harpe.evaluation.perplexity import document_records
+from harpe.evaluation.needles.answers import answer_batch
+from harpe.evaluation.needles.grid import way_of
+from harpe.evaluation.needles.samples import NeedleSample, Turn
+from harpe.evaluation.perplexity.by_position import document_records
+from harpe.evaluation.perplexity.curves import document_losses, prefix_record, window_totals
 from harpe.models.angles import moving_rope, start_anew
 
 BEFORE = 32

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
-from harpe.evaluation.curves import document_losses, perplexity, prefix_curve, prefix_record, prefix_totals, window_curve, window_totals
+from harpe.evaluation.perplexity.curves import (
+    document_losses,
+    perplexity,
+    prefix_curve,
+    prefix_record,
+    prefix_totals,
+    window_curve,
+    window_totals,
+)
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from harpe.errors import HarpeError
-from harpe.evaluation.generation import answer_batch
 from harpe.evaluation.greedy import completions, end_ids
-from harpe.evaluation.grid import answer_grid, grid_samples
-from harpe.evaluation.needles import TASKS, NeedleWriter
+from harpe.evaluation.needles.answers import answer_batch
+from harpe.evaluation.needles.grid import answer_grid, grid_samples
+from harpe.evaluation.needles.samples import TASKS, NeedleWriter
 from harpe.evaluation.ruler.answer import answer_task
 from harpe.evaluation.ruler.tasks import TASKS as RULER_TASKS
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
@@ -160,7 +160,7 @@ def test_the_ids_that_end_a_text_are_special_tokens_that_somebody_calls_so() -> 
 def test_lm_evals_generated_answers_are_those_of_a_naive_loop(odd_model: Any, tokenizer: Any) -> None:
     from lm_eval.api.instance import Instance
 
-    from harpe.evaluation.short_model import short_model
+    from harpe.evaluation.short.model import short_model
 
     def request(context: str, **settings: Any) -> Instance:
         return Instance("generate_until", {}, (context, {"until": ["\n\n"], "max_gen_toks": 6, **settings}), 0)
@@ -187,7 +187,7 @@ def test_a_tokenizer_that_ends_texts_ends_no_context_of_lm_evals(make_tiny: Any,
     """The continuation is what is scored, and nothing behind it."""
     from tokenizers.processors import TemplateProcessing
 
-    from harpe.evaluation.short_model import short_model
+    from harpe.evaluation.short.model import short_model
 
     other = load_tokenizer("embedded")
     other.backend_tokenizer.post_processor = TemplateProcessing(

@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 import harpe
+from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation import greedy
 from harpe.evaluation.flops import reading_cost
-from harpe.evaluation.generation import key_of
-from harpe.evaluation.grid import Cell, GridSample, answer_grid, grid_samples, reading_report, way_of
-from harpe.evaluation.needles import NeedleWriter
-from harpe.evaluation.processes import Processes
+from harpe.evaluation.needles.answers import key_of
+from harpe.evaluation.needles.grid import Cell, GridSample, answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.models.load import load_tokenizer
 
 LENGTHS, DEPTHS = (64, 128, 192), (0.0, 0.25, 0.5, 0.6, 1.0)

@@ -11,10 +11,10 @@ from tokenizers.processors import TemplateProcessing
 
 from harpe.cli.main import main
 from harpe.data.embedded import reported_files
+from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
-from harpe.evaluation.generation import answer_batch, answer_samples, key_of, score
-from harpe.evaluation.needles import TASKS, NeedleWriter
-from harpe.evaluation.processes import Processes
+from harpe.evaluation.needles.answers import answer_batch, answer_samples, key_of, score
+from harpe.evaluation.needles.samples import TASKS, NeedleWriter
 from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer

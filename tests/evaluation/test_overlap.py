@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from harpe.experiment.evaluation_options import RulerOptions
-from harpe.experiment.overlap import Prompts, training_overlap
-from harpe.experiment.reporter import Reporter
-from harpe.experiment.ruler import run_ruler
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.models.load import load_tokenizer
+from harpe.options.measuring import RulerOptions
+from harpe.reporter import Reporter
+from harpe.runs.overlap import Prompts, training_overlap
+from harpe.suites.ruler import run_ruler
 
 from .trained_run import check, trained_run
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from harpe.evaluation.perplexity import document_records, position_bins, short_windows, summarise, token_losses
-from harpe.evaluation.statistics import paired_difference, weighted_mean, wilson
+from harpe.evaluation.perplexity.by_position import document_records, position_bins, short_windows, summarise, token_losses
+from harpe.evaluation.statistics.intervals import paired_difference, weighted_mean, wilson
 
 
 def naive_losses(model: Any, ids: list[int]) -> list[float]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harpe.errors import HarpeError
-from harpe.experiment import perplexity
-from harpe.experiment.evaluation_options import PerplexityOptions
-from harpe.experiment.perplexity import measure_perplexity, parse_lengths
-from harpe.experiment.reporter import Reporter
 from harpe.files import read_json
 from harpe.models.load import load_model, load_tokenizer
+from harpe.options.measuring import PerplexityOptions
+from harpe.reporter import Reporter
+from harpe.suites import perplexity
+from harpe.suites.perplexity import measure_perplexity, parse_lengths
 
 
 @pytest.fixture(scope="module")

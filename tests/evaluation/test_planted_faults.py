@@ -13,8 +13,8 @@ import torch
 
 import harpe
 from harpe.data.embedded import reported_files
-from harpe.evaluation.perplexity import token_losses
-from harpe.evaluation.resampling import Draws, Units, paired
+from harpe.evaluation.perplexity.by_position import token_losses
+from harpe.evaluation.statistics.resampling import Draws, Units, paired
 from harpe.models.load import load_model, load_tokenizer
 
 from .planted import angles_in_bfloat16

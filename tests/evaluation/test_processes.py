@@ -15,10 +15,10 @@ import pytest
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.experiment.options import CompareOptions
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.measurement import records_of, write_records
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
+from harpe.options.verbs import CompareOptions
 
 LAUNCHED = Path(__file__).parent / "launched.py"
 MEASURED_TIME = ("seconds",)
@@ -271,7 +271,7 @@ def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_
 
 
 def test_a_comparison_that_a_launcher_starts_several_times_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from harpe.experiment.comparison.run import compare
+    from harpe.comparison.run import compare
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(HarpeError, match=r"harpe compare was started as 2 processes.*--jobs"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harpe.distributed.processes import ALONE
 from harpe.errors import HarpeError
-from harpe.evaluation.processes import ALONE
 from harpe.evaluation.records import Records
 from harpe.files import read_jsonl
 from harpe.measurement import write_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harpe.evaluation.resampling import Units, holm, paired, resample
+from harpe.evaluation.statistics.resampling import Units, holm, paired, resample
 
 
 def crossed(rng: np.random.Generator, seeds: int, documents: int, between: float, within: float, noise: float) -> np.ndarray:

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
-from harpe.evaluation.processes import Processes
 from harpe.evaluation.ruler.answer import answer_task, summary
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS
-from harpe.experiment.evaluation_options import RulerOptions
-from harpe.experiment.reporter import Reporter
-from harpe.experiment.ruler import run_ruler
 from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines
 from harpe.models.load import load_model, load_tokenizer
+from harpe.options.measuring import RulerOptions
+from harpe.reporter import Reporter
+from harpe.suites.ruler import run_ruler
 
 
 @pytest.mark.parametrize(

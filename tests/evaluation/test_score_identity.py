@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from harpe.cli.main import main
 from harpe.errors import HarpeError
-from harpe.experiment.scored import check_models
 from harpe.files import read_json
 from harpe.measurement import check_scores
 from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_tokenizer, save_checkpoint
+from harpe.runs.scored import check_models
 
 MODELS = ("a", "b")
 

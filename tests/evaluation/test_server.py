@@ -14,13 +14,13 @@ from harpe.evaluation import server as server_module
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS
 from harpe.evaluation.server import CompletionServer, base_url
-from harpe.experiment.evaluation_options import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.perplexity import measure_perplexity
-from harpe.experiment.reporter import Reporter
-from harpe.experiment.ruler import run_ruler
-from harpe.experiment.short import measure_short
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_tokenizer
+from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
+from harpe.reporter import Reporter
+from harpe.suites.perplexity import measure_perplexity
+from harpe.suites.ruler import run_ruler
+from harpe.suites.short import measure_short
 
 from .stub_server import StubServer, completion
 

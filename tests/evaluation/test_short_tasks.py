@@ -13,14 +13,14 @@ import torch
 
 import harpe
 from harpe.errors import HarpeError
-from harpe.evaluation.short_offline import NOT_COMPARABLE, TRIVIA_EXAMPLES, offline_tasks
-from harpe.evaluation.short_record import Record
-from harpe.evaluation.short_tasks import accuracy, run_short_tasks
-from harpe.experiment.evaluation_options import ShortOptions
-from harpe.experiment.reporter import Reporter
-from harpe.experiment.short import measure_short
+from harpe.evaluation.short.offline import NOT_COMPARABLE, TRIVIA_EXAMPLES, offline_tasks
+from harpe.evaluation.short.record import Record
+from harpe.evaluation.short.tasks import accuracy, run_short_tasks
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer
+from harpe.options.measuring import ShortOptions
+from harpe.reporter import Reporter
+from harpe.suites.short import measure_short
 
 from .trained_run import check, trained_run
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from harpe.bases.ranges import base_range
+from harpe.commands.bases import base_table, choose
 from harpe.errors import HarpeError
-from harpe.experiment.bases import base_table, choose
-from harpe.experiment.options import BasesOptions
 from harpe.models.geometry import layer_notes, read_geometry
 from harpe.models.load import load_config
 from harpe.models.scaling import declared
+from harpe.options.verbs import BasesOptions
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

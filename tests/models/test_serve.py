@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 import harpe
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
-from harpe.experiment.evaluation_options import RulerOptions
-from harpe.experiment.ruler import run_ruler
 from harpe.files import read_jsonl
 from harpe.models.load import embedded_model_path, load_model
+from harpe.options.measuring import RulerOptions
+from harpe.suites.ruler import run_ruler
 
 from .exported import environment, extended
 from .tiny_families import heads_of

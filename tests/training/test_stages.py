@@ -18,9 +18,9 @@ from harpe.errors import HarpeError
 from harpe.files import new_folder, read_jsonl
 from harpe.methods.types import Stage, per_head_encoding, shared_encoding
 from harpe.models.geometry import read_geometry
+from harpe.options.training import TrainingOptions
 from harpe.training import stages as stages_of_training
 from harpe.training.checkpoints import is_complete, last_complete, load_weights
-from harpe.training.options import TrainingOptions
 from harpe.training.stages import Schedule, train_stages
 
 LENGTH = 64

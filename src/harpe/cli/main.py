@@ -18,8 +18,8 @@ from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
 from harpe.cli.signals import Ended, exit_code, signals_interrupt
 from harpe.errors import HarpeError, OtherFailed
-from harpe.experiment.evaluation_options import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
-from harpe.experiment.options import (
+from harpe.options.measuring import FetchDataOptions, PerplexityOptions, RulerOptions, ShortOptions
+from harpe.options.verbs import (
     BasesOptions,
     CompareOptions,
     EvaluateOptions,
@@ -52,7 +52,7 @@ def _prepare() -> None:
     import torch
     import transformers
 
-    from harpe.experiment.directory import available_cores
+    from harpe.runs.directory import available_cores
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -62,7 +62,7 @@ def _prepare() -> None:
 
 def bases(options: BasesOptions, terminal: Any) -> None:
     """Print a base set, as a table or as JSON, and draw it where a folder is named."""
-    from harpe.experiment.bases import base_table, choose, write
+    from harpe.commands.bases import base_table, choose, write
 
     value = choose(options)
     written = write(value, Path(options.out)) if options.out is not None else []
@@ -77,7 +77,7 @@ def bases(options: BasesOptions, terminal: Any) -> None:
 def prepare(options: PrepareOptions, terminal: Any) -> None:
     """Pack a corpus, and show what was drawn from its sources."""
     _prepare()
-    from harpe.experiment.prepare import prepare as run
+    from harpe.commands.prepare import prepare as run
     from harpe.report.terminal import sources_table
 
     terminal.table(sources_table(run(options, terminal)))
@@ -86,7 +86,7 @@ def prepare(options: PrepareOptions, terminal: Any) -> None:
 def extend(options: ExtendOptions, terminal: Any) -> None:
     """Extend a checkpoint."""
     _prepare()
-    from harpe.experiment.extend import extend as run
+    from harpe.commands.extend import extend as run
 
     run(options, terminal)
 
@@ -94,8 +94,8 @@ def extend(options: ExtendOptions, terminal: Any) -> None:
 def evaluate(options: EvaluateOptions, terminal: Any) -> None:
     """Measure a checkpoint or a run."""
     _prepare()
-    from harpe.evaluation.processes import is_first
-    from harpe.experiment.evaluate import evaluate as run
+    from harpe.commands.evaluate import evaluate as run
+    from harpe.distributed.processes import is_first
     from harpe.report.terminal import main_table, score_table
 
     folder = run(options, terminal)
@@ -106,7 +106,7 @@ def evaluate(options: EvaluateOptions, terminal: Any) -> None:
 def compare(options: CompareOptions, terminal: Any) -> None:
     """Compare several methods."""
     _prepare()
-    from harpe.experiment.comparison.run import compare as run
+    from harpe.comparison.run import compare as run
     from harpe.report.terminal import comparison_table
 
     folder = run(options, terminal)
@@ -117,13 +117,13 @@ def compare(options: CompareOptions, terminal: Any) -> None:
 
 def report(options: ReportOptions, terminal: Any) -> None:
     """Write the report page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
-    from harpe.experiment.comparison.summary import complete
-    from harpe.experiment.positions import write_positions
-    from harpe.experiment.scored import check_models
+    from harpe.comparison.summary import complete
     from harpe.ownership import refuse_foreign
     from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
     from harpe.report.terminal import run_table
+    from harpe.runs.position_losses import write_positions
+    from harpe.runs.scored import check_models
 
     run = Path(options.run)
     pages = [run / "report" / name for name in ("index.html", "tables.md", "tables.csv")]
@@ -141,7 +141,7 @@ def report(options: ReportOptions, terminal: Any) -> None:
 def export(options: ExportOptions, terminal: Any) -> None:
     """Write a checkpoint that loads without harpe."""
     _prepare()
-    from harpe.experiment.export import export as run
+    from harpe.commands.export import export as run
 
     run(options, terminal)
 
@@ -149,7 +149,7 @@ def export(options: ExportOptions, terminal: Any) -> None:
 def quickstart(options: QuickstartOptions, terminal: Any) -> None:
     """Run the demonstration."""
     _prepare()
-    from harpe.experiment.quickstart import quickstart as run
+    from harpe.commands.quickstart import quickstart as run
 
     run(options, terminal)
 
@@ -157,7 +157,7 @@ def quickstart(options: QuickstartOptions, terminal: Any) -> None:
 def perplexity(options: PerplexityOptions, terminal: Any) -> None:
     """Measure perplexity by length or in windows."""
     _prepare()
-    from harpe.experiment.perplexity import measure_perplexity
+    from harpe.suites.perplexity import measure_perplexity
 
     measure_perplexity(options, terminal)
 
@@ -165,9 +165,9 @@ def perplexity(options: PerplexityOptions, terminal: Any) -> None:
 def ruler(options: RulerOptions, terminal: Any) -> None:
     """Write RULER samples, and answer them where a model is named."""
     _prepare()
-    from harpe.evaluation.processes import is_first
-    from harpe.experiment.ruler import run_ruler
+    from harpe.distributed.processes import is_first
     from harpe.report.score_tables import against_table, ruler_table
+    from harpe.suites.ruler import run_ruler
 
     folder = run_ruler(options, terminal)
     if options.model is not None and is_first():
@@ -179,9 +179,9 @@ def ruler(options: RulerOptions, terminal: Any) -> None:
 def short(options: ShortOptions, terminal: Any) -> None:
     """Run short benchmarks."""
     _prepare()
-    from harpe.evaluation.processes import is_first
-    from harpe.experiment.short import measure_short
+    from harpe.distributed.processes import is_first
     from harpe.report.score_tables import against_table, short_table
+    from harpe.suites.short import measure_short
 
     folder = measure_short(options, terminal)
     if is_first():
@@ -192,7 +192,7 @@ def short(options: ShortOptions, terminal: Any) -> None:
 
 def fetch_data(options: FetchDataOptions, terminal: Any) -> None:
     """Download benchmark data."""
-    from harpe.experiment.ruler import fetch_data as run
+    from harpe.suites.ruler import fetch_data as run
 
     run(options, terminal)
 

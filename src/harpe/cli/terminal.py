@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harpe.experiment.reporter import Reporter
+from harpe.reporter import Reporter
 
 LINE_EVERY = 15.0
 """Seconds between lines of progress where the output is no terminal (a log file, CI)."""

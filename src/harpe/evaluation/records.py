@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harpe.evaluation.processes import Processes
+from harpe.distributed.processes import Processes
 from harpe.files import append_jsonl, whole_lines
 from harpe.measurement import Measurement, records_of, refuse_other, write_records
 from harpe.ownership import refuse_foreign

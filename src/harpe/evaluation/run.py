@@ -12,16 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.overlap import unknown_overlap
 from harpe.data.token_ids import begin_ids
+from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.flops import reading_cost
-from harpe.evaluation.generation import Key, answer_samples, key_of
-from harpe.evaluation.grid import answer_grid, check_grid, grid_samples, reading_report, way_of
 from harpe.evaluation.identity import MEASURING
-from harpe.evaluation.needles import TASKS, NeedleWriter
-from harpe.evaluation.perplexity import document_records, summarise
-from harpe.evaluation.processes import ALONE, Processes
+from harpe.evaluation.needles.answers import Key, answer_samples, key_of
+from harpe.evaluation.needles.grid import answer_grid, check_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.samples import TASKS, NeedleWriter
+from harpe.evaluation.perplexity.by_position import document_records, summarise
 from harpe.evaluation.records import Records, record_files
-from harpe.evaluation.statistics import weighted_mean, wilson
+from harpe.evaluation.statistics.intervals import weighted_mean, wilson
 from harpe.files import read_json, sha256_json, write_json
 from harpe.measurement import Measurement, check_summary, measurement_id, refuse_other
 from harpe.ownership import refuse_foreign

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
+from harpe.options.training import TrainingOptions
 from harpe.training.loss import chunked_loss
-from harpe.training.options import TrainingOptions
 
 GROWN = 10.0
 """Weights whose norm has grown this many times are not trained any more; pretraining moves it by a few percent."""

@@ -19,11 +19,11 @@ from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.methods.types import Stage
 from harpe.models.apply import apply_encoding
+from harpe.options.training import TrainingOptions
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, is_own, last_complete, load_weights, mark_complete, remove_checkpoints, step_of
 from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
-from harpe.training.options import TrainingOptions
 from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.progress import JsonlLog, Report
 

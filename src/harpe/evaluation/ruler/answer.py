@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.data.token_ids import text_ids
+from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
-from harpe.evaluation.processes import ALONE, Processes
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask
-from harpe.evaluation.statistics import weighted_mean, wilson
+from harpe.evaluation.statistics.intervals import weighted_mean, wilson
 
 
 def _record(task: RulerTask, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:

@@ -1,0 +1,180 @@
+"""Export a model of a run directory or of a comparison, or an extended checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import torch
+
+from harpe.distributed.processes import refuse_several
+from harpe.errors import HarpeError
+from harpe.files import check_new_folder, read_json
+from harpe.models.card import model_card
+from harpe.models.export import export_checkpoint
+from harpe.models.export_code import MODULE
+from harpe.models.load import load_config, load_model, load_tokenizer
+from harpe.models.vocabulary import check_vocabulary
+from harpe.options.verbs import ExportOptions
+from harpe.report.comparison_read import is_comparison
+from harpe.report.read import Estimate, Method, Run, read_run
+from harpe.reporter import Reporter
+from harpe.runs.directory import check_disk
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A model of a run directory."""
+
+    run: Run
+    method: Method
+    before: Method | None
+    """The untouched model, where it was measured."""
+    seed: int | None
+    """Of training, in a comparison."""
+    folder: Path
+
+
+def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
+    """Write what `options.source` names to `options.out`; returns that folder.
+
+    Raises
+    ------
+    HarpeError
+        For a source without an extended model, and a folder that exists.
+    """
+    refuse_several("harpe export", "one process writes the model.")
+    reporter = reporter or Reporter()
+    out, source = Path(options.out), Path(options.source)
+    check_new_folder(out)
+    chosen = _choose(source, options.method, options.seed)
+    folder = str(chosen.folder) if chosen else options.source
+    config = load_config(folder)
+    tokenizer = load_tokenizer(options.tokenizer or folder)
+    check_vocabulary(config, tokenizer, folder)
+    model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
+    card = None
+    if chosen:
+        name, on_hub = chosen.run.model.name, _on_hub(source, chosen)
+        shown = name if on_hub else PurePath(name).name
+        title = f"{shown}, {chosen.run.target_length} tokens, {chosen.method.title}"
+        card = model_card(config, title, name if on_hub else None, _sections(chosen, shown))
+    export_checkpoint(model, out, tokenizer, card)
+    code = (out / f"{MODULE}.py").is_file()
+    how = "loads by trust_remote_code=True; its code is modeling_harpe.py" if code else "is a stock checkpoint and needs no code"
+    reporter.say(f"The exported model is in {out}. It {how}.")
+    return out
+
+
+def _choose(source: Path, name: str | None, seed: int | None) -> _Chosen | None:
+    """The model that is meant; None where the source is no run directory."""
+    if is_comparison(source):
+        return _of_comparison(source, name, seed)
+    if seed is not None:
+        raise HarpeError(f"--seed chooses a model of a comparison, and {source} is none; leave it out.")
+    if (source / "plan.json").is_file():
+        return _of_run(source, name)
+    if name is not None:
+        raise HarpeError(f"--method chooses a model of a run directory, and {source} is none; leave it out.")
+    return None
+
+
+def _of_run(folder: Path, name: str | None) -> _Chosen:
+    run = read_run(folder)
+    trained = {method.name: method for method in run.methods if method.trained}
+    if name is None:
+        found = trained.get("harpe") or (next(iter(trained.values())) if len(trained) == 1 else None)
+        if found is None:
+            raise HarpeError(f"{folder} has several models; choose one by --method: {', '.join(trained)}.")
+    else:
+        found = trained.get(name)
+        if found is None:
+            raise HarpeError(f"{folder} has no trained model {name}; --method may be {', '.join(trained) or 'none of them'}.")
+    if not (folder / found.name / "model").is_dir():
+        raise HarpeError(f"{folder} is not finished: {found.title} has no model yet. Go on with it by its --resume first.")
+    return _Chosen(run, found, run.before, None, folder / found.name / "model")
+
+
+def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
+    """Methods without training that change the checkpoint have one model, under seed 0."""
+    plan = read_json(folder / "plan.json")
+    rows = {entry["name"]: entry for entry in plan["methods"] if entry["method"] != "none"}
+    trained = [key for key, entry in rows.items() if entry["trained"]]
+    if name is None and len(trained) != 1:
+        raise HarpeError(f"{folder} has several models; choose one by --method: {', '.join(rows)}.")
+    name = name or trained[0]
+    if name not in rows:
+        raise HarpeError(f"{folder} has no model {name}; --method may be {', '.join(rows) or 'none of them'}.")
+    seeds = plan["seeds"] if rows[name]["trained"] else [0]
+    if seed is not None and seed not in seeds:
+        raise HarpeError(f"{folder} has no {rows[name]['title']} with seed {seed}; --seed may be {', '.join(map(str, seeds))}.")
+    for each in seeds if seed is None else [seed]:
+        model = folder / name / f"seed-{each}" / "model"
+        if model.is_dir():
+            run = read_run(folder, each)
+            by_name = {method.name: method for method in run.methods}
+            untouched = next((by_name[entry["name"]] for entry in plan["methods"] if entry["method"] == "none"), None)
+            return _Chosen(run, by_name[name], untouched, each, model)
+    which = f" with seed {seed}" if seed is not None else ""
+    raise HarpeError(f"{folder} is not finished: {rows[name]['title']}{which} has no model. Start its `harpe compare` again first.")
+
+
+def _public(description: str) -> str:
+    """A line on data for the card: of a local path nothing but its end is told."""
+    local = description.startswith((".", "/", "~")) or Path(description).exists()
+    return PurePath(description).name if local else description
+
+
+def _on_hub(source: Path, chosen: _Chosen) -> bool:
+    """Whether the original model was taken from the hub: then what the run began with is a commit."""
+    if is_comparison(source):
+        return "commit" in read_json(source / "plan.json").get("inputs", {}).get("model", {})
+    stages = source / chosen.method.name / "stages.json"
+    return stages.is_file() and "commit" in read_json(stages)["model"]["identity"]
+
+
+def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
+    """Headings and texts of a model card: method, plan, data and scores; `original` is the model before."""
+    run, method = chosen.run, chosen.method
+    training, corpus = run.training, run.corpus
+    versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
+    plan = list(run.reasons)
+    if method.trained:
+        plan.append(f"{training['tokens']} tokens in {training['steps']} steps of {training['batch_tokens']} tokens.")
+        plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
+    plan += [f"Made with {versions}."] * bool(versions)
+    data = f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
+    origin = f"The original model: {original}, {run.model.parameters:,} parameters. Its licence applies."
+    packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))
+    return {
+        "Method": f"{method.explanation}\n\n{origin}",
+        "Plan": "\n".join(f"* {reason}" for reason in plan),
+        "Data": f"{data}`{packed}`." if method.trained else "Not trained: the weights are those of the original model.",
+        "Scores": _scores(chosen.before, method),
+    }
+
+
+def _scores(before: Method | None, method: Method) -> str:
+    rows = [("measure", "before", "after"), ("---", "---", "---")]
+    if method.perplexity is not None:
+        old, new = before.perplexity if before else None, method.perplexity
+        short = f"perplexity, windows of {new.short_length} tokens"
+        rows.append((short, _estimate(old.short if old else None), _estimate(new.short)))
+        long = f"perplexity, positions {new.long_start} to {new.long_end}"
+        rows.append((long, _estimate(old.long if old else None), _estimate(new.long)))
+    for key, value in (method.needles or {}).items():
+        earlier = (before.needles or {}).get(key) if before else None
+        rows.append((f"needles: {key[0]}, {key[1]} tokens", _estimate(earlier, 100, "%"), _estimate(value, 100, "%")))
+    if len(rows) == 2:
+        return "Not measured."
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nIn brackets 95% intervals and the number of documents or samples."
+
+
+def _estimate(value: Estimate | None, factor: float = 1, unit: str = "") -> str:
+    if value is None:
+        return "not measured"
+    digits = 0 if unit else 2
+    numbers = [f"{factor * x:.{digits}f}" for x in (value.value, value.low, value.high)]
+    return f"{numbers[0]}{unit} [{numbers[1]} – {numbers[2]}], n = {value.n}"

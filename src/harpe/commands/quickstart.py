@@ -1,0 +1,142 @@
+"""The demonstration: the embedded model, HARPE and its control, before and after, on this machine's Python files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harpe.bases.ranges import RangeRule, base_range
+from harpe.distributed.processes import refuse_several
+from harpe.evaluation.run import Protocol
+from harpe.files import read_json, write_json
+from harpe.options.training import TrainingOptions
+from harpe.options.verbs import QuickstartOptions
+from harpe.report.page import write_report
+from harpe.report.terminal import main_table
+from harpe.reporter import Reporter
+from harpe.runs.decided import model_facts, settled_arm, settled_plan
+from harpe.runs.differences import gated_mean, summarise_run
+from harpe.runs.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.runs.position_losses import write_positions
+from harpe.runs.reload import reload_and_generate
+from harpe.runs.rows import make_arm
+from harpe.runs.source import open_source
+from harpe.runs.texts import EMBEDDED, held_out_texts, packed
+from harpe.runs.train import train_arm
+from harpe.suites.standard import evaluate_checkpoint
+
+TITLE = "The embedded model from {short} to {length} tokens"
+RANGE: RangeRule = "ntk"
+"""The range that the quickstart's figures were measured with."""
+TIMING_SLACK = 1.25
+"""Expected time over measured time: generation, loading and saving are not in the measurement."""
+
+
+def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> Path:
+    """Run the demonstration into `options.out`; returns the path of the report page.
+
+    Raises
+    ------
+    HarpeError
+        When the directory holds something else, the disk is full, or an option is out of range.
+    """
+    refuse_several("harpe quickstart", "it uses the processor's cores as it is.")
+    reporter, out = reporter or Reporter(), Path(options.out)
+    with held(out):
+        return _demonstrate(options, out, reporter)
+
+
+def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> Path:
+    """`quickstart` in a directory that is held."""
+    going_on = (run / "recipe.yaml").is_file()
+    source = open_source(EMBEDDED, options.length, None, None, None, "keep")
+    geometry, tokenizer = source.geometry, source.tokenizer
+    bases = base_range(geometry, options.length, rule=RANGE)
+    arms = [
+        make_arm("none", geometry, options.length, name="base"),
+        make_arm("harpe", geometry, options.length, range_rule=RANGE),
+        make_arm("one-base", geometry, options.length, title="one base (control)", range_rule=RANGE),
+    ]
+    model = source.load()
+    check_space(run, model.num_parameters(), arms=2)
+    dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
+    training = TrainingOptions(
+        tokens=options.tokens,
+        learning_rate=options.learning_rate,
+        batch_tokens=options.batch_tokens,
+        gradient_checkpointing=False,
+        save_every=8,
+        seed=options.seed,
+        dtype=dtype,
+    )
+    training.check(options.length)
+    open_run(run, options, resume=going_on)
+    if going_on:
+        reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
+    with removed_on_refusal(run, unless=going_on):
+        for sentence in write_environment(run):
+            reporter.say(sentence)
+        facts = model_facts(EMBEDDED, None, geometry)
+        arms = [settled_arm(run, arm.name, facts, lambda arm=arm: arm, []) if arm.trained else arm for arm in arms]  # type: ignore[misc]
+        data = packed(run / "data" / str(options.length), EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
+        if going_on:
+            data.verify()
+        check_budget(training, data)
+        held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
+    protocol = Protocol(
+        original_length=geometry.original_length,
+        length=options.length,
+        documents=options.documents,
+        samples=options.samples,
+        grid_samples=options.grid_samples,
+        seed=2 if options.tuning else 1,
+    )
+    per_trained, per_read = seconds_per_token(model, training, options.length)
+    plan = describe(
+        TITLE.format(short=geometry.original_length, length=options.length),
+        EMBEDDED,
+        None,
+        geometry,
+        model.num_parameters(),
+        options.length,
+        bases,
+        arms,
+        training,
+        reason,
+        data,
+        held_out,
+        ["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
+    )
+    del model
+    plan = settled_plan(run, plan)
+    expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
+    reporter.say(plan_text(plan, TIMING_SLACK * expected))
+    for arm in arms:
+        path = train_arm(run / arm.name, arm, source, data, training, options.length, reporter) if arm.trained else EMBEDDED
+        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / arm.name / "scores", dtype, reporter, title=arm.title)
+        if not arm.trained:
+            reporter.say(_failure(run, options.length))
+    extended = run / "harpe" / "model"
+    made = reload_and_generate(str(extended), options.length)
+    reporter.say(
+        f"Loaded {extended} in a fresh process: asked at the end of {made['tokens']:,} tokens for the number in the middle, it answered "
+        f"{made['text'].strip()!r} (right: {made['expected']})."
+    )
+    write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
+    write_positions(run)
+    page = write_report(run)
+    reporter.table(main_table(run))
+    reporter.say(f"The extended model: {extended}\nThe report: {page}")
+    return page
+
+
+def _failure(run: Path, length: int) -> str:
+    """One sentence on the untouched model beyond its context."""
+    scores = run / "base" / "scores"
+    perplexity = read_json(scores / "perplexity.json")
+    short, long = perplexity["short"], perplexity["long"]
+    return (
+        f"Before: perplexity {short['perplexity']:.1f} in windows of {short['length']} tokens, {long['perplexity']:.1f} at positions "
+        f"{long['start']} to {long['end']}; needles found {gated_mean(scores, short['length']):.0%} at {short['length']} tokens, "
+        f"{gated_mean(scores, length):.0%} at {length}."
+    )

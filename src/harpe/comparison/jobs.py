@@ -1,0 +1,166 @@
+"""The processes of a comparison: one a method and seed, some at a time. None of them, and nothing that they start, outlives this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harpe.comparison.resources import worker_environment
+from harpe.comparison.worker import FAILED
+from harpe.files import read_json, write_json
+from harpe.reporter import Reporter
+from harpe.runs.directory import available_cores
+from harpe.runs.rows import Arm
+
+Job = tuple[Arm, int]
+"""A row, and the seed that it is trained with."""
+WORKER = "harpe.comparison.worker"
+LAST_WORDS = 10.0
+"""Seconds that a worker's output is waited for after its end: something that has left its group may hold it open for ever."""
+
+
+def run_jobs(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[str, str]:
+    """Run every job in a process; returns the reasons of those that failed. An interruption ends all of them, and then this."""
+    workers = _Workers(run, len(jobs), at_a_time, reporter)
+    futures: list[Future[None]] = []
+    with ThreadPoolExecutor(at_a_time) as pool:
+        try:
+            futures += (pool.submit(workers.one, job) for job in jobs)
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            workers.end()
+            raise
+    return workers.failed
+
+
+class _Workers:
+    """What the threads share that wait for a process each."""
+
+    def __init__(self, run: Path, jobs: int, at_a_time: int, reporter: Reporter) -> None:
+        self.failed: dict[str, str] = {}
+        self._run, self._jobs, self._at_a_time, self._reporter = run, jobs, at_a_time, reporter
+        self._lock, self._done, self._ending = threading.Lock(), 0, False
+        self._slots = list(range(at_a_time))
+        self._children: set[subprocess.Popen[str]] = set()
+        self._unheard: BaseException | None = None
+        reporter.progress("methods and seeds", 0, jobs)
+
+    def one(self, job: Job) -> None:
+        """A job from start to end."""
+        with self._lock:
+            slot = self._slots.pop()
+        reason = run_worker(self, self._run, job, slot)
+        with self._lock:
+            self._slots.append(slot)
+            self._done += 1
+            if reason is not None:
+                self.failed[f"{job[0].name}, seed {job[1]},"] = reason
+            if not self._ending:
+                self._reporter.progress("methods and seeds", self._done, self._jobs, f"{job[0].title}, seed {job[1]}")
+
+    def end(self) -> None:
+        """Kill all workers with what they have started, and start no more; a second interruption does not keep it from that."""
+        while True:
+            try:
+                with self._lock:
+                    self._ending = True
+                    for child in self._children:
+                        _kill_group(child)
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def process(self, job: Job, slot: int, log: Path) -> int | None:
+        """Run a worker; its exit code, or None where all is being ended."""
+        arm, seed = job
+        command = [sys.executable, "-m", "harpe.distributed.child", WORKER, str(self._run), arm.name, str(seed)]
+        environment = worker_environment(os.environ, slot, self._at_a_time, available_cores())
+        with log.open("w", encoding="utf-8") as errors:
+            with self._lock:
+                if self._ending:
+                    return None
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,  # what it starts is in its group, and Ctrl-C reaches this process alone
+                )
+                self._children.add(child)
+            listener = threading.Thread(target=self._listen, args=(child, f"{arm.name} {seed}"), daemon=True)
+            listener.start()
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its number stays taken until the group is gone
+            else:  # macOS before Python 3.13
+                child.wait()
+            with self._lock:
+                _kill_group(child)
+                code = child.wait()
+                self._children.discard(child)
+            listener.join(LAST_WORDS)
+            assert child.stdin is not None
+            child.stdin.close()
+        if self._unheard is not None:
+            raise self._unheard
+        return None if self._ending else code
+
+    def _listen(self, child: subprocess.Popen[str], name: str) -> None:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if (value := _progress(line)) is not None:
+                    with self._lock:
+                        self._reporter.progress(f"{name}: {value['what']}", value["done"], value["total"], value["note"])
+        except Exception as error:  # nobody reads what is reported any more; a worker that nobody listens to would wait for ever
+            self._unheard = error
+            _kill_group(child)
+
+
+def _progress(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None  # a library that prints
+    return value if isinstance(value, dict) and "what" in value else None
+
+
+def run_worker(workers: _Workers, run: Path, job: Job, slot: int) -> str | None:
+    """One worker from start to end; why it failed, or None."""
+    folder = run / job[0].name / f"seed-{job[1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = workers.process(job, slot, folder / "worker.log")
+    if not code or (folder / "record.json").is_file():  # the worker's last act: how its process ended behind it changes nothing
+        return None
+    if code == FAILED:
+        return str(read_json(folder / "failed.json")["reason"])
+    last = (folder / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = f"{_how_it_ended(code)}{': ' + last[-1] if last and code > 0 else ''} (see {folder / 'worker.log'})"
+    write_json(folder / "failed.json", {"reason": reason})
+    return reason
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    return f"it was killed by signal {-code} ({name}){', as for want of memory' if -code == signal.SIGKILL else ''}"
+
+
+def _kill_group(child: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # gone; macOS says the second where only the dead leader is left
+        os.killpg(child.pid, signal.SIGKILL)

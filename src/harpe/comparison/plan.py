@@ -1,0 +1,138 @@
+"""The plan of a comparison: every row with its stages, tokens and steps, what is measured, and how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from harpe.bases.ranges import base_range
+from harpe.comparison.recipe import ComparisonRecipe
+from harpe.comparison.worker import protocol_of, training_options
+from harpe.methods.harpe import Measure
+from harpe.methods.registry import defaults
+from harpe.models.load import load_config
+from harpe.options.training import TrainingOptions
+from harpe.report.titles import Titled, distinct_titles
+from harpe.runs.rows import Arm, make_arm
+from harpe.runs.source import Source
+from harpe.training.stages import check_stages
+
+TRAINING_BYTES = 16
+"""A parameter in training: float32 weight, gradient and AdamW's two moments. Activations come on top."""
+
+
+def count_parameters(recipe: ComparisonRecipe) -> int:
+    """From the configuration alone."""
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(load_config(recipe.model, recipe.revision), trust_remote_code=False).num_parameters())
+
+
+def make_arms(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Arm]:
+    """All rows, with titles that tell them apart; each refused where its options or the budget do not allow it."""
+    arms = [
+        make_arm(
+            row.method,
+            source.geometry,
+            recipe.length,
+            row.options,
+            name=row.name,
+            title=row.title,
+            range_rule=recipe.range,
+            measure=measure,
+            train=row.train,
+        )
+        for row in recipe.methods
+    ]
+    titles = distinct_titles([Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in arms])
+    arms = [replace(arm, title=title) for arm, title in zip(arms, titles, strict=True)]
+    options = training_options(recipe, 0, "float32")
+    for arm in arms:
+        if arm.trained:
+            check_stages(arm.stages, options)
+    return arms
+
+
+def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], parameters: int, dtype: tuple[str, str]) -> dict[str, Any]:
+    """plan.json but for what is known of the data only when they are read."""
+    geometry, options = source.geometry, training_options(recipe, 0, dtype[0])
+    bounds = base_range(geometry, recipe.length, rule=recipe.range)
+    scale, trained = recipe.length / geometry.original_length, sum(arm.trained for arm in arms)
+    reasons = [
+        f"Target {recipe.length} tokens is {scale:g} times the {geometry.original_length} that the model was trained on.",
+        f"Bases that are chosen from a range lie in [{bounds.low:,.0f}, {bounds.high:,.0f}] ({bounds.why}).",
+        f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(arms) - trained} need no training.",
+        f"Every trained method sees the same {options.steps(recipe.length) * options.step_tokens(recipe.length)} tokens of a seed in the "
+        f"same order: {options.steps(recipe.length)} steps of {options.step_tokens(recipe.length)} tokens, peak learning rate "
+        f"{recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}.",
+        f"Arithmetic in {dtype[1]}; weights are trained in float32: about {TRAINING_BYTES * parameters / 1e9:.3g} GB for weights, "
+        "gradients and moments, and activations beside them. The loss is the model's own, of the next token; dropout is off.",
+        *source.notes,
+    ]
+    return {
+        "kind": "comparison",
+        "title": recipe.title,
+        "model": {"name": recipe.model, "revision": recipe.revision, "parameters": parameters, **geometry.as_dict()},
+        "original_length": geometry.original_length,
+        "target_length": recipe.length,
+        "range": {"low": bounds.low, "high": bounds.high, "reference": bounds.reference, "why": bounds.why},
+        "reasons": reasons,
+        "seeds": recipe.seeds,
+        "baseline": recipe.baseline,
+        "published": recipe.published,
+        "methods": [{**arm.as_dict(), "stages": _stages(arm, options)} for arm in arms],
+        "training": {
+            "tokens": options.steps(recipe.length) * options.step_tokens(recipe.length),
+            "steps": options.steps(recipe.length),
+            "sequence_length": recipe.length,
+            "batch_tokens": options.step_tokens(recipe.length),
+            "learning_rate": recipe.learning_rate,
+            "schedule": recipe.schedule,
+            "warmup_share": recipe.warmup_share,
+            "weight_decay": recipe.weight_decay,
+            "dtype": dtype[0],
+            "dtype_reason": dtype[1],
+        },
+        "evaluation": recipe.recipe()["evaluation"],
+    }
+
+
+def _stages(arm: Arm, options: TrainingOptions) -> list[dict[str, Any]]:
+    if not arm.trained:
+        return [{"length": arm.stages[-1].length, "tokens": 0, "steps": 0, "encoding": arm.stages[-1].encoding.describe()}]
+    target = arm.stages[-1].length
+    steps = options.stage_steps(target, [stage.share for stage in arm.stages])
+    return [
+        {
+            "length": stage.length,
+            "tokens": count * options.step_tokens(target),
+            "steps": count,
+            "encoding": stage.encoding.describe(),
+        }
+        for stage, count in zip(arm.stages, steps, strict=True)
+    ]
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """For the terminal."""
+    lines = [plan["title"], "", "Plan", *(f"  * {reason}" for reason in plan["reasons"]), "", "Rows"]
+    for method in plan["methods"]:
+        marks = [name for name, is_so in (("control", method["control"]), ("baseline", method["name"] == plan["baseline"])) if is_so]
+        lines.append(f"  {method['name']}{' (' + ', '.join(marks) + ')' if marks else ''}: {method['explanation']}")
+        if method["trained"] and len(method["stages"]) > 1:
+            lines += [f"    {s['steps']} steps, {s['tokens']:,} tokens in sequences of {s['length']}" for s in method["stages"]]
+    return "\n".join(lines)
+
+
+def expected_seconds(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], per_trained: float, per_read: float) -> float:
+    """Of training, perplexity and needle tasks, one after the other; RULER and short benchmarks come on top."""
+    options, trained = training_options(recipe, 0, "float32"), sum(arm.trained for arm in arms)
+    tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
+    rows = trained * len(recipe.seeds) + len(arms) - trained
+    read = protocol_of(recipe, source.geometry.original_length).tokens()
+    if recipe.evaluation.ruler is not None:
+        read += sum(recipe.evaluation.ruler.lengths) * recipe.evaluation.ruler.samples * 13
+    return trained * len(recipe.seeds) * tokens * per_trained + rows * read * per_read

@@ -1,0 +1,222 @@
+"""`harpe compare`: check everything, then one process a method and seed, then statistics and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
+from harpe.comparison.jobs import Job, run_jobs
+from harpe.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
+from harpe.comparison.recipe import ComparisonRecipe, read_recipe
+from harpe.comparison.resources import threads_of
+from harpe.comparison.summary import summarise
+from harpe.comparison.worker import protocol_of, ruler_options, source_of, training_options
+from harpe.data.packing import is_packed
+from harpe.data.special_tokens import reading_tokenizer
+from harpe.distributed.processes import refuse_several
+from harpe.errors import HarpeError
+from harpe.evaluation.run import check_needles
+from harpe.files import read_json, write_json, write_text
+from harpe.methods.types import Stage
+from harpe.models.identity import checkpoint_identity
+from harpe.options.verbs import CompareOptions
+from harpe.report.page import write_report
+from harpe.reporter import Reporter
+from harpe.runs.directory import (
+    BEFORE,
+    available_cores,
+    check_disk,
+    held,
+    open_run,
+    removed_on_refusal,
+    settled_dtype,
+    write_environment,
+)
+from harpe.runs.head_distances import measured_reach
+from harpe.runs.plan import check_budget, duration, seconds_per_token
+from harpe.runs.rows import Arm, explain
+from harpe.runs.source import Source
+from harpe.runs.texts import packed
+from harpe.suites.ruler import run_ruler
+
+
+def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
+    """Run the comparison of a recipe; returns the run directory.
+
+    Raises
+    ------
+    HarpeError
+        For a bad recipe or input, before any work starts; at the end, where no method could be measured.
+    """
+    refuse_several("harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs.")
+    run = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    with nullcontext() if options.plan else held(run):
+        return _compare(options, run, reporter or Reporter())
+
+
+def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
+    """`compare` in a directory that is held; its workers work under this lock."""
+    changes: dict[str, Any] = {
+        "seeds": options.seeds,
+        "model": options.model,
+        "data": options.data,
+        "evaluation_data": options.evaluation_data,
+    }
+    recipe = read_recipe(options.recipe, **changes)
+    if options.jobs < 1:
+        raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
+    threads, cores = threads_of(os.environ.get("OMP_NUM_THREADS")), available_cores()
+    if threads is not None and threads * options.jobs > cores:
+        reporter.say(f"OMP_NUM_THREADS gives each of the {options.jobs} processes {threads} threads, more than the {cores} cores have.")
+    if is_packed(recipe.data) and len(recipe.seeds) > 1:
+        raise HarpeError(
+            f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
+            "or prepare the texts once for every seed (harpe prepare --seed) and write {seed} in the place of it in data."
+        )
+    asked = recipe
+    if not options.plan:
+        recipe = at_commit(asked, _begun_with(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
+    source = source_of(recipe)
+
+    def reach() -> Sequence[Sequence[float]]:
+        if options.plan:
+            raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
+        texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
+        tokenizer = reading_tokenizer(source.tokenizer, recipe.split_special_tokens)
+        found, note = measured_reach(source.load(), tokenizer, texts, recipe.text_field, context)
+        reporter.say(note)
+        return found
+
+    arms, parameters = make_arms(recipe, source, reach), count_parameters(recipe)
+    if options.plan:
+        plan = describe(recipe, source, arms, parameters, (recipe.dtype, recipe.dtype))
+        reporter.say(plan_text(plan))
+        return run
+    jobs = [(arm, seed) for seed in recipe.seeds for arm in arms if arm.trained]
+    jobs = [(arm, 0) for arm in arms if not arm.trained] + jobs
+    _check_space(run, recipe, parameters, arms, options.jobs)
+    going_on = (run / "recipe.yaml").is_file()
+    dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
+    added = _new_methods(run, asked) if going_on else None
+    if added is None:
+        open_run(run, asked, resume=going_on)
+    arms = [_as_begun(run, arm, source, reporter) for arm in arms]
+    if going_on:
+        new = f" It has the new methods {', '.join(added)}." if added else ""
+        reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
+    with removed_on_refusal(run, unless=going_on):
+        for sentence in write_environment(run):
+            reporter.say(sentence)
+        trained = recipe.seeds if any(arm.trained for arm in arms) else []
+        corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
+        _check_evaluation(recipe, run)
+        held_out = held_out_of(recipe, source, reporter.say)
+        check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
+        inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
+    corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
+    plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
+    check_rows(run, plan)
+    if added:
+        write_text(run / "recipe.yaml", yaml.safe_dump(asked.recipe(), sort_keys=False))
+    write_json(run / "plan.json", plan)
+    for arm in arms:
+        write_json(run / arm.name / "stages.json", {"stages": [stage.as_dict() for stage in arm.stages]})
+    model = source.load()
+    speeds = seconds_per_token(model, training_options(recipe, 0, dtype[0]), recipe.length)
+    del model
+    reporter.say(plan_text(plan))
+    expected = expected_seconds(recipe, source, arms, *speeds)
+    reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
+    failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
+    for what, reason in failed.items():
+        reporter.say(f"{what} failed: {reason}")
+    summary = summarise(run)
+    if not summary["measures"]:
+        raise HarpeError(f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}.")
+    write_report(run)
+    for sentence in summary["reading"]:
+        reporter.say(sentence)
+    return run
+
+
+def _begun_with(run: Path) -> Inputs | None:
+    path = run / "plan.json"
+    return read_json(path).get("inputs") if path.is_file() else None
+
+
+def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
+    """Names of the methods that a recipe has more than the run's own; None where it differs in something else."""
+    there = read_recipe(run / "recipe.yaml", absent=BEFORE)
+    before, now = {row.name: row for row in there.methods}, {row.name: row for row in recipe.methods}
+    kept = all(now.get(name) == row for name, row in before.items())
+    if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:
+        return None  # open_run refuses it, with the difference
+    return [name for name in now if name not in before]
+
+
+def _as_begun(run: Path, arm: Arm, source: Source, reporter: Reporter) -> Arm:
+    """The row with the stages that it began with, also where this version would choose others: its seeds belong together."""
+    path = run / arm.name / "stages.json"
+    stages = tuple(Stage.from_dict(stage) for stage in read_json(path)["stages"]) if path.is_file() else arm.stages
+    if stages == arm.stages:
+        return arm
+    reporter.say(f"{arm.name} goes on with the bases and stages that it began with; this start would have chosen others.")
+    return replace(arm, stages=stages, explanation=explain(arm.method, list(stages), source.geometry))
+
+
+def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Sequence[Arm], jobs: int) -> None:
+    """Checkpoints of the rows that are trained at a time, and all models (float32 at most)."""
+    models = sum(len(recipe.seeds) if arm.trained else arm.changes for arm in arms)
+    check_disk(run, parameters * 4 * (3 * 3 * jobs + models) + 50_000_000, "The comparison")
+
+
+def _prepare_data(
+    run: Path, recipe: ComparisonRecipe, source: Source, seeds: Sequence[int], going_on: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Pack the texts of every seed; those that are there already are read whole, and have to be what they were."""
+    corpus: dict[str, Any] = {"hashes": {}, "tokens": 0, "documents": 0, "description": recipe.data}
+    for number, seed in enumerate(seeds):
+        reporter.progress("packing the training texts", number, len(seeds))
+        data = packed(
+            data_folder(run, seed, recipe.length),
+            recipe.data_of(seed),
+            source.tokenizer,
+            recipe.length,
+            text_field=recipe.text_field,
+            tokens=recipe.tokens,
+            seed=seed,
+            split_special_tokens=recipe.split_special_tokens,
+            say=reporter.say if number == 0 else lambda _: None,
+        )
+        if going_on:
+            data.verify()
+        check_budget(training_options(recipe, seed, "float32"), data)
+        if data.hash in corpus["hashes"].values():
+            raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
+        corpus["hashes"][str(seed)] = data.hash
+        corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
+        corpus["read"] = data.index.get("read")
+        reporter.progress("packing the training texts", number + 1, len(seeds))
+    return corpus
+
+
+def _check_evaluation(recipe: ComparisonRecipe, run: Path) -> None:
+    """Write RULER's samples, so that missing data are told now and not after the training; rows have to be asked the same."""
+    for options in ruler_options(recipe.evaluation, None, recipe.revision, recipe.tokenizer or recipe.model, run / "samples", "float32"):
+        run_ruler(options)
+    if recipe.evaluation.short is not None:
+        try:
+            import lm_eval  # noqa: F401
+        except ImportError:
+            raise HarpeError("The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'.") from None
+
+
+def _is_done(run: Path, job: Job) -> bool:
+    return (run / job[0].name / f"seed-{job[1]}" / "record.json").is_file()

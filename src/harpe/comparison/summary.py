@@ -1,0 +1,161 @@
+"""summary.json of a comparison: every measure of every method with its interval, differences to the baseline, and what may be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harpe.comparison.inputs import check_rows
+from harpe.comparison.measures import Measure, collect
+from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
+from harpe.files import read_json, write_json
+from harpe.runs.position_losses import common_seeds, gathered, position_differences
+
+LEVEL = 0.05
+
+
+def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Write summary.json from the score files that are there, and return it; HarpeError where rows have not read the same."""
+    plan = read_json(run / "plan.json")
+    check_rows(run, plan)
+    methods, seeds, baseline = [m["name"] for m in plan["methods"]], plan["seeds"], plan["baseline"]
+    trained = {m["name"] for m in plan["methods"] if m["trained"]}
+    measures = [_measured(measure, methods, trained, baseline, resamples) for measure in collect(run, methods, sorted({0, *seeds}))]
+    value = {
+        "baseline": baseline,
+        "seeds": seeds,
+        "resamples": resamples,
+        "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
+        "measures": measures,
+        "positions": _positions(run, plan, resamples),
+        "reading": [*_reading(plan, measures), *_not_measured(plan, measures)],
+    }
+    write_json(run / "summary.json", value)
+    return value
+
+
+def complete(run: Path) -> None:
+    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has summarised.
+
+    Raises
+    ------
+    HarpeError
+        Where rows have not read the same; also beside a summary that is there, which may be older than they are.
+    """
+    path = run / "summary.json"
+    check_rows(run, read_json(run / "plan.json"))
+    if not path.is_file():
+        summarise(run)
+    elif "positions" not in (there := read_json(path)):
+        write_json(path, {**there, "positions": _positions(run, read_json(run / "plan.json"), RESAMPLES)})
+
+
+def _positions(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any] | None:
+    methods, trained = [m["name"] for m in plan["methods"]], {m["name"] for m in plan["methods"] if m["trained"]}
+    losses = gathered(methods, sorted({0, *plan["seeds"]}), lambda name, seed: run / name / f"seed-{seed}" / "scores")
+    return position_differences(losses, plan["baseline"], trained, resamples=resamples)
+
+
+def _measured(measure: Measure, methods: Sequence[str], trained: set[str], baseline: str, resamples: int) -> dict[str, Any]:
+    units, scale = measure.units(), 100.0 if measure.unit == "%" else 1.0
+    values, draws = {}, {}
+    for method in methods:
+        seeds = measure.seeds(method)
+        if not seeds:
+            continue
+        found = resample(measure.totals(method, seeds), units, resamples=resamples)
+        interval = found.interval()
+        values[method] = {
+            "value": scale * interval.value,
+            "low": scale * interval.low,
+            "high": scale * interval.high,
+            "seeds": len(seeds),
+            "documents": len(units.weights),
+            "by_seed": [scale * each for each in found.by_seed],
+        }
+        if method != baseline and (common := _seeds(measure, method, baseline, trained)):
+            mine, other = common
+            draws[method] = paired(measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples)
+    p_values = [found.p_value() for found in draws.values()]
+    differences = {}
+    for (method, found), p, adjusted in zip(draws.items(), p_values, holm(p_values), strict=True):
+        interval = found.interval()
+        outside = interval.low > 0 or interval.high < 0
+        differences[method] = {
+            "value": scale * interval.value,
+            "low": scale * interval.low,
+            "high": scale * interval.high,
+            "p": p,
+            "holm": adjusted,
+            "real": bool(outside and adjusted < LEVEL),
+        }
+    return {
+        "id": measure.id,
+        "title": measure.title,
+        "unit": measure.unit,
+        "better": measure.better,
+        "group": measure.group,
+        "task": measure.task,
+        "length": measure.length,
+        "documents": len(units.weights),
+        "values": values,
+        "differences": differences,
+    }
+
+
+def _seeds(measure: Measure, method: str, baseline: str, trained: set[str]) -> tuple[list[int], list[int]] | None:
+    return common_seeds(measure.seeds(method), measure.seeds(baseline), {method, baseline} <= trained)
+
+
+def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences on the main measures, none of which claims more than its interval."""
+    titles = {method["name"]: method["title"] for method in plan["methods"]}
+    baseline, target = titles[plan["baseline"]], plan["target_length"]
+    sentences: list[str] = []
+    for measure in measures:
+        if measure["id"] not in ("loss-long", f"needles-mean-{target}", "loss-short", f"ruler-niah-{target}"):
+            continue
+        better: list[str] = []
+        worse: list[str] = []
+        open_: list[str] = []
+        for name, found in measure["differences"].items():
+            improves = (found["value"] < 0) == (measure["better"] == "lower")
+            (open_ if not found["real"] else better if improves else worse).append(titles[name])
+        parts = [
+            f"{words} {'; '.join(names)}."
+            for words, names in (("Better:", better), ("Worse:", worse), ("No difference shown:", open_))
+            if names
+        ]
+        sentences.append(f"{_first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
+    seeds = plan["seeds"]
+    if len(seeds) < FEWEST_SEEDS:
+        sentences.append(
+            f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, and say nothing of "
+            "what another seed would give."
+        )
+    return sentences
+
+
+def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence on what the recipe asks for and no method has: nothing that was measured is missing without a word."""
+    of, there = plan.get("evaluation", {}), {measure["id"] for measure in measures}
+    ruler, short = of.get("ruler") or {}, of.get("short") or {}
+    asked = {f"curve-{name}-": f"perplexity on {name}" for name in of.get("perplexity") or {}}
+    asked |= {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in ruler.get("lengths", ())}
+    asked |= {f"short-{name}": name for name in short.get("tasks", "").replace(",", " ").split()}
+    asked |= {"needles-": "needles"} if of.get("samples") else {}
+    asked |= {"grid-mean": "the needle grid"} if of.get("grid_samples") else {}
+    missing = [words for start, words in asked.items() if not any(_is(name, start) for name in there)]
+    if not missing:
+        return []
+    return [f"Asked for, and without a value in any method: {'; '.join(missing)}. What there is of it stands in the methods' folders."]
+
+
+def _is(name: str, asked: str) -> bool:
+    first, _, last = asked.partition("{}")
+    return name.startswith(first) and name.endswith(last) if last else name == asked or (asked.endswith("-") and name.startswith(asked))
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,219 @@
+"""One method with one seed of a comparison, in a process of its own (`harpe.distributed.child`).
+
+A process of its own, because a method that runs out of memory or is killed must not take the others with it. Prints its progress as lines
+of JSON. What is done already is not done again: the stage, the step, the sample where a killed worker was are found from the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
+from harpe.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
+from harpe.comparison.resources import threads_of
+from harpe.data.packing import PackedDataset
+from harpe.errors import HarpeError
+from harpe.evaluation.run import HeldOut, Protocol
+from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
+from harpe.methods.types import Stage
+from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
+from harpe.options.training import TrainingOptions
+from harpe.report.tables import listed
+from harpe.reporter import Reporter
+from harpe.runs.rows import Arm
+from harpe.runs.source import Source, open_source
+from harpe.runs.train import train_arm
+from harpe.suites.perplexity import measure_perplexity
+from harpe.suites.ruler import run_ruler
+from harpe.suites.short import measure_short
+from harpe.suites.standard import evaluate_checkpoint
+from harpe.training.checkpoints import remove_checkpoints
+
+FAILED = 3
+"""Exit code after failed.json was written."""
+
+
+class Lines(Reporter):
+    """Progress and remarks as one JSON object a line."""
+
+    def say(self, text: str) -> None:
+        print(json.dumps({"say": text}), flush=True)
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
+
+
+def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> TrainingOptions:
+    """Of one seed."""
+    return TrainingOptions(
+        tokens=recipe.tokens,
+        learning_rate=recipe.learning_rate,
+        schedule=recipe.schedule,
+        warmup_share=recipe.warmup_share,
+        weight_decay=recipe.weight_decay,
+        batch_tokens=recipe.batch_tokens,
+        micro_batch=recipe.micro_batch,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        save_every=recipe.save_every,
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def source_of(recipe: ComparisonRecipe) -> Source:
+    """The checkpoint that all methods start from."""
+    return open_source(recipe.model, recipe.length, recipe.revision, recipe.tokenizer, recipe.original_length, recipe.sliding_window)
+
+
+def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
+    """What `harpe evaluate` measures of every method."""
+    of = recipe.evaluation
+    return Protocol(original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed)
+
+
+def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
+    """Train and measure one row; writes record.json at the end."""
+    plan = read_json(run / "plan.json")
+    recipe = at_commit(read_recipe(run / "recipe.yaml"), plan["inputs"])
+    entry = next(method for method in plan["methods"] if method["name"] == name)
+    stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
+    arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
+    folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
+    remove_leftovers(folder)  # of a worker that was killed while the comparison, which holds the directory, went on
+    source = source_of(recipe)
+    held_out = held_out_of(recipe, source)
+    inputs = inputs_of(recipe, source, run, [seed] if arm.trained else [], held_out)
+    _check_inputs(folder, plan["inputs"], inputs)
+    data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if arm.trained else None
+    model = recipe.model
+    if arm.changes:
+        options = training_options(recipe, seed, dtype)
+        model = str(train_arm(folder, arm, source, data, options, recipe.length, reporter))
+        for stage in folder.glob("stage-*"):
+            remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
+    started = time.monotonic()
+    _evaluate(model, recipe, source, held_out, folder / "scores", dtype, reporter, arm)
+    spent = _record(folder, arm, data, time.monotonic() - started)
+    check_rows(run, plan | {"methods": [entry], "seeds": [seed]})
+    write_json(folder / "record.json", {**spent, "inputs": inputs})
+
+
+def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:
+    """Refuse to train or measure on anything but what the plan names; inputs.json tells what the row has read, from its beginning on."""
+    path = folder / "inputs.json"
+    for where, before in ((folder.parent.parent / "plan.json", pinned), *([(path, read_json(path))] if path.is_file() else [])):
+        if wrong := other(before, found):
+            raise HarpeError(f"{listed(wrong)}: not what {where} names. Put back what the comparison began with, and start it again.")
+    write_json(path, found)
+
+
+def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
+    """What was spent, from the logs of the stages."""
+    stages = []
+    for number, stage in enumerate(arm.stages, 1):
+        log = folder / f"stage-{number}" / "log.jsonl"
+        last = read_jsonl(log)[-1] if log.is_file() else {"tokens": 0, "step": 0, "seconds": 0.0}
+        stages.append(
+            {
+                "length": stage.length,
+                "tokens": last["tokens"],
+                "steps": last["step"],
+                "seconds": last["seconds"],
+                "bases": list(stage.encoding.bases),
+                "encoding": stage.encoding.describe(),
+                "data_hash": data.hash if data is not None else None,
+            }
+        )
+    return {
+        "stages": stages,
+        "tokens": sum(stage["tokens"] for stage in stages),
+        "train_seconds": sum(stage["seconds"] for stage in stages),
+        "evaluate_seconds": round(evaluate_seconds, 1),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _evaluate(
+    model: str,
+    recipe: ComparisonRecipe,
+    source: Source,
+    held_out: HeldOut,
+    scores: Path,
+    dtype: str,
+    reporter: Reporter,
+    arm: Arm,
+) -> None:
+    of, revision = recipe.evaluation, None if arm.changes else recipe.revision
+    protocol = protocol_of(recipe, source.geometry.original_length)
+    evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=arm.title, revision=revision)
+    for options in ruler_options(of, model, revision, recipe.tokenizer, scores, dtype):
+        run_ruler(options, reporter)
+    for name, each in of.perplexity.items():
+        path = scores / f"curve-{name}.json"
+        if not path.is_file():
+            fields = {key: getattr(each, key) for key in ("data", "lengths", "window", "stride", "average", "documents", "text_field")}
+            names = {"revision": revision, "tokenizer": recipe.tokenizer, "split_special_tokens": recipe.split_special_tokens}
+            measure_perplexity(PerplexityOptions(model=model, out=str(path), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
+    if of.short is not None:
+        fields = {"tasks": of.short.tasks, "limit": of.short.limit, "offline": of.short.offline, "data": of.short.data}
+        names = {"revision": revision, "tokenizer": recipe.tokenizer}
+        measure_short(ShortOptions(model=model, out=str(scores / "short"), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
+
+
+def ruler_options(
+    of: EvaluationRecipe, model: str | None, revision: str | None, tokenizer: str | None, scores: Path, dtype: str
+) -> list[RulerOptions]:
+    """One `harpe ruler` a length."""
+    if of.ruler is None:
+        return []
+    return [
+        RulerOptions(
+            length=length,
+            out=str(scores / f"ruler-{length}"),
+            tokenizer=tokenizer,
+            model=model,
+            beyond_context=True,
+            dtype=dtype,  # type: ignore[arg-type]
+            tasks=of.ruler.tasks,
+            samples=of.ruler.samples,
+            seed=of.ruler.seed,
+            template=of.ruler.template,
+            data=of.ruler.data,
+            revision=revision,
+        )
+        for length in of.ruler.lengths
+    ]
+
+
+def _check_gpu() -> None:
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu and not torch.cuda.is_available():
+        raise HarpeError(f"CUDA_VISIBLE_DEVICES is {gpu} for this process, and torch finds no GPU there. Start the comparison again.")
+
+
+def main() -> int:
+    """One worker, as `harpe.comparison.jobs` starts it; returns the exit code."""
+    run, name, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS")) or torch.get_num_threads())
+    folder = run / name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
+    try:
+        _check_gpu()
+        work(run, name, seed, Lines())
+    except HarpeError as error:
+        write_json(folder / "failed.json", {"reason": str(error)})
+        return FAILED
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        write_json(
+            folder / "failed.json", {"reason": f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}."}
+        )
+        return FAILED
+    return 0

@@ -1,0 +1,1 @@
+"""Needle tasks: samples, answers by greedy generation, and the grid over length and depth."""

@@ -1,0 +1,90 @@
+"""Short benchmarks through lm-eval: its tasks, its prompts, its numbers, on a model that is already loaded.
+
+The data come from the hub, or from files (`short_offline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harpe.distributed.processes import ALONE, Processes
+from harpe.errors import HarpeError
+from harpe.evaluation.short.model import short_model
+from harpe.evaluation.short.record import Record
+from harpe.evaluation.statistics.intervals import wilson
+
+PAPER_SHOTS = {"mmlu": 5, "hellaswag": 10, "arc_challenge": 25, "piqa": 0, "triviaqa": 5}
+"""The paper's five benchmarks and how many solved examples stand in front of a question."""
+SHOTS = {**PAPER_SHOTS, **{f"{name}_local": PAPER_SHOTS[name] for name in ("hellaswag", "arc_challenge", "triviaqa")}}
+
+
+def run_short_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str | dict[str, Any]],
+    shots: int | None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    record: Record | None = None,
+    team: Processes = ALONE,
+) -> dict[str, Any]:
+    """lm-eval's results for tasks on a loaded model: its dict with `results` and, by task, `samples`.
+
+    Parameters
+    ----------
+    tasks
+        Names of lm-eval's tasks, or definitions.
+    shots
+        Solved examples in front of a question; None: as the task says.
+    limit
+        Questions of each task; None: all.
+    record
+        Answers that an interrupted measurement has left, or other processes give; new ones are added.
+    team
+        Processes that share the requests; only the first one's result is whole.
+
+    Raises
+    ------
+    HarpeError
+        For unknown tasks, data that cannot be loaded, a context that is too short for a task's answers, and tasks whose generated answers
+        are not greedy.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise HarpeError("The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'.") from error
+    model.eval()
+    wrapped = short_model(record, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+    named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
+    options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
+    manager = TaskManager(include_defaults=named)
+
+    def fetch() -> None:
+        _run(tasks, lambda: manager.load(list(tasks)))
+
+    if named and team.count > 1:
+        team.from_first(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
+    return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
+
+
+def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
+    """What `work` gives; what lm-eval has to say against it as a sentence."""
+    try:
+        return work()
+    except HarpeError:
+        raise
+    except (KeyError, ValueError, OSError, AssertionError) as error:
+        names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
+        raise HarpeError(f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]}).") from error
+
+
+def accuracy(samples: Sequence[dict[str, Any]], metric: str = "acc") -> dict[str, Any]:
+    """Share of right answers in per cent over lm-eval's samples, with Wilson's 95 % interval."""
+    hits = [float(sample[metric]) for sample in samples if metric in sample]
+    share = wilson(sum(hits), len(hits))
+    return {"metric": metric, "score": 100 * share.value, "low": 100 * share.low, "high": 100 * share.high, "samples": len(hits)}

@@ -1,0 +1,1 @@
+"""Intervals, resampling over seeds and documents, and corrections for many comparisons."""

@@ -1,0 +1,124 @@
+"""Intervals over seeds and documents, differences between methods, and Holm's correction.
+
+Every method is measured on the same documents (or samples) after every training seed. A resample draws seeds with replacement, and
+documents with replacement: one draw of documents for all of its seeds and for all methods, because documents are crossed with seeds and not
+nested in them; other documents for each seed would average away their part of the variance (Owen 2007, "The pigeonhole bootstrap").
+Differences are paired: both methods see the same draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harpe.evaluation.statistics.intervals import Interval
+
+RESAMPLES = 10_000
+CHUNK = 2_000_000
+"""Numbers in one block of draws."""
+FEWEST_SEEDS = 3
+"""Below this seeds are averaged and only documents are drawn."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The documents or samples, alike for all methods."""
+
+    weights: np.ndarray
+    """Tokens of a document, or ones: float64 [units]."""
+    strata: np.ndarray
+    """Which mean a unit belongs to (a task): int64 [units]. The measure is the mean of the strata's weighted means."""
+
+    @staticmethod
+    def of(weights: Sequence[float], strata: Sequence[int] | None = None) -> Units:
+        return Units(np.asarray(weights, float), np.asarray(strata if strata is not None else [0] * len(weights), int))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Resampled values of one measure."""
+
+    value: float
+    """On all seeds and units as they are."""
+    by_seed: tuple[float, ...]
+    resampled: np.ndarray
+    """float64 [resamples]."""
+    units: int
+    """Documents or samples behind it."""
+
+    def interval(self) -> Interval:
+        low, high = np.percentile(self.resampled, [2.5, 97.5])
+        return Interval(self.value, float(low), float(high))
+
+    def p_value(self) -> float:
+        """Two-sided, that the value is zero: twice the smaller share of resamples on one side (ties on both).
+
+        Never below 2^(1 - units), what a sign test could reach at best: few documents give a bootstrap too narrow a spread.
+        """
+        n = len(self.resampled)
+        below, above = int((self.resampled <= 0).sum()), int((self.resampled >= 0).sum())
+        return min(1.0, max(2.0 ** (1 - self.units), 2 * (min(below, above) + 1) / (n + 1)))
+
+
+def _means(totals: np.ndarray, units: Units, counts: np.ndarray) -> np.ndarray:
+    """Measure of every seed under every draw: [draws, seeds], for counts [draws, units]."""
+    strata = np.unique(units.strata)
+    found = np.zeros((len(counts), len(totals)))
+    for stratum in strata:
+        part = units.strata == stratum
+        found += (counts[:, part] @ totals[:, part].T) / (counts[:, part] @ units.weights[part])[:, None]
+    return found / len(strata)
+
+
+def _unit_draws(units: Units, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each unit is drawn, within its stratum: float64 [draws, units]."""
+    counts = np.zeros((draws, len(units.weights)))
+    for stratum in np.unique(units.strata):
+        part = np.flatnonzero(units.strata == stratum)
+        counts[:, part] = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=draws)
+    return counts
+
+
+def resample(totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, seed: int = 0, over_seeds: bool = True) -> Draws:
+    """Resampled values of a measure, or of a difference of two (their totals subtracted).
+
+    Parameters
+    ----------
+    totals
+        float64 [seeds, units]; a method without training has one seed.
+    over_seeds
+        Draw seeds too, where there are at least three.
+    """
+    totals = np.atleast_2d(np.asarray(totals, float))
+    seeds = len(totals)
+    whole = _means(totals, units, np.ones((1, len(units.weights))))[0]
+    rng, parts, left = np.random.default_rng(seed), [], resamples
+    while left:
+        block = min(left, max(1, CHUNK // len(units.weights)))
+        means = _means(totals, units, _unit_draws(units, block, rng))
+        picks = rng.integers(0, seeds, (block, seeds))  # drawn in any case, so that the units' draws do not depend on it
+        if over_seeds and seeds >= FEWEST_SEEDS:
+            means = np.take_along_axis(means, picks, axis=1)
+        parts.append(means.mean(1))
+        left -= block
+    return Draws(float(whole.mean()), tuple(map(float, whole)), np.concatenate(parts), len(units.weights))
+
+
+def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int | bool) -> Draws:
+    """`first` minus `second`, seed by seed and unit by unit; a method of one seed stands against every seed of the other."""
+    a, b = np.atleast_2d(np.asarray(first, float)), np.atleast_2d(np.asarray(second, float))
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
+    return resample(a - b, units, **options)  # type: ignore[arg-type]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values that hold for all of them together (Holm 1979, "A simple sequentially rejective multiple test procedure")."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

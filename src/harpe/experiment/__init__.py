@@ -1,1 +1,0 @@
-"""Runs: options, run directory, plan, extension, evaluation of a run, comparison."""

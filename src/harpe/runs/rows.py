@@ -1,0 +1,143 @@
+"""The rows of a run: a method with its options and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harpe.bases.ranges import BaseRange, RangeRule, base_range
+from harpe.errors import HarpeError
+from harpe.methods.harpe import Measure
+from harpe.methods.registry import make_stages, method_named, takes_range
+from harpe.methods.types import Stage
+from harpe.options.verbs import ExtendOptions
+from harpe.positions.geometry import ModelGeometry
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a run."""
+
+    name: str
+    """Name of its folder."""
+    title: str
+    explanation: str
+    stages: tuple[Stage, ...]
+    """One of share 0 for a method without training."""
+    method: str
+    source: str
+    """Citation."""
+    control: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        return any(stage.share for stage in self.stages)
+
+    @property
+    def changes(self) -> bool:
+        """False: the checkpoint as it is, which needs no copy."""
+        return self.method != "none"
+
+    @property
+    def bases(self) -> tuple[float, ...]:
+        """One base per key/value head at the end, of the first layer where layers differ."""
+        return self.stages[-1].encoding.bases
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "explanation": self.explanation,
+            "method": self.method,
+            "source": self.source,
+            "control": self.control,
+            "trained": self.trained,
+            "bases": list(self.bases),
+            "per_head": self.stages[-1].encoding.per_head,
+            "options": dict(self.options),
+        }
+
+
+def make_arm(
+    method: str,
+    geometry: ModelGeometry,
+    length: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    range_rule: RangeRule = "critical",
+    measure: Measure | None = None,
+    train: bool | None = None,
+) -> Arm:
+    """A row by its method's name; see `harpe.methods.registry.make_stages`."""
+    found, options = method_named(method), dict(options or {})
+    stages = make_stages(found, geometry, length, options, range_rule=range_rule, measure=measure, train=train)
+    return Arm(
+        name or method, title or found.title, explain(method, stages, geometry), tuple(stages), method, found.source, found.control, options
+    )
+
+
+def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
+    """A sentence on what a row is."""
+    if method == "none":
+        return f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no further training."
+    if not any(stage.share for stage in stages):
+        return f"{_first_upper(stages[-1].encoding.describe())}; no training."
+    if len(stages) == 1:
+        note = f", {stages[0].note}" if stages[0].note else ""
+        return f"{_first_upper(stages[0].encoding.describe())}{note}; trained once at {stages[0].length} tokens."
+    parts = [f"{stage.encoding.describe()} at {stage.length} tokens ({stage.share:.0%})" for stage in stages]
+    return f"{len(stages)} stages: {'; '.join(parts)}."
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def range_of(options: ExtendOptions, geometry: ModelGeometry) -> BaseRange:
+    """The range that the bases of `harpe extend` come from."""
+    return base_range(geometry, options.length, options.min, options.max, options.range)
+
+
+def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Arm:
+    """The row that `harpe extend` trains.
+
+    Raises
+    ------
+    HarpeError
+        For options that do not go together, and for a method without training.
+    """
+    given = dict(options.method_options or {})
+    search = {
+        "strategy": options.strategy if options.strategy != "uniform" else None,
+        "stride": options.stride,
+        "rule": options.rule,
+        "force": options.force or None,
+        "assignment": options.assignment,
+        "layer_bases": options.layer_bases if options.layer_bases != "same" else None,
+    }
+    chosen = {key: value for key, value in search.items() if value is not None}
+    if options.method == "harpe":
+        if options.base is not None:
+            raise HarpeError("--base belongs to --method abf; HARPE takes its bases from the range (--min, --max).")
+        given = {**chosen, "seed": options.seed, **given}
+    elif set(chosen) - {"force"}:
+        raise HarpeError(
+            f"--strategy, --stride, --rule, --assignment and --layer-bases choose the bases of --method harpe; leave them out for "
+            f"--method {options.method}."
+        )
+    if options.base is not None:
+        if options.method != "abf":
+            raise HarpeError(f"--base belongs to --method abf; --method {options.method} has --method-options.")
+        given["base"] = options.base
+    found = method_named(options.method)
+    ends = {"min": options.min, "max": options.max, "range": options.range}
+    if takes_range(found):
+        given |= {key: value for key, value in ends.items() if value is not None}
+    arm = make_arm(options.method, geometry, options.length, given, measure=measure)
+    if not arm.trained:
+        raise HarpeError(f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model.")
+    return arm

@@ -1,0 +1,52 @@
+"""The model of one row of a run: its positions changed, trained where its method trains, saved whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harpe.data.packing import PackedDataset
+from harpe.models.apply import apply_encoding
+from harpe.models.load import save_checkpoint
+from harpe.models.saved import check_saved
+from harpe.options.training import TrainingOptions
+from harpe.reporter import Reporter
+from harpe.runs.rows import Arm
+from harpe.runs.source import Source
+from harpe.training.stages import train_stages
+
+
+def train_arm(
+    folder: Path, arm: Arm, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
+) -> Path:
+    """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
+
+    A row that is done already, with a whole model, is left alone. `data` may be None for a method without training.
+    """
+    target = folder / "model"
+    if target.exists():
+        check_saved(target)
+        return target
+
+    def report(step: int, steps: int, row: dict[str, Any]) -> None:
+        reporter.progress(f"training {arm.title}", step, steps, f"loss {row['loss']:.3f}")
+
+    model = source.load()
+    if arm.trained:
+        assert data is not None
+        train_stages(
+            model,
+            source.geometry,
+            arm.stages,
+            data,
+            options,
+            folder,
+            sliding_window=source.sliding_window,
+            report=report,
+            tell=reporter.say,
+        )
+    else:
+        apply_encoding(model, arm.stages[-1].encoding, source.geometry, length, source.sliding_window)
+    model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
+    save_checkpoint(model, source.tokenizer, target, length)
+    return target

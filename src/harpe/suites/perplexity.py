@@ -1,0 +1,214 @@
+"""`harpe perplexity`: prefix curves and sliding windows of one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harpe.data.token_ids import begin_ids
+from harpe.distributed.processes import Processes, join
+from harpe.errors import HarpeError
+from harpe.evaluation.identity import MEASURING, identity_of
+from harpe.evaluation.perplexity.curves import prefix_curve, prefix_record, window_curve, window_totals
+from harpe.evaluation.records import Records, record_files
+from harpe.evaluation.run import HeldOut
+from harpe.files import read_json, write_json, write_text
+from harpe.measurement import Measurement, records_of, refuse_other
+from harpe.models.angles import moving_rope
+from harpe.models.dtype import choose_dtype
+from harpe.models.head import check_head
+from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.vocabulary import check_vocabulary
+from harpe.options.measuring import PerplexityOptions
+from harpe.ownership import refuse_foreign
+from harpe.report.perplexity_figures import ENDINGS, perplexity_figures
+from harpe.reporter import Reporter
+from harpe.runs.directory import held_scores
+from harpe.runs.overlap import training_overlap
+from harpe.runs.texts import held_out_texts
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Lengths out of `FIRST:LAST:STEP` or `A,B,C`, ascending.
+
+    Raises
+    ------
+    HarpeError
+        For anything else, and for lengths below two tokens.
+    """
+    try:
+        if ":" in text:
+            first, last, step = (int(part) for part in text.split(":"))
+            lengths = list(range(first, last + 1, step))
+        else:
+            lengths = sorted({int(part) for part in text.replace(",", " ").split()})
+    except ValueError as error:
+        raise HarpeError(f"--lengths {text} is neither FIRST:LAST:STEP nor numbers with commas between them.") from error
+    if not lengths or lengths[0] < 2:
+        raise HarpeError(f"--lengths {text} holds no length of at least two tokens.")
+    return lengths
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the options come to; plain values, which the first process tells the others."""
+
+    lengths: list[int]
+    """Empty where a window slides."""
+    held_out: HeldOut
+    behind: int
+    """How many ids the tokenizer begins the documents with; they are left out, for `begin` to stand in their place."""
+    begin: tuple[int, ...]
+    """What every document and every window begins with."""
+    reason: str
+    """Of the dtype."""
+    of: Measurement
+
+    @property
+    def dtype(self) -> str:
+        return str(self.of["dtype"])
+
+
+def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = None) -> Path:
+    """Measure what `options` asks for; returns the file. Records of documents that lie beside it are not measured again.
+
+    Started as several processes, each of them calls this and reads its share of the documents; the first one writes the file.
+
+    Raises
+    ------
+    HarpeError
+        For bad options or input, before any model is loaded; where the file or the records beside it are of another measurement, or
+        were not written by harpe.
+    """
+    team = join()
+    reporter = (reporter if team.first else None) or Reporter()
+    path = Path(options.out)
+    work = team.from_first(lambda: _planned(options, path, reporter))
+    with held_scores(path, team):
+        _measure(options, path, work, team, reporter)
+    return path
+
+
+def _measure(options: PerplexityOptions, path: Path, work: _Work, team: Processes, reporter: Reporter) -> None:
+    """Measure the documents that are not measured yet, and write the summary."""
+    documents = [ids[work.behind :] for ids in work.held_out.documents]
+    reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
+    records = Records(_records(path), lambda row: int(row["document"]), team, reporter.say, work.of)
+    if team.first and records.rows:
+        reporter.say(f"Going on behind the {len(records.rows)} documents that {records.path} holds.")
+    missing = [number for number in range(len(documents)) if number not in records.rows]
+    if missing:
+        before = len(records.rows)
+        mine = team.share(sorted(missing, key=lambda number: -len(documents[number])))
+
+        def load() -> PreTrainedModel:
+            return to_accelerator(check_head(load_model(options.model, torch.float32, options.revision), options.model))
+
+        model = team.alike(load).eval()
+        if moving := moving_rope(model.config):
+            reporter.say(f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece.")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
+            for done, number in enumerate(mine, 1):
+                ids = documents[number]
+                if work.lengths:
+                    record = prefix_record(model, ids, work.lengths, work.begin)
+                else:
+                    totals = window_totals(model, ids, int(options.window or 0), options.stride, work.begin)
+                    record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
+                records.add({"document": number, **record})
+                reporter.progress("perplexity", before + done, before + len(mine), team.note)
+    rows = records.gather()
+    if team.first:
+        _write(options, path, work, rows, reporter)
+    team.wait()
+
+
+def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:
+    """Check the options, read the texts, and see what is there already."""
+    if options.server is not None:
+        raise HarpeError(
+            "--server: perplexity needs the probability of every token that the model reads, and servers give text. Leave --server out: "
+            "the model then runs in this process. `harpe ruler` can ask a server."
+        )
+    if (options.lengths is None) == (options.window is None):
+        raise HarpeError("Give either --lengths (documents cut to each length) or --window (a window that slides over whole documents).")
+    if path.suffix != ".json":
+        raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
+    lengths = parse_lengths(options.lengths) if options.lengths else []
+    figures = [path.with_name(f"{path.stem}{ending}.svg") for ending in ENDINGS]
+    refuse_foreign(path, _records(path), *record_files(_records(path)), *figures)
+    tokenizer = _tokenizer(options)
+    check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
+    held_out = held_out_texts(
+        options.data,
+        tokenizer,
+        _longest(options, lengths),
+        options.documents,
+        text_field=options.text_field,
+        split_special_tokens=options.split_special_tokens,
+        say=reporter.say,
+    )
+    own = begin = begin_ids(tokenizer)
+    if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
+        begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    of, reason = _begun(path, _measurement(options, tokenizer, held_out, lengths, begin), options.dtype)
+    return _Work(lengths, held_out, len(own), begin, reason, of)
+
+
+def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
+    return lengths[-1] if lengths else int(options.window or 0)
+
+
+def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
+    return load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+
+
+def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
+    """The curve and its figures from the documents' records."""
+    facts = {"model": Path(work.of["name"]).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
+    value: dict[str, Any] = {**facts, "measurement": work.of, "read": work.held_out.read}
+    if work.lengths:
+        value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
+    else:
+        value |= {"kind": "windows", "window": options.window, "stride": options.stride}
+        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {"documents": rows}
+    value["overlap"] = training_overlap(options.model, _tokenizer(options), work.held_out, reporter)
+    figures = {path.with_name(f"{path.stem}{ending}.svg"): figure for ending, figure in perplexity_figures(value).items()}
+    for name, figure in figures.items():
+        write_text(name, figure)
+    write_json(path, value)  # last: a comparison takes its being there for all of it
+    written = [path, *figures]
+    reporter.say(f"Written: {', '.join(map(str, written))}")
+
+
+def _records(path: Path) -> Path:
+    """Beside the file, with an ending of its own: NAME.jsonl may be the texts that are measured."""
+    return path.with_suffix(".records.jsonl")
+
+
+def _measurement(
+    options: PerplexityOptions, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, lengths: list[int], begin: tuple[int, ...]
+) -> Measurement:
+    """What the records are of, but for the dtype."""
+    asked = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
+    identity = identity_of(options.model, options.revision, tokenizer)
+    facts = {"options": {**asked, "average": options.average, "begin": list(begin)}, "measuring": MEASURING["perplexity"]}
+    return {**identity, "held_out": held_out.identity(), **facts}
+
+
+def _begun(path: Path, of: Measurement, wanted: str) -> tuple[Measurement, str]:
+    """What is measured, with the dtype of the arithmetic, and why in that: a measurement that was begun goes on in its own."""
+    there = {file: records_of(file) for file in record_files(_records(path))}
+    if path.is_file():
+        there[path] = read_json(path).get("measurement", {})
+    began = next((str(each["dtype"]) for each in there.values() if "dtype" in each), None)
+    dtype, reason = choose_dtype(wanted) if began is None or wanted != "auto" else (began, f"{began}, in which this measurement began")
+    named = next(({"name": each["name"]} for each in there.values() if "name" in each), {})  # a copy of the model changes no byte
+    of = {**of, "dtype": dtype, **named}
+    for file, each in there.items():
+        refuse_other(each, of, file, "Delete it to measure again, or name another file with --out.")
+    return of, reason

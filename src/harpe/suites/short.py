@@ -1,0 +1,205 @@
+"""`harpe short`: short benchmarks of one checkpoint."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from harpe.distributed.processes import Processes, join
+from harpe.errors import HarpeError
+from harpe.evaluation.against import WRITTEN, compare_short
+from harpe.evaluation.identity import MEASURING, identity_of
+from harpe.evaluation.records import record_files
+from harpe.evaluation.short.offline import LOCAL, NOT_COMPARABLE, offline_tasks, questions_hash
+from harpe.evaluation.short.record import Record
+from harpe.evaluation.short.tasks import SHOTS, accuracy, run_short_tasks
+from harpe.files import read_json, write_json
+from harpe.measurement import check_summary, refuse_other, write_records
+from harpe.models.dtype import choose_dtype
+from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
+from harpe.models.vocabulary import check_vocabulary
+from harpe.options.measuring import ShortOptions
+from harpe.ownership import refuse_foreign
+from harpe.reporter import Reporter
+from harpe.runs.directory import held_scores
+from harpe.runs.overlap import Prompts, training_overlap
+
+Definitions = dict[str, list[Any]]
+"""Of lm-eval's tasks, or their names, by the names that were asked for."""
+METRICS = ("acc", "exact_match")
+"""Of a question, the first one that lm-eval gives is the score that gets an interval."""
+
+
+def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Path:
+    """Measure the tasks that are not measured yet; returns the folder.
+
+    Started as several processes, each of them calls this and asks its share of the questions; the first one writes the files.
+
+    Raises
+    ------
+    HarpeError
+        For bad options, missing data, and a folder that holds scores of another measurement, or files that harpe did not write.
+    """
+    team = join()
+    reporter = (reporter if team.first else None) or Reporter()
+    names = options.tasks.replace(",", " ").split()
+    path = Path(options.out) / "short.json"
+    _check(options, names)
+    definitions, tokenizer = team.alike(lambda: _read(options, names))
+    with held_scores(path.parent, team):
+        _measure_missing(options, names, definitions, tokenizer, path, team, reporter)
+    against = options.against
+    if against is not None:
+        team.from_first(lambda: compare_short(Path(against), path.parent, names))
+    return path.parent
+
+
+def _measure_missing(
+    options: ShortOptions,
+    names: list[str],
+    definitions: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    team: Processes,
+    reporter: Reporter,
+) -> None:
+    value, reason = team.from_first(lambda: _begun(options, path, definitions, tokenizer))
+    if missing := [name for name in names if name not in value["tasks"]]:
+        reporter.say(f"Arithmetic in {reason}.")
+        _measure(options, {name: definitions[name] for name in missing}, tokenizer, value, path, team, reporter)
+    else:
+        reporter.say(f"Everything is measured already; the scores are in {path}.")
+
+
+def _check(options: ShortOptions, names: list[str]) -> None:
+    if options.server is not None:
+        raise HarpeError(
+            "--server: the short benchmarks compare log-likelihoods of given answers, and servers give text. Leave --server out: the model "
+            "then runs in this process. `harpe ruler` can ask a server."
+        )
+    if wrong := [name for name in names if Path(name).name != name]:
+        raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
+    folder = Path(options.out)
+    records = [file for name in names for file in record_files(folder / f"{name}.requests.jsonl")]
+    against = [folder / name for name in WRITTEN] if options.against is not None else []
+    refuse_foreign(folder / "short.json", *(folder / f"{name}.jsonl" for name in names), *records, *against)
+
+
+def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
+    definitions = {name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names}
+    tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
+    return definitions, tokenizer
+
+
+def _begun(options: ShortOptions, path: Path, definitions: Definitions, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str]:
+    """What short.json holds of this measurement, whole tasks alone, and why the dtype is what it is."""
+    there = {k: v for k, v in read_json(path).items() if k != "schema_version"} if path.is_file() else {"tasks": {}}
+    began = there.get("measurement", {}).get("dtype")
+    dtype, reason = (began, f"{began}, in which these scores began") if began and options.dtype == "auto" else choose_dtype(options.dtype)
+    asked = {"shots": options.shots, "limit": options.limit, "offline": options.offline, "lm_eval": _lm_eval_version()}
+    facts = {"options": asked, "dtype": dtype, "measuring": MEASURING["short"]}
+    of = {**identity_of(options.model, options.revision, tokenizer), **facts}
+    advice = "Name another folder with --out, or delete this one to measure again."
+    if path.is_file():
+        refuse_other(there.get("measurement", {}), of, path, advice)
+        of = there["measurement"]
+    for name, definition in definitions.items():
+        check_summary(path.parent / f"{name}.jsonl", of)
+        if not (path.parent / f"{name}.jsonl").is_file():
+            there["tasks"].pop(name, None)
+        elif name in there["tasks"] and (questions := there["tasks"][name].get("questions")) is not None:
+            refuse_other({"questions": questions}, {"questions": _questions(definition)}, path, advice)
+    return {"measurement": of, **there}, reason
+
+
+def _lm_eval_version() -> str | None:
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return None
+
+
+def _questions(definition: list[Any]) -> str | None:
+    """What names the questions of a task that is read from files; lm-eval's version stands for those of its own tasks."""
+    return None if isinstance(definition[0], str) else questions_hash(definition)
+
+
+def _measure(
+    options: ShortOptions,
+    definitions: Definitions,
+    tokenizer: PreTrainedTokenizerBase,
+    value: dict[str, Any],
+    path: Path,
+    team: Processes,
+    reporter: Reporter,
+) -> None:
+    """Measure tasks; each goes into short.json when it is done. While it runs, NAME.requests.jsonl keeps what was answered."""
+    of = value["measurement"]
+    if team.first:
+        write_json(path, value)
+    model = team.alike(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision)))
+    for done, (name, definition) in enumerate(definitions.items()):
+        reporter.progress("short benchmarks", done, len(definitions), name)
+        shots = options.shots if options.shots is not None else SHOTS.get(name)
+
+        def progress(done: int, total: int, name: str = name) -> None:
+            reporter.progress(f"blocks of {name}", done, total, team.note)
+
+        record = Record(path.parent / f"{name}.requests.jsonl", options.batch_size, team, reporter.say, progress, of)
+        if record.known:
+            reporter.say(f"{name}: {record.known} requests were answered before.")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=of["dtype"] == "bfloat16"):
+            found = run_short_tasks(
+                model, tokenizer, definition, shots, limit=options.limit, batch_size=options.batch_size, record=record, team=team
+            )
+        if team.first:
+            samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
+            asked = Prompts([_prompts(rows) for rows in found["samples"].values()], tokenizer)
+            value["tasks"][name] = {
+                **_scores(name, samples, shots),
+                "questions": _questions(definition),
+                "overlap": training_overlap(options.model, tokenizer, asked, reporter),
+                "lm_eval": found["results"],
+            }
+            kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
+            write_records(path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples], of)
+            write_json(path, _plain(value))
+            record.path.unlink(missing_ok=True)
+    team.wait()
+    reporter.progress("short benchmarks", len(definitions), len(definitions))
+    reporter.say(f"The scores are in {path}.")
+
+
+def _scores(name: str, samples: list[dict[str, Any]], shots: int | None) -> dict[str, Any]:
+    metric = next((m for m in METRICS if samples and m in samples[0]), None)
+    note = {"note": NOT_COMPARABLE} if name in LOCAL else {}
+    return {**(accuracy(samples, metric) if metric else {}), "shots": shots, **note}
+
+
+def _prompts(samples: list[dict[str, Any]]) -> list[str]:
+    """What is asked, solved examples included; once where a question is asked with several answers."""
+    return list(dict.fromkeys(str(request[0]) for sample in samples for request in sample["arguments"]))
+
+
+def _folder(options: ShortOptions) -> Path:
+    named = options.data or os.environ.get("HARPE_DATA")
+    if not named:
+        raise HarpeError("--offline needs a folder with the questions: name it with --data, or set HARPE_DATA.")
+    return Path(named) / "short_bench"
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON has: numbers of numpy and torch become Python's, everything unknown its text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

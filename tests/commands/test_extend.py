@@ -1,0 +1,231 @@
+"""From a checkpoint to an extended one that loads in a fresh process, and everything that is refused on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import harpe
+from harpe.commands.evaluate import evaluate
+from harpe.data.packing import PackedDataset
+from harpe.errors import HarpeError
+from harpe.files import read_json
+from harpe.models.identity import checkpoint_identity
+from harpe.models.load import load_tokenizer
+from harpe.options.verbs import EvaluateOptions
+from harpe.report.read import read_run
+from harpe.runs.scored import check_models
+
+SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+
+
+def run(workspace: Path, out: str = "run", **changes: Any) -> Path:
+    options = {**SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts"), **changes}
+    return harpe.extend(out=workspace / out, **options)
+
+
+FRESH = """
+import json, sys, torch, harpe
+from transformers import AutoModelForCausalLM, AutoTokenizer
+harpe.register()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+ids = torch.arange(1, 201)[None]
+with torch.no_grad():
+    print(json.dumps([model.config.max_position_embeddings, AutoTokenizer.from_pretrained(sys.argv[1]).model_max_length,
+                      model(ids).logits[0, -1].tolist(), model.generate(ids, max_new_tokens=5, do_sample=False)[0, -5:].tolist()]))
+"""
+
+
+def test_a_random_qwen3_with_grouped_queries_is_extended_saved_and_loaded_in_a_fresh_process(workspace: Path) -> None:
+    target = run(workspace)
+    plan = read_json(workspace / "run" / "plan.json")
+    assert plan["model"]["key_value_heads"] == 2 and len(plan["methods"][1]["bases"]) == 2
+    done = subprocess.run([sys.executable, "-c", FRESH, str(target)], capture_output=True, text=True, check=True)
+    length, tokenizer_length, logits, made = json.loads(done.stdout.splitlines()[-1])
+    assert (length, tokenizer_length, len(made)) == (256, 256, 5)
+    harpe.register()
+    with torch.no_grad():
+        here = AutoModelForCausalLM.from_pretrained(target).eval()(torch.arange(1, 201)[None]).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(logits), here, atol=1e-5, rtol=1e-5)
+    last = json.loads((workspace / "run" / "harpe" / "stage-1" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["tokens"] == SETTINGS["tokens"] and last["loss"] < 6.5
+    assert read_json(target / "config.json")["use_cache"] is True  # training switches it off
+
+
+def test_abf_gives_a_checkpoint_that_stock_transformers_loads_without_harpe(workspace: Path) -> None:
+    target = run(workspace, method="abf", base=5e5)
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM; m = AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+        "print(m.config.rope_parameters['rope_theta'], 'harpe' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["500000.0", "False"]
+
+
+def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Path) -> None:
+    run(workspace)
+    options = EvaluateOptions(
+        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=2, grid_samples=1, dtype="float32"
+    )
+    with pytest.raises(HarpeError, match="needs at least"):
+        evaluate(options)  # the needles do not fit into 64 tokens, and that is said
+    assert not (workspace / "run" / "base" / "scores").exists()
+    options = EvaluateOptions(
+        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=0, grid_samples=1, dtype="float32"
+    )
+    evaluate(options)
+    evaluate(options)  # nothing is left to do
+    with pytest.raises(HarpeError, match=r"documents: 3 there, 2 now"):
+        evaluate(dataclasses.replace(options, documents=2))
+    value = read_run(workspace / "run")
+    assert [m.name for m in value.methods] == ["base", "harpe"]
+    assert all(m.perplexity is not None and m.grid is not None for m in value.methods)
+    check_models(workspace / "run")
+    protocol = workspace / "run" / "base" / "scores" / "protocol.json"
+    there = protocol.read_text()
+    scores = list((workspace / "run" / "base" / "scores").glob("*.json*"))
+    for path in scores:  # of other texts, as a whole
+        if path != protocol:
+            path.unlink()
+    protocol.write_text(there.replace(read_json(protocol)["held_out"], 64 * "0"))
+    with pytest.raises(HarpeError, match="of other texts"):
+        check_models(workspace / "run")
+    protocol.write_text(there)
+    weights = workspace / "model" / "model.safetensors"
+    save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(HarpeError, match="is not the one that the run in .* began with"):
+        evaluate(options)
+    protocol.write_text(there.replace(read_json(protocol)["model"]["weights"], checkpoint_identity(workspace / "model")["weights"]))
+    with pytest.raises(HarpeError, match=r"protocol\.json is of is not the one that the run in .* began with"):
+        check_models(workspace / "run")
+    protocol.write_text(there)
+    assert (workspace / "run" / "report" / "index.html").stat().st_size > 20_000
+
+
+def test_score_files_tell_how_much_of_their_texts_was_trained_on(workspace: Path) -> None:
+    """Against sets of tuples; half of the first text is one that was trained on."""
+    run(workspace)
+    trained = sorted((workspace / "texts").iterdir())[0].read_text()
+    other = workspace / "other"
+    other.mkdir()
+    fresh = "".join(chr(97 + i * i % 26) + " " * (i % 3) for i in range(3000))
+    (other / "a.txt").write_text(trained[: len(trained) // 2] + fresh)
+    (other / "b.txt").write_text(fresh[::-1])
+    evaluate(EvaluateOptions(model=str(workspace / "run"), data=str(other), documents=2, samples=0, grid_samples=1, dtype="float32"))
+    packed = PackedDataset(workspace / "run" / "data" / "256")
+    stream = [i for k in range(len(packed)) for i in packed[k]["input_ids"].tolist()]
+    there = {tuple(stream[i : i + 13]) for i in range(len(stream))}
+    tokenizer, hits = load_tokenizer(workspace / "run" / "harpe" / "model"), []
+    for path in (other / "a.txt", other / "b.txt"):
+        ids = [i for i in tokenizer(path.read_text()).input_ids if i not in tokenizer.all_special_ids]
+        hits.append([tuple(ids[i : i + 13]) in there for i in range(len(ids) - 12)])
+    for name in ("perplexity", "grid"):
+        found = read_json(workspace / "run" / "harpe" / "scores" / f"{name}.json")["overlap"]
+        assert (found["ngram"], found["training_hash"], found["grams"]) == (13, packed.hash, sum(map(len, hits)))
+        assert found["share"] == pytest.approx(sum(map(sum, hits)) / sum(map(len, hits))) and 0.05 < found["share"] < 0.95
+        assert found["largest_share_of_a_text"] == pytest.approx(max(sum(h) / len(h) for h in hits))
+        unknown = read_json(workspace / "run" / "base" / "scores" / f"{name}.json")["overlap"]
+        assert unknown["share"] is None and "not known" in unknown["reason"]
+
+
+def test_the_same_recipe_gives_the_same_weights(workspace: Path) -> None:
+    a, b = run(workspace, "a"), run(workspace, "b")
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_resumed_without_work(workspace: Path) -> None:
+    target = run(workspace)
+    before = (target / "model.safetensors").stat().st_mtime_ns
+    assert run(workspace, resume=True) == target
+    assert (target / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(workspace: Path) -> None:
+    run(workspace)
+    with pytest.raises(HarpeError, match=r"learning_rate: 0.001 there, 0.002 now"):
+        run(workspace, learning_rate=2e-3, resume=True)
+
+
+def test_another_run_in_the_directory_is_refused(workspace: Path) -> None:
+    run(workspace)
+    with pytest.raises(HarpeError, match="--resume"):
+        run(workspace)
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) -> None:
+    (workspace / "run").mkdir()
+    (workspace / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(HarpeError, match="exists and holds no run of harpe"):
+        run(workspace)
+    assert [p.name for p in (workspace / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "rope"),
+    [
+        ("yarn", {"beta_fast": 16}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}),
+        ("abf-staged", None, {"rope_type": "default"}),
+    ],
+)
+def test_other_methods_give_checkpoints_of_stock_rope_types(
+    workspace: Path, method: str, options: dict[str, Any] | None, rope: dict[str, Any]
+) -> None:
+    target = run(workspace, method=method, method_options=options, length=256)
+    config = AutoConfig.from_pretrained(target)
+    assert config.max_position_embeddings == 256 and config.model_type == "qwen3"
+    assert rope.items() <= config.rope_parameters.items()
+    plan = read_json(target.parent.parent / "plan.json")
+    assert any(("2 stages:" if method == "abf-staged" else "One stage:") in reason for reason in plan["reasons"])
+    assert len(list(target.parent.glob("stage-*"))) == (2 if method == "abf-staged" else 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "/nowhere"}, "no checkpoint folder"),
+        ({"length": 64}, "not longer than the model's context of 64"),
+        ({"data": "/nowhere"}, "no such file or folder"),
+        ({"method": "abf", "base": 1.0}, "finite number above 1"),
+        ({"method": "harpe", "base": 5e5}, "--base belongs to --method abf"),
+        ({"method": "yarn", "base": 5e5}, "--base belongs to --method abf"),
+        ({"method": "self-extend"}, "needs no training"),
+        ({"method": "yarm"}, "Did you mean yarn"),
+        ({"method": "pi", "method_options": {"fcator": 2}}, "Did you mean factor"),
+        ({"method": "abf", "strategy": "uniform-descending"}, "leave them out for --method abf"),
+        ({"min": 9e5, "max": 1e5}, "empty or invalid"),
+        ({"strategy": "peak-valley", "rule": "published", "stride": 3e4}, "tuned to head size 128"),
+        ({"tokens": 10**9}, "more than the data have"),
+        ({"length": 100_000, "tokens": 0}, "one sequence needs 100000"),
+        ({"resume": True}, "no run in"),
+        ({"learning_rate": -1.0}, "must be above 0"),
+        ({"tokenizer": "/nowhere"}, "no checkpoint folder"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_trains_nothing(workspace: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarpeError, match=message):
+        run(workspace, **changes)
+    assert not (workspace / "run").exists()  # so that the mended command may use the same directory
+
+
+def test_an_empty_corpus_is_told(workspace: Path) -> None:
+    (workspace / "empty").mkdir()
+    (workspace / "empty" / "a.txt").write_text("  \n")
+    with pytest.raises(HarpeError, match="no documents with text"):
+        run(workspace, data=str(workspace / "empty"))
+
+
+def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(HarpeError, match=r"needs about .* GB .* are free"):
+        run(workspace)
+    assert not (workspace / "run").exists()
