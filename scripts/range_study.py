@@ -26,10 +26,10 @@ from harpe.files import read_json, read_jsonl, write_json, write_text
 from harpe.options.training import TrainingOptions
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.directory import write_environment
-from harpe.runs.rows import Arm, make_arm
+from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source, open_source
 from harpe.runs.texts import EMBEDDED, held_out_texts, packed
-from harpe.runs.train import train_arm
+from harpe.runs.train import train_row
 from harpe.suites.standard import evaluate_checkpoint
 
 SETTINGS = ((2048, 131_072), (4096, 131_072), (8192, 131_072), (4096, 262_144), (2048, 262_144), (8192, 262_144))
@@ -51,7 +51,7 @@ class Setting:
         return f"{self.length}-{self.tokens}"
 
 
-def arms_of(geometry: ModelGeometry, length: int) -> list[Arm]:
+def arms_of(geometry: ModelGeometry, length: int) -> list[Row]:
     """The rows of a setting: the ranges, spaced evenly, and one base."""
     critical = critical_base(geometry.base, geometry.original_length, length)
     ntk = ntk_base(geometry.base, length / geometry.original_length, geometry.rotary_dim)
@@ -59,8 +59,8 @@ def arms_of(geometry: ModelGeometry, length: int) -> list[Arm]:
     arms = []
     for name, (low, high) in ranges.items():
         title = f"{low / critical:.3g} b* to {high / critical:.3g} b*"
-        arms.append(make_arm("harpe", geometry, length, {"min": low, "max": high}, name=name, title=title))
-    return [*arms, make_arm("abf", geometry, length, {"base": critical}, name="one", title="one base b*")]
+        arms.append(make_row("harpe", geometry, length, {"min": low, "max": high}, name=name, title=title))
+    return [*arms, make_row("abf", geometry, length, {"base": critical}, name="one", title="one base b*")]
 
 
 def run_setting(setting: Setting, source: Source, out: Path, learning_rate: float, dtype: str, terminal: Terminal) -> None:
@@ -80,7 +80,7 @@ def run_setting(setting: Setting, source: Source, out: Path, learning_rate: floa
     protocol = Protocol(source.geometry.original_length, setting.length, documents=12, samples=16, tasks=TASKS, grid_samples=0, seed=2)
     for arm in arms_of(source.geometry, setting.length):
         scores = run / arm.name / "scores"
-        model = train_arm(run / arm.name, arm, source, data, options, setting.length, terminal)
+        model = train_row(run / arm.name, arm, source, data, options, setting.length, terminal)
         evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, terminal, title=arm.title)
         terminal.say(f"{setting.name} {arm.title}: {measured(scores, source.geometry.original_length, setting.length)}")
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from harpe.comparison import jobs
 from harpe.comparison.measures import collect
-from harpe.comparison.plan import make_arms
+from harpe.comparison.plan import make_rows
 from harpe.comparison.recipe import parse, read_recipe
 from harpe.comparison.run import compare
 from harpe.comparison.summary import summarise
@@ -213,7 +213,7 @@ def test_rows_are_told_apart_by_the_options_in_which_they_differ(tmp_path: Path,
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"name": f"yarn-{n}", "method": "yarn", "beta_fast": n} for n in (4, 8)]
     recipe = parse(small(tmp_path, length=1024, methods=["abf", "yarn", *rows, {"name": "abf-9", "method": "abf", "base": 9e5}]), "x")
-    titles = [arm.title for arm in make_arms(recipe, source_of(recipe), None)]
+    titles = [arm.title for arm in make_rows(recipe, source_of(recipe), None)]
     assert titles == ["ABF (default base)", "YaRN (beta_fast 32)", "YaRN (beta_fast 4)", "YaRN (beta_fast 8)", "ABF (base 900,000)"]
 
 

@@ -14,14 +14,14 @@ from harpe.distributed.processes import refuse_several
 from harpe.options.training import TrainingOptions
 from harpe.options.verbs import ExtendOptions
 from harpe.reporter import Reporter
-from harpe.runs.decided import model_facts, pinned_revision, settled_arm, settled_plan
+from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.runs.head_distances import measured_reach
 from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
-from harpe.runs.rows import Arm, arm_of, make_arm, range_of
+from harpe.runs.rows import Row, extended_row, make_row, range_of
 from harpe.runs.source import Source, open_source
 from harpe.runs.texts import packed
-from harpe.runs.train import train_arm
+from harpe.runs.train import train_row
 from harpe.training.stages import check_stages
 
 FEW_STEPS = 100
@@ -41,8 +41,8 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     with held(run):
         open_run(run, options, options.resume)
         with removed_on_refusal(run, unless=options.resume):
-            source, arm, data, training = _planned(options, run, reporter)
-        target = train_arm(run / arm.name, arm, source, data, training, options.length, reporter)
+            source, row, data, training = _planned(options, run, reporter)
+        target = train_row(run / row.name, row, source, data, training, options.length, reporter)
     reporter.say(
         f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
         f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
@@ -50,7 +50,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     return target
 
 
-def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Arm, PackedDataset, TrainingOptions]:
+def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Row, PackedDataset, TrainingOptions]:
     """Check everything, decide what the run is or read back what it decided when it began, and tell the plan."""
     revision = pinned_revision(run, options.method, options.revision)
     source = open_source(options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window)
@@ -64,7 +64,7 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
 
     bases = range_of(options, source.geometry)
     facts = model_facts(options.model, revision, source.geometry)
-    arm = settled_arm(run, options.method, facts, lambda: arm_of(options, source.geometry, reach), notes)
+    row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, reach), notes)
     model = source.load()
     parameters = model.num_parameters()
     check_space(run, parameters)
@@ -80,7 +80,7 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
         seed=options.seed,
         dtype=dtype,
     )
-    check_stages(arm.stages, training)
+    check_stages(row.stages, training)
     for sentence in write_environment(run):
         reporter.say(sentence)
     reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
@@ -114,7 +114,7 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
         parameters,
         options.length,
         bases,
-        [make_arm("none", source.geometry, options.length, name="base"), arm],
+        [make_row("none", source.geometry, options.length, name="base"), row],
         training,
         reason,
         data,
@@ -123,4 +123,4 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     )
     plan = settled_plan(run, plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
-    return source, arm, data, training
+    return source, row, data, training

@@ -13,16 +13,16 @@ from harpe.options.verbs import QuickstartOptions
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.reporter import Reporter
-from harpe.runs.decided import model_facts, settled_arm, settled_plan
+from harpe.runs.decided import model_facts, settled_plan, settled_row
 from harpe.runs.differences import gated_mean, summarise_run
 from harpe.runs.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
 from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.runs.position_losses import write_positions
 from harpe.runs.reload import reload_and_generate
-from harpe.runs.rows import make_arm
+from harpe.runs.rows import make_row
 from harpe.runs.source import open_source
 from harpe.runs.texts import EMBEDDED, held_out_texts, packed
-from harpe.runs.train import train_arm
+from harpe.runs.train import train_row
 from harpe.suites.standard import evaluate_checkpoint
 
 TITLE = "The embedded model from {short} to {length} tokens"
@@ -52,13 +52,13 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     source = open_source(EMBEDDED, options.length, None, None, None, "keep")
     geometry, tokenizer = source.geometry, source.tokenizer
     bases = base_range(geometry, options.length, rule=RANGE)
-    arms = [
-        make_arm("none", geometry, options.length, name="base"),
-        make_arm("harpe", geometry, options.length, range_rule=RANGE),
-        make_arm("one-base", geometry, options.length, title="one base (control)", range_rule=RANGE),
+    rows = [
+        make_row("none", geometry, options.length, name="base"),
+        make_row("harpe", geometry, options.length, range_rule=RANGE),
+        make_row("one-base", geometry, options.length, title="one base (control)", range_rule=RANGE),
     ]
     model = source.load()
-    check_space(run, model.num_parameters(), arms=2)
+    check_space(run, model.num_parameters(), rows=2)
     dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens,
@@ -77,7 +77,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         for sentence in write_environment(run):
             reporter.say(sentence)
         facts = model_facts(EMBEDDED, None, geometry)
-        arms = [settled_arm(run, arm.name, facts, lambda arm=arm: arm, []) if arm.trained else arm for arm in arms]  # type: ignore[misc]
+        rows = [settled_row(run, row.name, facts, lambda row=row: row, []) if row.trained else row for row in rows]  # type: ignore[misc]
         data = packed(run / "data" / str(options.length), EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
         if going_on:
             data.verify()
@@ -100,7 +100,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         model.num_parameters(),
         options.length,
         bases,
-        arms,
+        rows,
         training,
         reason,
         data,
@@ -111,10 +111,10 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     plan = settled_plan(run, plan)
     expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
     reporter.say(plan_text(plan, TIMING_SLACK * expected))
-    for arm in arms:
-        path = train_arm(run / arm.name, arm, source, data, training, options.length, reporter) if arm.trained else EMBEDDED
-        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / arm.name / "scores", dtype, reporter, title=arm.title)
-        if not arm.trained:
+    for row in rows:
+        path = train_row(run / row.name, row, source, data, training, options.length, reporter) if row.trained else EMBEDDED
+        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / row.name / "scores", dtype, reporter, title=row.title)
+        if not row.trained:
             reporter.say(_failure(run, options.length))
     extended = run / "harpe" / "model"
     made = reload_and_generate(str(extended), options.length)

@@ -19,9 +19,9 @@ from harpe.comparison.worker import FAILED
 from harpe.files import read_json, write_json
 from harpe.reporter import Reporter
 from harpe.runs.directory import available_cores
-from harpe.runs.rows import Arm
+from harpe.runs.rows import Row
 
-Job = tuple[Arm, int]
+Job = tuple[Row, int]
 """A row, and the seed that it is trained with."""
 WORKER = "harpe.comparison.worker"
 LAST_WORDS = 10.0
@@ -85,8 +85,8 @@ class _Workers:
 
     def process(self, job: Job, slot: int, log: Path) -> int | None:
         """Run a worker; its exit code, or None where all is being ended."""
-        arm, seed = job
-        command = [sys.executable, "-m", "harpe.distributed.child", WORKER, str(self._run), arm.name, str(seed)]
+        row, seed = job
+        command = [sys.executable, "-m", "harpe.distributed.child", WORKER, str(self._run), row.name, str(seed)]
         environment = worker_environment(os.environ, slot, self._at_a_time, available_cores())
         with log.open("w", encoding="utf-8") as errors:
             with self._lock:
@@ -102,7 +102,7 @@ class _Workers:
                     start_new_session=True,  # what it starts is in its group, and Ctrl-C reaches this process alone
                 )
                 self._children.add(child)
-            listener = threading.Thread(target=self._listen, args=(child, f"{arm.name} {seed}"), daemon=True)
+            listener = threading.Thread(target=self._listen, args=(child, f"{row.name} {seed}"), daemon=True)
             listener.start()
             if hasattr(os, "waitid"):
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its number stays taken until the group is gone

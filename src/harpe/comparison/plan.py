@@ -17,7 +17,7 @@ from harpe.methods.registry import defaults
 from harpe.models.load import load_config
 from harpe.options.training import TrainingOptions
 from harpe.report.titles import Titled, distinct_titles
-from harpe.runs.rows import Arm, make_arm
+from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
 from harpe.training.stages import check_stages
 
@@ -31,40 +31,40 @@ def count_parameters(recipe: ComparisonRecipe) -> int:
         return int(AutoModelForCausalLM.from_config(load_config(recipe.model, recipe.revision), trust_remote_code=False).num_parameters())
 
 
-def make_arms(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Arm]:
+def make_rows(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Row]:
     """All rows, with titles that tell them apart; each refused where its options or the budget do not allow it."""
-    arms = [
-        make_arm(
-            row.method,
+    rows = [
+        make_row(
+            wanted.method,
             source.geometry,
             recipe.length,
-            row.options,
-            name=row.name,
-            title=row.title,
+            wanted.options,
+            name=wanted.name,
+            title=wanted.title,
             range_rule=recipe.range,
             measure=measure,
-            train=row.train,
+            train=wanted.train,
         )
-        for row in recipe.methods
+        for wanted in recipe.methods
     ]
-    titles = distinct_titles([Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in arms])
-    arms = [replace(arm, title=title) for arm, title in zip(arms, titles, strict=True)]
+    titles = distinct_titles([Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in rows])
+    rows = [replace(row, title=title) for row, title in zip(rows, titles, strict=True)]
     options = training_options(recipe, 0, "float32")
-    for arm in arms:
-        if arm.trained:
-            check_stages(arm.stages, options)
-    return arms
+    for row in rows:
+        if row.trained:
+            check_stages(row.stages, options)
+    return rows
 
 
-def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], parameters: int, dtype: tuple[str, str]) -> dict[str, Any]:
+def describe(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]) -> dict[str, Any]:
     """plan.json but for what is known of the data only when they are read."""
     geometry, options = source.geometry, training_options(recipe, 0, dtype[0])
     bounds = base_range(geometry, recipe.length, rule=recipe.range)
-    scale, trained = recipe.length / geometry.original_length, sum(arm.trained for arm in arms)
+    scale, trained = recipe.length / geometry.original_length, sum(row.trained for row in rows)
     reasons = [
         f"Target {recipe.length} tokens is {scale:g} times the {geometry.original_length} that the model was trained on.",
         f"Bases that are chosen from a range lie in [{bounds.low:,.0f}, {bounds.high:,.0f}] ({bounds.why}).",
-        f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(arms) - trained} need no training.",
+        f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(rows) - trained} need no training.",
         f"Every trained method sees the same {options.steps(recipe.length) * options.step_tokens(recipe.length)} tokens of a seed in the "
         f"same order: {options.steps(recipe.length)} steps of {options.step_tokens(recipe.length)} tokens, peak learning rate "
         f"{recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}.",
@@ -83,7 +83,7 @@ def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], para
         "seeds": recipe.seeds,
         "baseline": recipe.baseline,
         "published": recipe.published,
-        "methods": [{**arm.as_dict(), "stages": _stages(arm, options)} for arm in arms],
+        "methods": [{**row.as_dict(), "stages": _stages(row, options)} for row in rows],
         "training": {
             "tokens": options.steps(recipe.length) * options.step_tokens(recipe.length),
             "steps": options.steps(recipe.length),
@@ -100,11 +100,11 @@ def describe(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], para
     }
 
 
-def _stages(arm: Arm, options: TrainingOptions) -> list[dict[str, Any]]:
-    if not arm.trained:
-        return [{"length": arm.stages[-1].length, "tokens": 0, "steps": 0, "encoding": arm.stages[-1].encoding.describe()}]
-    target = arm.stages[-1].length
-    steps = options.stage_steps(target, [stage.share for stage in arm.stages])
+def _stages(row: Row, options: TrainingOptions) -> list[dict[str, Any]]:
+    if not row.trained:
+        return [{"length": row.stages[-1].length, "tokens": 0, "steps": 0, "encoding": row.stages[-1].encoding.describe()}]
+    target = row.stages[-1].length
+    steps = options.stage_steps(target, [stage.share for stage in row.stages])
     return [
         {
             "length": stage.length,
@@ -112,7 +112,7 @@ def _stages(arm: Arm, options: TrainingOptions) -> list[dict[str, Any]]:
             "steps": count,
             "encoding": stage.encoding.describe(),
         }
-        for stage, count in zip(arm.stages, steps, strict=True)
+        for stage, count in zip(row.stages, steps, strict=True)
     ]
 
 
@@ -127,12 +127,12 @@ def plan_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def expected_seconds(recipe: ComparisonRecipe, source: Source, arms: Sequence[Arm], per_trained: float, per_read: float) -> float:
+def expected_seconds(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float) -> float:
     """Of training, perplexity and needle tasks, one after the other; RULER and short benchmarks come on top."""
-    options, trained = training_options(recipe, 0, "float32"), sum(arm.trained for arm in arms)
+    options, trained = training_options(recipe, 0, "float32"), sum(row.trained for row in rows)
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
-    rows = trained * len(recipe.seeds) + len(arms) - trained
+    measured = trained * len(recipe.seeds) + len(rows) - trained
     read = protocol_of(recipe, source.geometry.original_length).tokens()
     if recipe.evaluation.ruler is not None:
         read += sum(recipe.evaluation.ruler.lengths) * recipe.evaluation.ruler.samples * 13
-    return trained * len(recipe.seeds) * tokens * per_trained + rows * read * per_read
+    return trained * len(recipe.seeds) * tokens * per_trained + measured * read * per_read

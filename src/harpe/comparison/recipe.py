@@ -75,7 +75,7 @@ class EvaluationRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RowRecipe:
     """One method of the comparison with its options."""
 
     name: str
@@ -97,7 +97,7 @@ class ComparisonRecipe:
     data: str
     """Training texts, or a folder of `harpe prepare`; {seed} in it stands for the seed."""
     tokens: int
-    methods: list[Row]
+    methods: list[RowRecipe]
     evaluation: EvaluationRecipe
     baseline: str
     """Name of the row that the others are compared with."""
@@ -169,15 +169,15 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
     return recipe
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str) -> RowRecipe:
     if isinstance(value, str):
-        return Row(name=value, method=value)
-    if isinstance(value, Row):
+        return RowRecipe(name=value, method=value)
+    if isinstance(value, RowRecipe):
         return value
     if not isinstance(value, dict) or not isinstance(value.get("method", value.get("name")), str):
         raise HarpeError(f"{where} has the method {value!r}; write its name, or a mapping with name and method.")
-    own = {f.name for f in dataclasses.fields(Row)}
+    own = {f.name for f in dataclasses.fields(RowRecipe)}
     options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
     method = value.get("method", value.get("name"))
     fields = {"name": value.get("name", method), "method": method, "title": value.get("title"), "train": value.get("train")}
-    return build(Row, {**fields, "options": options}, f"a method of {where}")
+    return build(RowRecipe, {**fields, "options": options}, f"a method of {where}")

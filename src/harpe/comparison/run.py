@@ -13,7 +13,7 @@ import yaml
 
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.comparison.jobs import Job, run_jobs
-from harpe.comparison.plan import count_parameters, describe, expected_seconds, make_arms, plan_text
+from harpe.comparison.plan import count_parameters, describe, expected_seconds, make_rows, plan_text
 from harpe.comparison.recipe import ComparisonRecipe, read_recipe
 from harpe.comparison.resources import threads_of
 from harpe.comparison.summary import summarise
@@ -41,7 +41,7 @@ from harpe.runs.directory import (
 )
 from harpe.runs.head_distances import measured_reach
 from harpe.runs.plan import check_budget, duration, seconds_per_token
-from harpe.runs.rows import Arm, explain
+from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import packed
 from harpe.suites.ruler import run_ruler
@@ -94,45 +94,45 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         reporter.say(note)
         return found
 
-    arms, parameters = make_arms(recipe, source, reach), count_parameters(recipe)
+    rows, parameters = make_rows(recipe, source, reach), count_parameters(recipe)
     if options.plan:
-        plan = describe(recipe, source, arms, parameters, (recipe.dtype, recipe.dtype))
+        plan = describe(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype))
         reporter.say(plan_text(plan))
         return run
-    jobs = [(arm, seed) for seed in recipe.seeds for arm in arms if arm.trained]
-    jobs = [(arm, 0) for arm in arms if not arm.trained] + jobs
-    _check_space(run, recipe, parameters, arms, options.jobs)
+    jobs = [(row, seed) for seed in recipe.seeds for row in rows if row.trained]
+    jobs = [(row, 0) for row in rows if not row.trained] + jobs
+    _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
     added = _new_methods(run, asked) if going_on else None
     if added is None:
         open_run(run, asked, resume=going_on)
-    arms = [_as_begun(run, arm, source, reporter) for arm in arms]
+    rows = [_as_begun(run, row, source, reporter) for row in rows]
     if going_on:
         new = f" It has the new methods {', '.join(added)}." if added else ""
         reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
         for sentence in write_environment(run):
             reporter.say(sentence)
-        trained = recipe.seeds if any(arm.trained for arm in arms) else []
+        trained = recipe.seeds if any(row.trained for row in rows) else []
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
         held_out = held_out_of(recipe, source, reporter.say)
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
     corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
-    plan = {**describe(recipe, source, arms, parameters, dtype), "corpus": corpus, "inputs": inputs}
+    plan = {**describe(recipe, source, rows, parameters, dtype), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
     if added:
         write_text(run / "recipe.yaml", yaml.safe_dump(asked.recipe(), sort_keys=False))
     write_json(run / "plan.json", plan)
-    for arm in arms:
-        write_json(run / arm.name / "stages.json", {"stages": [stage.as_dict() for stage in arm.stages]})
+    for row in rows:
+        write_json(run / row.name / "stages.json", {"stages": [stage.as_dict() for stage in row.stages]})
     model = source.load()
     speeds = seconds_per_token(model, training_options(recipe, 0, dtype[0]), recipe.length)
     del model
     reporter.say(plan_text(plan))
-    expected = expected_seconds(recipe, source, arms, *speeds)
+    expected = expected_seconds(recipe, source, rows, *speeds)
     reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
     failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
     for what, reason in failed.items():
@@ -154,26 +154,26 @@ def _begun_with(run: Path) -> Inputs | None:
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
     """Names of the methods that a recipe has more than the run's own; None where it differs in something else."""
     there = read_recipe(run / "recipe.yaml", absent=BEFORE)
-    before, now = {row.name: row for row in there.methods}, {row.name: row for row in recipe.methods}
-    kept = all(now.get(name) == row for name, row in before.items())
+    before, now = {each.name: each for each in there.methods}, {each.name: each for each in recipe.methods}
+    kept = all(now.get(name) == each for name, each in before.items())
     if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:
         return None  # open_run refuses it, with the difference
     return [name for name in now if name not in before]
 
 
-def _as_begun(run: Path, arm: Arm, source: Source, reporter: Reporter) -> Arm:
+def _as_begun(run: Path, row: Row, source: Source, reporter: Reporter) -> Row:
     """The row with the stages that it began with, also where this version would choose others: its seeds belong together."""
-    path = run / arm.name / "stages.json"
-    stages = tuple(Stage.from_dict(stage) for stage in read_json(path)["stages"]) if path.is_file() else arm.stages
-    if stages == arm.stages:
-        return arm
-    reporter.say(f"{arm.name} goes on with the bases and stages that it began with; this start would have chosen others.")
-    return replace(arm, stages=stages, explanation=explain(arm.method, list(stages), source.geometry))
+    path = run / row.name / "stages.json"
+    stages = tuple(Stage.from_dict(stage) for stage in read_json(path)["stages"]) if path.is_file() else row.stages
+    if stages == row.stages:
+        return row
+    reporter.say(f"{row.name} goes on with the bases and stages that it began with; this start would have chosen others.")
+    return replace(row, stages=stages, explanation=explain(row.method, list(stages), source.geometry))
 
 
-def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, arms: Sequence[Arm], jobs: int) -> None:
+def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, rows: Sequence[Row], jobs: int) -> None:
     """Checkpoints of the rows that are trained at a time, and all models (float32 at most)."""
-    models = sum(len(recipe.seeds) if arm.trained else arm.changes for arm in arms)
+    models = sum(len(recipe.seeds) if row.trained else row.changes for row in rows)
     check_disk(run, parameters * 4 * (3 * 3 * jobs + models) + 50_000_000, "The comparison")
 
 

@@ -27,9 +27,9 @@ from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOption
 from harpe.options.training import TrainingOptions
 from harpe.report.tables import listed
 from harpe.reporter import Reporter
-from harpe.runs.rows import Arm
+from harpe.runs.rows import Row
 from harpe.runs.source import Source, open_source
-from harpe.runs.train import train_arm
+from harpe.runs.train import train_row
 from harpe.suites.perplexity import measure_perplexity
 from harpe.suites.ruler import run_ruler
 from harpe.suites.short import measure_short
@@ -84,23 +84,23 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     recipe = at_commit(read_recipe(run / "recipe.yaml"), plan["inputs"])
     entry = next(method for method in plan["methods"] if method["name"] == name)
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
-    arm = Arm(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
+    row = Row(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
     remove_leftovers(folder)  # of a worker that was killed while the comparison, which holds the directory, went on
     source = source_of(recipe)
     held_out = held_out_of(recipe, source)
-    inputs = inputs_of(recipe, source, run, [seed] if arm.trained else [], held_out)
+    inputs = inputs_of(recipe, source, run, [seed] if row.trained else [], held_out)
     _check_inputs(folder, plan["inputs"], inputs)
-    data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if arm.trained else None
+    data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if row.trained else None
     model = recipe.model
-    if arm.changes:
+    if row.changes:
         options = training_options(recipe, seed, dtype)
-        model = str(train_arm(folder, arm, source, data, options, recipe.length, reporter))
+        model = str(train_row(folder, row, source, data, options, recipe.length, reporter))
         for stage in folder.glob("stage-*"):
             remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
     started = time.monotonic()
-    _evaluate(model, recipe, source, held_out, folder / "scores", dtype, reporter, arm)
-    spent = _record(folder, arm, data, time.monotonic() - started)
+    _evaluate(model, recipe, source, held_out, folder / "scores", dtype, reporter, row)
+    spent = _record(folder, row, data, time.monotonic() - started)
     check_rows(run, plan | {"methods": [entry], "seeds": [seed]})
     write_json(folder / "record.json", {**spent, "inputs": inputs})
 
@@ -114,10 +114,10 @@ def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:
     write_json(path, found)
 
 
-def _record(folder: Path, arm: Arm, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
+def _record(folder: Path, row: Row, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
     """What was spent, from the logs of the stages."""
     stages = []
-    for number, stage in enumerate(arm.stages, 1):
+    for number, stage in enumerate(row.stages, 1):
         log = folder / f"stage-{number}" / "log.jsonl"
         last = read_jsonl(log)[-1] if log.is_file() else {"tokens": 0, "step": 0, "seconds": 0.0}
         stages.append(
@@ -148,11 +148,11 @@ def _evaluate(
     scores: Path,
     dtype: str,
     reporter: Reporter,
-    arm: Arm,
+    row: Row,
 ) -> None:
-    of, revision = recipe.evaluation, None if arm.changes else recipe.revision
+    of, revision = recipe.evaluation, None if row.changes else recipe.revision
     protocol = protocol_of(recipe, source.geometry.original_length)
-    evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=arm.title, revision=revision)
+    evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=row.title, revision=revision)
     for options in ruler_options(of, model, revision, recipe.tokenizer, scores, dtype):
         run_ruler(options, reporter)
     for name, each in of.perplexity.items():

@@ -11,7 +11,7 @@ from harpe.files import read_json, write_json
 from harpe.methods.types import Stage
 from harpe.models.identity import checkpoint_identity
 from harpe.positions.geometry import ModelGeometry
-from harpe.runs.rows import Arm
+from harpe.runs.rows import Row
 
 PLANNED = ("sequence_length", "tokens", "steps", "batch_tokens", "learning_rate", "dtype")
 """Of a plan's training, what a resumed run has to come to as well."""
@@ -22,14 +22,14 @@ def model_facts(name: str, revision: str | None, geometry: ModelGeometry) -> dic
     return {"identity": checkpoint_identity(name, revision), "geometry": _plain(geometry.as_dict())}
 
 
-def pinned_revision(run: Path, row: str, revision: str | None) -> str | None:
+def pinned_revision(run: Path, name: str, revision: str | None) -> str | None:
     """The commit on the hub that a run began with, where it began already; else `revision`."""
-    path = run / row / "stages.json"
+    path = run / name / "stages.json"
     commit = _part(path, "model", "identity").get("commit") if path.is_file() else None
     return str(commit) if commit else revision
 
 
-def settled_arm(run: Path, row: str, facts: dict[str, Any], make: Callable[[], Arm], notes: list[str]) -> Arm:
+def settled_row(run: Path, name: str, facts: dict[str, Any], make: Callable[[], Row], notes: list[str]) -> Row:
     """A row as the run began with it, from RUN/ROW/stages.json; made, and kept there, where it did not begin yet.
 
     `notes` gets what was noted when the row was made.
@@ -39,14 +39,14 @@ def settled_arm(run: Path, row: str, facts: dict[str, Any], make: Callable[[], A
     HarpeError
         As `make`; where the file is damaged, or the checkpoint is another one now.
     """
-    path = run / row / "stages.json"
+    path = run / name / "stages.json"
     if not path.is_file():
         _check_not_begun(run, path)
         before = len(notes)
-        arm = make()
-        stages = [stage.as_dict() for stage in arm.stages]
-        write_json(path, {"row": arm.as_dict(), "stages": stages, "notes": notes[before:], "model": facts})
-        return arm
+        row = make()
+        stages = [stage.as_dict() for stage in row.stages]
+        write_json(path, {"row": row.as_dict(), "stages": stages, "notes": notes[before:], "model": facts})
+        return row
     for part, what in (("identity", "its content"), ("geometry", "what is read from its configuration")):
         there, now = _part(path, "model", part), facts[part]
         if there != now:
@@ -59,8 +59,8 @@ def settled_arm(run: Path, row: str, facts: dict[str, Any], make: Callable[[], A
     try:
         notes += map(str, value["notes"])
         stages_there = tuple(Stage.from_dict(stage) for stage in value["stages"])
-        return Arm(
-            row, entry["title"], entry["explanation"], stages_there, entry["method"], entry["source"], entry["control"], entry["options"]
+        return Row(
+            name, entry["title"], entry["explanation"], stages_there, entry["method"], entry["source"], entry["control"], entry["options"]
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path, error) from error

@@ -18,7 +18,7 @@ from harpe.models.geometry import text_config
 from harpe.options.training import TrainingOptions
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.directory import check_disk
-from harpe.runs.rows import Arm
+from harpe.runs.rows import Row
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
@@ -34,9 +34,9 @@ def check_budget(options: TrainingOptions, data: PackedDataset) -> None:
         )
 
 
-def check_space(run: Path, parameters: int, arms: int = 1) -> None:
+def check_space(run: Path, parameters: int, rows: int = 1) -> None:
     """Room for two checkpoints (float32 weights and two moments), one being written, and the model, for every trained row."""
-    check_disk(run, arms * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
+    check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
 
 
 def seconds_per_token(model: PreTrainedModel, options: TrainingOptions, length: int) -> tuple[float, float]:
@@ -76,7 +76,7 @@ def describe(
     parameters: int,
     length: int,
     bases: BaseRange,
-    arms: Sequence[Arm],
+    rows: Sequence[Row],
     options: TrainingOptions,
     dtype_reason: str,
     data: PackedDataset,
@@ -91,7 +91,7 @@ def describe(
         f"Bases lie in [{bases.low:,.0f}, {bases.high:,.0f}] ({bases.why}).",
         f"A base belongs to a key/value head: {geometry.key_value_heads} of them"
         + (f" serve {geometry.query_heads} query heads." if geometry.query_heads != geometry.key_value_heads else "."),
-        f"{_stages(arms)}: {steps} steps of {step_tokens} tokens, peak learning rate {options.learning_rate:g}, AdamW 0.9/0.95.",
+        f"{_stages(rows)}: {steps} steps of {step_tokens} tokens, peak learning rate {options.learning_rate:g}, AdamW 0.9/0.95.",
         f"Arithmetic in {dtype_reason}; weights are trained in float32.",
         "The loss is the model's own, of the next token; dropout is off.",
         *notes,
@@ -103,7 +103,7 @@ def describe(
         "target_length": length,
         "range": {"low": bases.low, "high": bases.high, "reference": bases.reference, "why": bases.why},
         "reasons": reasons,
-        "methods": [arm.as_dict() for arm in arms],
+        "methods": [row.as_dict() for row in rows],
         "training": {
             "tokens": steps * step_tokens,
             "steps": steps,
@@ -124,8 +124,8 @@ def describe(
     }
 
 
-def _stages(arms: Sequence[Arm]) -> str:
-    count = max(len(arm.stages) for arm in arms)
+def _stages(rows: Sequence[Row]) -> str:
+    count = max(len(row.stages) for row in rows)
     return "One stage" if count == 1 else f"{count} stages"
 
 

@@ -67,9 +67,9 @@ def position_differences(
 
     Returns
     -------
-    reference, documents, resamples, bins ([start, end) of each) and differences: by method value, low and high, a number a bin, and the
-    number of seeds. Intervals are those of `harpe.evaluation.statistics.resampling`, of each bin by itself: over documents, and seeds where there are
-    three.
+    reference, documents, resamples, bins ([start, end) of each) and differences: by method value, low and high, a number a bin, and
+    the number of seeds. Intervals are those of `harpe.evaluation.statistics.resampling`, of each bin by itself: over documents, and seeds
+    where there are three.
     """
     if not losses.get(reference):
         return None

@@ -16,7 +16,7 @@ from harpe.positions.geometry import ModelGeometry
 
 
 @dataclass(frozen=True)
-class Arm:
+class Row:
     """One row of a run."""
 
     name: str
@@ -60,7 +60,7 @@ class Arm:
         }
 
 
-def make_arm(
+def make_row(
     method: str,
     geometry: ModelGeometry,
     length: int,
@@ -71,11 +71,11 @@ def make_arm(
     range_rule: RangeRule = "critical",
     measure: Measure | None = None,
     train: bool | None = None,
-) -> Arm:
+) -> Row:
     """A row by its method's name; see `harpe.methods.registry.make_stages`."""
     found, options = method_named(method), dict(options or {})
     stages = make_stages(found, geometry, length, options, range_rule=range_rule, measure=measure, train=train)
-    return Arm(
+    return Row(
         name or method, title or found.title, explain(method, stages, geometry), tuple(stages), method, found.source, found.control, options
     )
 
@@ -102,7 +102,7 @@ def range_of(options: ExtendOptions, geometry: ModelGeometry) -> BaseRange:
     return base_range(geometry, options.length, options.min, options.max, options.range)
 
 
-def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Arm:
+def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Row:
     """The row that `harpe extend` trains.
 
     Raises
@@ -137,7 +137,7 @@ def arm_of(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | N
     ends = {"min": options.min, "max": options.max, "range": options.range}
     if takes_range(found):
         given |= {key: value for key, value in ends.items() if value is not None}
-    arm = make_arm(options.method, geometry, options.length, given, measure=measure)
-    if not arm.trained:
+    row = make_row(options.method, geometry, options.length, given, measure=measure)
+    if not row.trained:
         raise HarpeError(f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model.")
-    return arm
+    return row

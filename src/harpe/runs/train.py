@@ -11,13 +11,13 @@ from harpe.models.load import save_checkpoint
 from harpe.models.saved import check_saved
 from harpe.options.training import TrainingOptions
 from harpe.reporter import Reporter
-from harpe.runs.rows import Arm
+from harpe.runs.rows import Row
 from harpe.runs.source import Source
 from harpe.training.stages import train_stages
 
 
-def train_arm(
-    folder: Path, arm: Arm, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
+def train_row(
+    folder: Path, row: Row, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
 ) -> Path:
     """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
 
@@ -28,16 +28,16 @@ def train_arm(
         check_saved(target)
         return target
 
-    def report(step: int, steps: int, row: dict[str, Any]) -> None:
-        reporter.progress(f"training {arm.title}", step, steps, f"loss {row['loss']:.3f}")
+    def report(step: int, steps: int, logged: dict[str, Any]) -> None:
+        reporter.progress(f"training {row.title}", step, steps, f"loss {logged['loss']:.3f}")
 
     model = source.load()
-    if arm.trained:
+    if row.trained:
         assert data is not None
         train_stages(
             model,
             source.geometry,
-            arm.stages,
+            row.stages,
             data,
             options,
             folder,
@@ -46,7 +46,7 @@ def train_arm(
             tell=reporter.say,
         )
     else:
-        apply_encoding(model, arm.stages[-1].encoding, source.geometry, length, source.sliding_window)
+        apply_encoding(model, row.stages[-1].encoding, source.geometry, length, source.sliding_window)
     model.to(device="cpu", dtype=source.dtype)  # type: ignore[call-arg]
     save_checkpoint(model, source.tokenizer, target, length)
     return target
