@@ -24,7 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from harpe.evaluation.flops import reading_cost
-from harpe.evaluation.needles.grid import CLOSE, Reuse, answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.grid import CLOSE, Reuse, answer_grid, cache_reuse, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.evaluation.run import Protocol
 from harpe.files import write_json, write_text
@@ -85,7 +85,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     protocol = Protocol(shortest, longest)
     samples = grid_samples(NeedleWriter(tokenizer, held_out.haystacks, 1), longest, shortest, count)
     cells = [(n, d) for n in protocol.grid_lengths for d in protocol.depths]
-    way = way_of(model)
+    way = cache_reuse(model)
     ways: tuple[Reuse, Reuse] = ("none", way[0])
     records: dict[Reuse, list[dict[str, Any]]] = {}
     seconds: dict[Reuse, list[float]] = {w: [] for w in ways}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harpe.evaluation.needles.answers import answer_batch
-from harpe.evaluation.needles.grid import way_of
+from harpe.evaluation.needles.grid import cache_reuse
 from harpe.evaluation.needles.samples import NeedleSample, Turn
 from harpe.evaluation.perplexity.by_position import document_records
 from harpe.evaluation.perplexity.curves import document_losses, prefix_record, window_totals
@@ -103,7 +103,7 @@ def test_answers_do_not_depend_on_the_samples_before(make_tiny: Any) -> None:
 def test_which_ropes_move(make_tiny: Any) -> None:
     still = {**LONGROPE, "long_factor": LONGROPE["short_factor"], "attention_factor": 1.2}
     assert moving_rope(model_of(make_tiny, LONGROPE).config) == "longrope"
-    assert way_of(model_of(make_tiny, DYNAMIC))[0] == "none"
-    assert way_of(model_of(make_tiny, still)) == ("crop", None)
+    assert cache_reuse(model_of(make_tiny, DYNAMIC))[0] == "none"
+    assert cache_reuse(model_of(make_tiny, still)) == ("crop", None)
     nested = {"full_attention": dict(DYNAMIC), "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
     assert moving_rope(make_tiny("gemma3_text", rope_parameters=nested, sliding_window=16).config) == "dynamic"

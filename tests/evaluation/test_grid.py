@@ -17,7 +17,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation import greedy
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.needles.answers import key_of
-from harpe.evaluation.needles.grid import Cell, GridSample, answer_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.grid import Cell, GridSample, answer_grid, cache_reuse, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.models.load import load_tokenizer
 
@@ -51,7 +51,7 @@ def make(make_tiny: Any, tokenizer: Any, kind: str) -> Any:
 
 
 def every_record(model: Any, tokenizer: Any, samples: Sequence[GridSample], **changes: Any) -> list[dict[str, Any]]:
-    given = {"cells": CELLS, "reuse": way_of(model)[0], **changes}
+    given = {"cells": CELLS, "reuse": cache_reuse(model)[0], **changes}
     return [record for batch in answer_grid(model, tokenizer, samples, **given) for record in batch]
 
 
@@ -71,7 +71,7 @@ def test_answers_and_logits_are_those_of_one_prefill_a_cell(
     catch = model.lm_head.register_forward_hook(lambda module, inputs, output: caught.append(output[:, -1].clone()))
     records = every_record(model, tokenizer, samples)
     catch.remove()
-    assert way_of(model) == ("copy" if kind == "window" else "crop", None)
+    assert cache_reuse(model) == ("copy" if kind == "window" else "crop", None)
     assert len(records) == len(CELLS) * len(samples)
     logits = torch.cat(caught)
     for record in records:
@@ -110,7 +110,7 @@ def test_processes_share_the_grid_and_a_batch_that_is_left_is_read_as_a_whole(
         assert len({key_of(record) for record in found}) == len(found)
         return {key_of(record): {k: v for k, v in record.items() if k != "seconds"} for record in found}
 
-    whole, shares = records(), [records(team=Processes(rank, 2)) for rank in (0, 1)]
+    whole, shares = records(), [records(ranks=Processes(rank, 2)) for rank in (0, 1)]
     assert len(whole) == len(CELLS) * len(samples) and shares[0] | shares[1] == whole and min(map(len, shares)) > 0
     assert not shares[0].keys() & shares[1].keys()
     first = ("single", CELLS[0][0], 0, CELLS[0][1])
@@ -214,14 +214,14 @@ def test_what_cannot_be_reused_is_told_and_read_cell_by_cell(make_tiny: Any, tok
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     model = make_tiny("llama", vocab_size=len(tokenizer))
     model.config.rope_parameters = rope
-    reuse, reason = way_of(model)
+    reuse, reason = cache_reuse(model)
     assert reuse == "none" and reason is not None and "dynamic" in reason
     records = every_record(model, tokenizer, samples)
     report = reading_report(samples, CELLS, reading_cost(model), (reuse, reason), records)
     assert (report["bound"], report["reason"], report["answers"]) == (1.0, reason, len(records))
     model.config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
     model.config.layer_types = ["full_attention", "linear_attention"]
-    assert way_of(model)[0] == "none" and "linear_attention" in str(way_of(model)[1])
+    assert cache_reuse(model)[0] == "none" and "linear_attention" in str(cache_reuse(model)[1])
 
 
 def test_close_answers_are_counted(make_tiny: Any, samples: list[GridSample]) -> None:

@@ -137,10 +137,10 @@ def test_processes_share_the_batches_that_are_left(make_tiny: Any, writer: Needl
     model = make_tiny("llama", vocab_size=len(tokenizer))
     samples = [sample for n in (128, 256) for sample in writer.samples(TASKS["single"], n, 6)]
     whole = list(answer_samples(model, tokenizer, samples, batch_tokens=512))
-    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, team=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, ranks=Processes(rank, 2))) for rank in (0, 1)]
     assert shares == [whole[0::2], whole[1::2]] and len(whole) == 5
     done = {key_of(record) for record in whole[0]}
-    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done, team=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done, ranks=Processes(rank, 2))) for rank in (0, 1)]
     assert shares == [whole[1::2], whole[2::2]]
 
 

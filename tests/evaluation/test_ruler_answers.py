@@ -62,7 +62,7 @@ def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
     done = {row["sample"] for row in batches[0]} | {batches[1][0]["sample"]}
     rest = list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, done=done))
     assert rest == batches[1:]
-    shares = [list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, team=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, ranks=Processes(rank, 2))) for rank in (0, 1)]
     assert shares == [batches[0::2], batches[1::2]]
 
 

@@ -21,7 +21,7 @@ from harpe.ownership import refuse_foreign
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
 from harpe.reporter import Reporter
-from harpe.runs.directory import held_scores, settled_dtype
+from harpe.runs.directory import held_scores, resume_dtype
 from harpe.runs.position_losses import write_positions
 from harpe.runs.scored import check_untouched
 from harpe.runs.texts import held_out_texts
@@ -63,22 +63,22 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     HarpeError
         For bad options or input, before any model is loaded.
     """
-    team = join()
-    reporter = (reporter if team.first else None) or Reporter()
-    work = team.from_first(lambda: _planned(options, reporter))
+    ranks = join()
+    reporter = (reporter if ranks.first else None) or Reporter()
+    work = ranks.broadcast_from_rank0(lambda: _planned(options, reporter))
     place = work.models[0].scores if work.plan is None else Path(options.model)
-    with held_scores(place, team):
-        _measure(options, work, team, reporter)
+    with held_scores(place, ranks):
+        _measure(options, work, ranks, reporter)
     if work.plan is None:
         reporter.say(f"The scores are in {place}.")
     return place
 
 
-def _measure(options: EvaluateOptions, work: _Work, team: Processes, reporter: Reporter) -> None:
+def _measure(options: EvaluateOptions, work: _Work, ranks: Processes, reporter: Reporter) -> None:
     """Measure all models and, of a run, write its page."""
     reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
-    tokenizer = team.alike(lambda: load_tokenizer(*work.tokenizer))
-    team.from_first(lambda: _check(options, work, tokenizer))
+    tokenizer = ranks.on_every_rank(lambda: load_tokenizer(*work.tokenizer))
+    ranks.broadcast_from_rank0(lambda: _check(options, work, tokenizer))
     for model in work.models:
         evaluate_checkpoint(
             model.name,
@@ -90,9 +90,9 @@ def _measure(options: EvaluateOptions, work: _Work, team: Processes, reporter: R
             reporter,
             title=model.title,
             revision=model.revision,
-            team=team,
+            ranks=ranks,
         )
-    if team.first and work.plan is not None:
+    if ranks.first and work.plan is not None:
         run = Path(options.model)
         work.plan["corpus"] |= {"held_out_documents": len(work.held_out.documents), "held_out_read": work.held_out.read}
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
@@ -134,7 +134,7 @@ def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
     short = options.original_length or getattr(config, "harpe_original_length", None) or config.max_position_embeddings
     protocol, held_out = _protocol(options, tokenizer, min(short, length), length, reporter)
     folder = Path(options.out)
-    dtype, reason = settled_dtype(options.dtype, folder / "protocol.json", "dtype")
+    dtype, reason = resume_dtype(options.dtype, folder / "protocol.json", "dtype")
     return _Work([_Model(options.model, options.revision, folder)], named, protocol, held_out, dtype, reason)
 
 
@@ -172,7 +172,7 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
     named = (options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
     protocol, held_out = _protocol(options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter)
-    dtype, reason = settled_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
+    dtype, reason = resume_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
     models = [
         _Model(run / m["name"] / "model", None, run / m["name"] / "scores", m["title"])
         if m["trained"]

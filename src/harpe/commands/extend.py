@@ -15,7 +15,7 @@ from harpe.options.training import TrainingOptions
 from harpe.options.verbs import ExtendOptions
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
-from harpe.runs.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
 from harpe.runs.head_distances import measured_reach
 from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.runs.rows import Row, extended_row, make_row, range_of
@@ -68,7 +68,7 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     model = source.load()
     parameters = model.num_parameters()
     check_space(run, parameters)
-    dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
+    dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens or sys.maxsize,
         learning_rate=options.learning_rate,

@@ -15,7 +15,7 @@ from harpe.report.terminal import main_table
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, settled_plan, settled_row
 from harpe.runs.differences import gated_mean, summarise_run
-from harpe.runs.directory import held, open_run, removed_on_refusal, settled_dtype, write_environment
+from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
 from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.runs.position_losses import write_positions
 from harpe.runs.reload import reload_and_generate
@@ -59,7 +59,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     ]
     model = source.load()
     check_space(run, model.num_parameters(), rows=2)
-    dtype, reason = settled_dtype(options.dtype, run / "plan.json", "training", "dtype")
+    dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
     training = TrainingOptions(
         tokens=options.tokens,
         learning_rate=options.learning_rate,

@@ -36,7 +36,7 @@ from harpe.runs.directory import (
     held,
     open_run,
     removed_on_refusal,
-    settled_dtype,
+    resume_dtype,
     write_environment,
 )
 from harpe.runs.head_distances import measured_reach
@@ -103,7 +103,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     jobs = [(row, 0) for row in rows if not row.trained] + jobs
     _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
-    dtype = settled_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
+    dtype = resume_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
     added = _new_methods(run, asked) if going_on else None
     if added is None:
         open_run(run, asked, resume=going_on)

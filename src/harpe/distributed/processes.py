@@ -50,7 +50,7 @@ class Processes:
         if self.count > 1:
             _together(torch.distributed.barrier)
 
-    def from_first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first process, which alone does it, on every process.
 
         Raises
@@ -75,7 +75,7 @@ class Processes:
         value: T = told[0]
         return value
 
-    def alike(self, work: Callable[[], T]) -> T:
+    def on_every_rank(self, work: Callable[[], T]) -> T:
         """What `work` gives, which every process does for itself.
 
         Raises

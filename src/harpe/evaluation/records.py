@@ -39,11 +39,11 @@ class Records:
     """
 
     def __init__(
-        self, path: Path, place: Callable[[Row], Any], team: Processes, tell: Callable[[str], None], of: Measurement | None = None
+        self, path: Path, place: Callable[[Row], Any], ranks: Processes, tell: Callable[[str], None], of: Measurement | None = None
     ) -> None:
-        self.path, self._place, self._team, self._tell, self._of = path, place, team, tell, of or {}
-        self._mine = path.with_name(f"{path.name}.{team.rank}")
-        self.rows: dict[Any, Row] = team.from_first(self._put_together)
+        self.path, self._place, self._ranks, self._tell, self._of = path, place, ranks, tell, of or {}
+        self._mine = path.with_name(f"{path.name}.{ranks.rank}")
+        self.rows: dict[Any, Row] = ranks.broadcast_from_rank0(self._put_together)
         """By place. Those of other processes are in it after `gather`."""
 
     def add(self, row: Row) -> None:
@@ -56,8 +56,8 @@ class Records:
 
     def gather(self) -> list[Row]:
         """The records of all processes in their order, on every process, when all have come here."""
-        self._team.wait()
-        self.rows = self._team.from_first(self._put_together)
+        self._ranks.wait()
+        self.rows = self._ranks.broadcast_from_rank0(self._put_together)
         return list(self.rows.values())
 
     def _put_together(self) -> dict[Any, Row]:

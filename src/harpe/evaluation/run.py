@@ -17,7 +17,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.needles.answers import Key, answer_samples, key_of
-from harpe.evaluation.needles.grid import answer_grid, check_grid, grid_samples, reading_report, way_of
+from harpe.evaluation.needles.grid import answer_grid, cache_reuse, check_grid, grid_samples, reading_report
 from harpe.evaluation.needles.samples import TASKS, NeedleWriter
 from harpe.evaluation.perplexity.by_position import document_records, summarise
 from harpe.evaluation.records import Records, record_files
@@ -175,7 +175,7 @@ def evaluate_model(
     dtype: str = "float32",
     identity: dict[str, Any] | None = None,
     overlap: dict[str, Any] | None = None,
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
     progress: Progress = lambda what, done, total: None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
@@ -189,13 +189,13 @@ def evaluate_model(
         Says what is evaluated (`harpe.evaluation.identity.identity_of`); kept in protocol.json, so that a folder holds one model's scores.
     overlap
         What is known of the overlap between the texts and the training data; written into every file, by the first process.
-    team
+    ranks
         Processes that share the documents and batches of samples; all of them call this with the same arguments.
     tell
         Called with a sentence where something was repaired.
     """
 
-    of = team.from_first(lambda: measurement(protocol, held_out, dtype, identity or {}))
+    of = ranks.broadcast_from_rank0(lambda: measurement(protocol, held_out, dtype, identity or {}))
 
     def missing() -> list[str]:
         check_needles(tokenizer, held_out, protocol)
@@ -204,10 +204,10 @@ def evaluate_model(
             long_documents(held_out, protocol)
         return files
 
-    files = team.from_first(missing)
+    files = ranks.broadcast_from_rank0(missing)
     known = {"overlap": overlap if overlap is not None else unknown_overlap("The texts that this model was trained on are not known.")}
-    writer = team.alike(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
-    work = _Work(model, tokenizer, writer, protocol, folder, of, {"measurement": measurement_id(of), **known}, team, progress, tell)
+    writer = ranks.on_every_rank(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
+    work = _Work(model, tokenizer, writer, protocol, folder, of, {"measurement": measurement_id(of), **known}, ranks, progress, tell)
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if "perplexity.json" in files:
@@ -216,7 +216,7 @@ def evaluate_model(
             work.needles()
         if "grid.json" in files:
             work.grid()
-    team.wait()
+    ranks.wait()
 
 
 @dataclass(frozen=True)
@@ -231,14 +231,14 @@ class _Work:
     of: Measurement
     known: dict[str, Any]
     """Entries of every summary."""
-    team: Processes
+    ranks: Processes
     progress: Progress
     tell: Callable[[str], None]
 
     def perplexity(self, documents: list[list[int]]) -> None:
         lengths = (self.protocol.original_length, self.protocol.length)
-        records = Records(self.folder / "perplexity.jsonl", lambda row: row["document"], self.team, self.tell, self.of)
-        mine = self.team.share([number for number in range(len(documents)) if number not in records.rows])
+        records = Records(self.folder / "perplexity.jsonl", lambda row: row["document"], self.ranks, self.tell, self.of)
+        mine = self.ranks.share([number for number in range(len(documents)) if number not in records.rows])
         before = len(records.rows)
 
         def record(row: dict[str, Any]) -> None:
@@ -250,7 +250,7 @@ class _Work:
 
     def needles(self) -> None:
         protocol = self.protocol
-        samples = self.team.alike(
+        samples = self.ranks.on_every_rank(
             lambda: [
                 sample
                 for length in protocol.task_lengths
@@ -259,7 +259,7 @@ class _Work:
             ]
         )
         records = self._answer(
-            lambda done: answer_samples(self.model, self.tokenizer, samples, done=done, team=self.team),
+            lambda done: answer_samples(self.model, self.tokenizer, samples, done=done, ranks=self.ranks),
             [(s.task, s.length, s.index, s.depth) for s in samples],
             "needles.jsonl",
             "needles",
@@ -276,11 +276,11 @@ class _Work:
         self._write("needles.json", records, summary)
 
     def grid(self) -> None:
-        lengths, depths, way = self.protocol.grid_lengths, self.protocol.depths, way_of(self.model)
-        samples = self.team.alike(lambda: grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples))
+        lengths, depths, way = self.protocol.grid_lengths, self.protocol.depths, cache_reuse(self.model)
+        samples = self.ranks.on_every_rank(lambda: grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples))
         places = [(n, d) for n in lengths for d in depths]
         records = self._answer(
-            lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done, team=self.team),
+            lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done, ranks=self.ranks),
             [("single", n, sample.index, depth) for sample in samples for n, depth in places],
             "grid.jsonl",
             "needle grid",
@@ -298,7 +298,7 @@ class _Work:
     ) -> Records:
         """The records named by `keys`, in their order: those that are there, and this process's share of those that `answers` makes."""
         order = {key: number for number, key in enumerate(keys)}
-        records = Records(self.folder / file, lambda row: order[key_of(row)], self.team, self.tell, self.of)
+        records = Records(self.folder / file, lambda row: order[key_of(row)], self.ranks, self.tell, self.of)
         done = frozenset(key_of(row) for row in records.rows.values())
         self.progress(what, len(done), len(keys))
         for batch in answers(done):
@@ -310,5 +310,5 @@ class _Work:
     def _write(self, file: str, records: Records, summary: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         """The summary of what all processes have measured, by the first of them."""
         rows = records.gather()
-        if self.team.first:
+        if self.ranks.first:
             write_json(self.folder / file, summary(rows) | self.known)

@@ -78,7 +78,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held_scores(path: Path, team: Processes) -> Iterator[None]:
+def held_scores(path: Path, ranks: Processes) -> Iterator[None]:
     """Hold the file or folder of a measurement, on the first process for all of them; of a run, the run directory.
 
     Raises
@@ -88,7 +88,7 @@ def held_scores(path: Path, team: Processes) -> Iterator[None]:
     """
     hold = held(path) if (path / "recipe.yaml").is_file() else held_place(path)
     with ExitStack() as stack:
-        team.from_first(lambda: stack.enter_context(hold))
+        ranks.broadcast_from_rank0(lambda: stack.enter_context(hold))
         yield
 
 
@@ -127,7 +127,7 @@ def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
         raise
 
 
-def settled_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
+def resume_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
     """The dtype of the arithmetic and why. Work that was begun goes on in the dtype it began in, which `before` tells under `keys`.
 
     A probe may come out differently on another day, and half a run in each dtype would be no run of either.

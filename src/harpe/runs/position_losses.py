@@ -28,7 +28,7 @@ class Losses:
     texts: str | None
     """SHA-256 of the documents, where the protocol beside the scores names it."""
 
-    def alike(self, other: Losses) -> bool:
+    def on_every_rank(self, other: Losses) -> bool:
         """Whether the same positions of the same documents were measured."""
         return self.bins == other.bins and np.array_equal(self.tokens, other.tokens) and self.texts == other.texts
 
@@ -77,7 +77,7 @@ def position_differences(
     differences: dict[str, Any] = {}
     for method, found in losses.items():
         seeds = common_seeds(sorted(found), sorted(losses[reference]), {method, reference} <= trained)
-        if method == reference or seeds is None or not all(each.alike(first) for each in found.values()):
+        if method == reference or seeds is None or not all(each.on_every_rank(first) for each in found.values()):
             continue
         a, b = (np.array([of[seed].nll for seed in chosen]) for of, chosen in zip((found, losses[reference]), seeds, strict=True))
         draws = [paired(a[:, :, i], b[:, :, i], Units.of(first.tokens[:, i].tolist()), resamples=resamples) for i in range(len(first.bins))]

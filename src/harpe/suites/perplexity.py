@@ -84,31 +84,31 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
         For bad options or input, before any model is loaded; where the file or the records beside it are of another measurement, or
         were not written by harpe.
     """
-    team = join()
-    reporter = (reporter if team.first else None) or Reporter()
+    ranks = join()
+    reporter = (reporter if ranks.first else None) or Reporter()
     path = Path(options.out)
-    work = team.from_first(lambda: _planned(options, path, reporter))
-    with held_scores(path, team):
-        _measure(options, path, work, team, reporter)
+    work = ranks.broadcast_from_rank0(lambda: _planned(options, path, reporter))
+    with held_scores(path, ranks):
+        _measure(options, path, work, ranks, reporter)
     return path
 
 
-def _measure(options: PerplexityOptions, path: Path, work: _Work, team: Processes, reporter: Reporter) -> None:
+def _measure(options: PerplexityOptions, path: Path, work: _Work, ranks: Processes, reporter: Reporter) -> None:
     """Measure the documents that are not measured yet, and write the summary."""
     documents = [ids[work.behind :] for ids in work.held_out.documents]
     reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
-    records = Records(_records(path), lambda row: int(row["document"]), team, reporter.say, work.of)
-    if team.first and records.rows:
+    records = Records(_records(path), lambda row: int(row["document"]), ranks, reporter.say, work.of)
+    if ranks.first and records.rows:
         reporter.say(f"Going on behind the {len(records.rows)} documents that {records.path} holds.")
     missing = [number for number in range(len(documents)) if number not in records.rows]
     if missing:
         before = len(records.rows)
-        mine = team.share(sorted(missing, key=lambda number: -len(documents[number])))
+        mine = ranks.share(sorted(missing, key=lambda number: -len(documents[number])))
 
         def load() -> PreTrainedModel:
             return to_accelerator(check_head(load_model(options.model, torch.float32, options.revision), options.model))
 
-        model = team.alike(load).eval()
+        model = ranks.on_every_rank(load).eval()
         if moving := moving_rope(model.config):
             reporter.say(f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece.")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
@@ -120,11 +120,11 @@ def _measure(options: PerplexityOptions, path: Path, work: _Work, team: Processe
                     totals = window_totals(model, ids, int(options.window or 0), options.stride, work.begin)
                     record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
                 records.add({"document": number, **record})
-                reporter.progress("perplexity", before + done, before + len(mine), team.note)
+                reporter.progress("perplexity", before + done, before + len(mine), ranks.note)
     rows = records.gather()
-    if team.first:
+    if ranks.first:
         _write(options, path, work, rows, reporter)
-    team.wait()
+    ranks.wait()
 
 
 def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Work:

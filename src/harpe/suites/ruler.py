@@ -55,18 +55,18 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     if named is None:
         raise HarpeError("Neither --tokenizer nor --model is given: name the tokenizer in whose tokens lengths are counted.")
     tokenizer = load_tokenizer(named, options.revision if options.tokenizer is None or options.model is None else None)
-    team = join()
-    reporter = reporter if team.first else Reporter()
+    ranks = join()
+    reporter = reporter if ranks.first else Reporter()
     if server is not None:
         _check_server(options, tokenizer, server, reporter)
     elif options.model is not None:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
-    with held_scores(folder, team):
-        of, reason = team.from_first(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
+    with held_scores(folder, ranks):
+        of, reason = ranks.broadcast_from_rank0(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
         if of is not None:
-            write_answers(options, tokenizer, tasks, folder, server, of, reason, team, reporter)
-    if options.against is not None and team.first:
+            write_answers(options, tokenizer, tasks, folder, server, of, reason, ranks, reporter)
+    if options.against is not None and ranks.first:
         compare_ruler(Path(options.against), folder, [task.name for task in tasks])
     return folder
 

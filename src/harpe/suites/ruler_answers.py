@@ -37,36 +37,36 @@ def write_answers(
     server: CompletionServer | None,
     of: Measurement,
     reason: str,
-    team: Processes,
+    ranks: Processes,
     reporter: Reporter,
 ) -> None:
     """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json; `reason`: why in the dtype of `of`."""
     order = list(TASKS)
-    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), team, reporter.say, of)
+    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), ranks, reporter.say, of)
     todo = [(task, read_jsonl(folder / f"{task.name}.jsonl")) for task in tasks]
     todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in records.rows.values())]
     if todo and not server:
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
-        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], team)
+        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], ranks)
     with arithmetic if todo else nullcontext():
         for task, samples in todo:
             done = {row["sample"] for row in records.rows.values() if row["task"] == task.name}
-            reporter.progress(task.name, len(done), len(samples), team.note)
+            reporter.progress(task.name, len(done), len(samples), ranks.note)
             for batch in engine(task, samples, done):
                 for record in batch:
                     records.add(record)
                     done.add(record["sample"])
-                reporter.progress(task.name, len(done), len(samples), team.note)
+                reporter.progress(task.name, len(done), len(samples), ranks.note)
     answers = records.gather()
-    if team.first:
+    if ranks.first:
         facts = {"server": of["server"], "endpoint": options.endpoint} if server else {"dtype": of["dtype"]}
         scores = summary(answers)
         asked = Prompts([_prompts(folder / f"{task}.jsonl") for task in scores["tasks"]], tokenizer)
         overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
         facts |= {"measurement": measurement_id(of)}
         write_json(folder / "ruler.json", {"length": options.length, **facts, **scores, "overlap": overlap})
-    team.wait()
+    ranks.wait()
 
 
 def _prompts(path: Path) -> Iterator[str]:
@@ -78,12 +78,12 @@ def _prompts(path: Path) -> Iterator[str]:
 
 
 def _by_model(
-    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, dtype: str, team: Processes
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, dtype: str, ranks: Processes
 ) -> tuple[Engine, AbstractContextManager[Any]]:
     model = to_accelerator(load_model(str(options.model), torch.float32, options.revision))
 
     def engine(task: RulerTask, samples: Rows, done: Container[int]) -> Iterator[Rows]:
-        return answer_task(model, tokenizer, task, samples, options.batch_tokens, done, team)
+        return answer_task(model, tokenizer, task, samples, options.batch_tokens, done, ranks)
 
     return engine, torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 

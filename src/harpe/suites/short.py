@@ -45,17 +45,17 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     HarpeError
         For bad options, missing data, and a folder that holds scores of another measurement, or files that harpe did not write.
     """
-    team = join()
-    reporter = (reporter if team.first else None) or Reporter()
+    ranks = join()
+    reporter = (reporter if ranks.first else None) or Reporter()
     names = options.tasks.replace(",", " ").split()
     path = Path(options.out) / "short.json"
     _check(options, names)
-    definitions, tokenizer = team.alike(lambda: _read(options, names))
-    with held_scores(path.parent, team):
-        _measure_missing(options, names, definitions, tokenizer, path, team, reporter)
+    definitions, tokenizer = ranks.on_every_rank(lambda: _read(options, names))
+    with held_scores(path.parent, ranks):
+        _measure_missing(options, names, definitions, tokenizer, path, ranks, reporter)
     against = options.against
     if against is not None:
-        team.from_first(lambda: compare_short(Path(against), path.parent, names))
+        ranks.broadcast_from_rank0(lambda: compare_short(Path(against), path.parent, names))
     return path.parent
 
 
@@ -65,13 +65,13 @@ def _measure_missing(
     definitions: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     path: Path,
-    team: Processes,
+    ranks: Processes,
     reporter: Reporter,
 ) -> None:
-    value, reason = team.from_first(lambda: _begun(options, path, definitions, tokenizer))
+    value, reason = ranks.broadcast_from_rank0(lambda: _begun(options, path, definitions, tokenizer))
     if missing := [name for name in names if name not in value["tasks"]]:
         reporter.say(f"Arithmetic in {reason}.")
-        _measure(options, {name: definitions[name] for name in missing}, tokenizer, value, path, team, reporter)
+        _measure(options, {name: definitions[name] for name in missing}, tokenizer, value, path, ranks, reporter)
     else:
         reporter.say(f"Everything is measured already; the scores are in {path}.")
 
@@ -136,29 +136,29 @@ def _measure(
     tokenizer: PreTrainedTokenizerBase,
     value: dict[str, Any],
     path: Path,
-    team: Processes,
+    ranks: Processes,
     reporter: Reporter,
 ) -> None:
     """Measure tasks; each goes into short.json when it is done. While it runs, NAME.requests.jsonl keeps what was answered."""
     of = value["measurement"]
-    if team.first:
+    if ranks.first:
         write_json(path, value)
-    model = team.alike(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision)))
+    model = ranks.on_every_rank(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision)))
     for done, (name, definition) in enumerate(definitions.items()):
         reporter.progress("short benchmarks", done, len(definitions), name)
         shots = options.shots if options.shots is not None else SHOTS.get(name)
 
         def progress(done: int, total: int, name: str = name) -> None:
-            reporter.progress(f"blocks of {name}", done, total, team.note)
+            reporter.progress(f"blocks of {name}", done, total, ranks.note)
 
-        record = Record(path.parent / f"{name}.requests.jsonl", options.batch_size, team, reporter.say, progress, of)
+        record = Record(path.parent / f"{name}.requests.jsonl", options.batch_size, ranks, reporter.say, progress, of)
         if record.known:
             reporter.say(f"{name}: {record.known} requests were answered before.")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=of["dtype"] == "bfloat16"):
             found = run_short_tasks(
-                model, tokenizer, definition, shots, limit=options.limit, batch_size=options.batch_size, record=record, team=team
+                model, tokenizer, definition, shots, limit=options.limit, batch_size=options.batch_size, record=record, ranks=ranks
             )
-        if team.first:
+        if ranks.first:
             samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
             asked = Prompts([_prompts(rows) for rows in found["samples"].values()], tokenizer)
             value["tasks"][name] = {
@@ -171,7 +171,7 @@ def _measure(
             write_records(path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples], of)
             write_json(path, _plain(value))
             record.path.unlink(missing_ok=True)
-    team.wait()
+    ranks.wait()
     reporter.progress("short benchmarks", len(definitions), len(definitions))
     reporter.say(f"The scores are in {path}.")
 

@@ -29,23 +29,23 @@ def evaluate_checkpoint(
     *,
     title: str = "",
     revision: str | None = None,
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
 ) -> None:
-    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a team.
+    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a ranks.
 
     Raises HarpeError where the folder holds scores of another protocol, other texts or another model.
     """
-    identity = team.from_first(lambda: identity_of(name, revision, tokenizer))
-    if not team.from_first(lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))):
+    identity = ranks.broadcast_from_rank0(lambda: identity_of(name, revision, tokenizer))
+    if not ranks.broadcast_from_rank0(lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))):
         return
-    overlap = team.from_first(lambda: training_overlap(name, tokenizer, held_out, reporter))
+    overlap = ranks.broadcast_from_rank0(lambda: training_overlap(name, tokenizer, held_out, reporter))
 
     def load() -> PreTrainedModel:
         model = load_model(name, torch.float32, revision)
         check_vocabulary(model, tokenizer, str(name))
         return to_accelerator(check_head(model, str(name)))
 
-    model = team.alike(load)
+    model = ranks.on_every_rank(load)
     evaluate_model(
         model,
         tokenizer,
@@ -55,8 +55,8 @@ def evaluate_checkpoint(
         dtype=dtype,
         identity=identity,
         overlap=overlap,
-        team=team,
-        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, team.note),
+        ranks=ranks,
+        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, ranks.note),
         tell=reporter.say,
     )
     del model

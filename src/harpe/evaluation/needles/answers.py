@@ -68,7 +68,7 @@ def answer_samples(
     samples: Iterable[NeedleSample],
     batch_tokens: int = 16384,
     done: Container[Key] = (),
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score samples; yields the records of one batch at a time.
 
@@ -79,7 +79,7 @@ def answer_samples(
     done
         Keys of samples that need no answer: batches that hold no other sample are passed over. Batches are always formed from all
         samples, so that a resumed evaluation computes what an uninterrupted one does.
-    team
+    ranks
         Processes that share the batches that are left.
     """
     model.eval()
@@ -91,6 +91,6 @@ def answer_samples(
             batch = same[start : start + size]
             if not all((s.task, s.length, s.index, s.depth) in done for s in batch):
                 batches.append(batch)
-    for batch in team.share(batches):
+    for batch in ranks.share(batches):
         texts = answer_batch(model, tokenizer, batch)
         yield [record_of(sample, answers) for sample, answers in zip(batch, texts, strict=True)]

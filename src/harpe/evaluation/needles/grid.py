@@ -65,21 +65,21 @@ class GridSample:
         """Where the question starts in cells of a length."""
         return length - len(self.turn.question) - self.turn.budget
 
-    def place(self, length: int, depth: float) -> int:
+    def needle_offset(self, length: int, depth: float) -> int:
         """Where the needle starts: token depth * length, but not inside of the prefix, and whole before the question."""
         return min(max(int(depth * length), self.prefix), self.end(length) - len(self.needle))
 
     def cell(self, length: int, depth: float) -> NeedleSample:
         """The sample as a document of its own."""
-        place, text = self.place(length, depth), self.end(length) - len(self.needle)
-        context = (*self.haystack[:place], *self.needle, *self.haystack[place:text])
-        share = (place - self.prefix) / max(1, text - self.prefix)
+        needle_offset, text = self.needle_offset(length, depth), self.end(length) - len(self.needle)
+        context = (*self.haystack[:needle_offset], *self.needle, *self.haystack[needle_offset:text])
+        share = (needle_offset - self.prefix) / max(1, text - self.prefix)
         return NeedleSample("single", self.index, length, context, (self.turn,), depth, (share,))
 
     def nodes(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell]]]:
         """Needle places, ascending, each with its cells by ascending length."""
-        placed = sorted((self.place(*cell), *cell) for cell in cells)
-        return [(place, [(n, d) for _, n, d in group]) for place, group in groupby(placed, key=lambda item: item[0])]
+        placed = sorted((self.needle_offset(*cell), *cell) for cell in cells)
+        return [(needle_offset, [(n, d) for _, n, d in group]) for needle_offset, group in groupby(placed, key=lambda item: item[0])]
 
     def cost_alone(self, cells: Sequence[Cell], cost: ReadingCost) -> int:
         """Floating-point operations of one prefill a cell, answers included (their last token is not read)."""
@@ -88,7 +88,7 @@ class GridSample:
     def cost_shared(self, cells: Sequence[Cell], cost: ReadingCost) -> int:
         """Floating-point operations where everything that cells share is read once."""
         nodes = self.nodes(cells)
-        branches = sum(cost.reading(place, self.end(group[-1][0])) for place, group in nodes)
+        branches = sum(cost.reading(needle_offset, self.end(group[-1][0])) for needle_offset, group in nodes)
         answers = sum(cost.reading(self.end(length), length - 1) + self.turn.budget * cost.head for length, _ in cells)
         return cost.reading(0, nodes[-1][0]) + branches + answers
 
@@ -122,7 +122,7 @@ def _drawn(writer: NeedleWriter, longest: int, shortest: int, index: int) -> tup
     return rng, needle, turn
 
 
-def way_of(model: PreTrainedModel) -> Way:
+def cache_reuse(model: PreTrainedModel) -> Way:
     """How this model's cache can be used again, and, where it cannot, why."""
     config = text_config(model.config)
     if moving := moving_rope(config):
@@ -159,21 +159,21 @@ def _texts(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
 def _answer_shared(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[GridSample], cells: Sequence[Cell], reuse: Reuse
 ) -> Iterator[Answers]:
-    """Walk the prefix tree of the cells of samples of one shape; one cell at a time, by the place of the needle."""
+    """Walk the prefix tree of the cells of samples of one shape; one cell at a time, by the needle's offset."""
     first, device = batch[0], model.device
     text = torch.tensor([sample.haystack for sample in batch], device=device)
     needle = torch.tensor([sample.needle for sample in batch], device=device)
     question = torch.tensor([sample.turn.question for sample in batch], device=device)
     clean, done = DynamicCache(config=model.config), 0
-    for place, group in first.nodes(cells):
-        if place > done:
-            read(model, text[:, done:place], clean)
-            done = place
-        branch = torch.cat([needle, text[:, place:]], dim=1)
+    for needle_offset, group in first.nodes(cells):
+        if needle_offset > done:
+            read(model, text[:, done:needle_offset], clean)
+            done = needle_offset
+        branch = torch.cat([needle, text[:, needle_offset:]], dim=1)
         with forgotten(clean, reuse) as cache:
             at = 0
             for number, (length, depth) in enumerate(group, 1):
-                rest = branch[:, at : first.end(length) - place]
+                rest = branch[:, at : first.end(length) - needle_offset]
                 at += rest.shape[1]
                 if number == len(group):
                     ids, margins, _ = answer(model, torch.cat([rest, question], dim=1), cache, first.turn.budget)
@@ -220,7 +220,7 @@ def answer_grid(
     reuse: Reuse,
     batch_tokens: int = 16384,
     done: Container[Key] = (),
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score the samples in all cells; yields the records of one cell of one batch at a time.
 
@@ -230,17 +230,17 @@ def answer_grid(
     Parameters
     ----------
     reuse
-        From `way_of`; "none" reads every cell by itself.
+        From `cache_reuse`; "none" reads every cell by itself.
     done
         Keys of records that are there already. A batch that lacks any is read as a whole, so that a resumed evaluation computes what an
         uninterrupted one does.
-    team
+    ranks
         Processes that share the batches that are left.
     """
     model.eval()
     units = _units(samples, cells, reuse, batch_tokens)
     units = [(batch, of) for batch, of in units if not all(("single", n, s.index, depth) in done for s in batch for n, depth in of)]
-    for batch, of in team.share(units):
+    for batch, of in ranks.share(units):
         began = time.perf_counter()
         alone = reuse == "none"
         answers = _answer_alone(model, tokenizer, batch, of) if alone else _answer_shared(model, tokenizer, batch, of, reuse)

@@ -36,7 +36,7 @@ def answer_task(
     samples: Sequence[dict[str, Any]],
     batch_tokens: int = 16384,
     done: Container[int] = (),
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer a task's samples; yields the records of one batch at a time.
 
@@ -48,7 +48,7 @@ def answer_task(
     done
         Numbers of samples that need no answer. Batches are always formed from all samples, so that a resumed evaluation computes what
         an uninterrupted one does.
-    team
+    ranks
         Processes that share the batches in turn: batches differ in length, and neighbours differ least.
     """
     model.eval()
@@ -60,7 +60,7 @@ def answer_task(
         while end < len(order) and (end + 1 - start) * (len(prompts[order[end]]) + task.tokens) <= batch_tokens:
             end += 1
         batch, start, number = order[start:end], end, number + 1
-        if (number - 1) % team.count != team.rank or all(i in done for i in batch):
+        if (number - 1) % ranks.count != ranks.rank or all(i in done for i in batch):
             continue
         answers = completions(model, tokenizer, [prompts[i] for i in batch], task.tokens)
         yield [_record(task, i, samples[i], answer) for i, answer in zip(batch, answers, strict=True)]

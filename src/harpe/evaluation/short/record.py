@@ -42,13 +42,13 @@ class Record:
         self,
         path: Path,
         contexts: int,
-        team: Processes = ALONE,
+        ranks: Processes = ALONE,
         say: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         of: Measurement | None = None,
     ) -> None:
-        self.path, self._contexts, self._team, self._progress = path, contexts, team, progress
-        self._records = Records(path, lambda row: row["request"], team, say, of)
+        self.path, self._contexts, self._ranks, self._progress = path, contexts, ranks, progress
+        self._records = Records(path, lambda row: row["request"], ranks, say, of)
 
     @property
     def known(self) -> int:
@@ -63,7 +63,7 @@ class Record:
         """The answers to all requests in their order; `ask` is called with this process's share of the blocks that lack any."""
         keys = [_key(kind, request.args) for request in requests]
         blocks = [block for block in self._blocks(requests) if not all(keys[i] in self._records.rows for i in block)]
-        mine = self._team.share(blocks)
+        mine = self._ranks.share(blocks)
         for done, block in enumerate(mine):
             self._progress(done, len(mine))
             for i, answer in zip(block, ask([requests[i] for i in block], disable_tqdm=True), strict=True):

@@ -30,7 +30,7 @@ def run_short_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     record: Record | None = None,
-    team: Processes = ALONE,
+    ranks: Processes = ALONE,
 ) -> dict[str, Any]:
     """lm-eval's results for tasks on a loaded model: its dict with `results` and, by task, `samples`.
 
@@ -44,7 +44,7 @@ def run_short_tasks(
         Questions of each task; None: all.
     record
         Answers that an interrupted measurement has left, or other processes give; new ones are added.
-    team
+    ranks
         Processes that share the requests; only the first one's result is whole.
 
     Raises
@@ -67,8 +67,8 @@ def run_short_tasks(
     def fetch() -> None:
         _run(tasks, lambda: manager.load(list(tasks)))
 
-    if named and team.count > 1:
-        team.from_first(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
+    if named and ranks.count > 1:
+        ranks.broadcast_from_rank0(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
     return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
 
 
