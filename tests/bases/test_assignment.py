@@ -36,8 +36,8 @@ def test_every_member_is_given_out_and_none_twice(heads: int, layers: int, assig
     if layer_bases == "permuted" and assignment not in ("random", "adaptive"):
         return
     bases = bases_of(members(heads, layers, layer_bases))
-    reach = np.random.default_rng(seed).random((layers, heads)).tolist()
-    options: dict[str, Any] = {"heads": heads, "layers": layers, "layer_bases": layer_bases, "seed": seed, "reach": reach}
+    head_distances = np.random.default_rng(seed).random((layers, heads)).tolist()
+    options: dict[str, Any] = {"heads": heads, "layers": layers, "layer_bases": layer_bases, "seed": seed, "head_distances": head_distances}
     rows = assign(bases, assignment, **options)
     assert len(rows) == layers and {len(row) for row in rows} == {heads}
     if layer_bases == "own":
@@ -66,22 +66,22 @@ def test_permuted_layers_differ() -> None:
 
 
 def test_heads_that_look_farther_get_larger_bases() -> None:
-    bases, reach = bases_of(3), [[30.0, 10.0, 20.0], [5.0, 7.0, 6.0]]
-    assert assign(bases, "adaptive", heads=3, layers=2, layer_bases="permuted", reach=reach) == (
+    bases, head_distances = bases_of(3), [[30.0, 10.0, 20.0], [5.0, 7.0, 6.0]]
+    assert assign(bases, "adaptive", heads=3, layers=2, layer_bases="permuted", head_distances=head_distances) == (
         (bases[2], bases[0], bases[1]),
         (bases[0], bases[2], bases[1]),
     )
     # over both layers the heads look 17.5, 8.5 and 13 tokens back
-    assert assign(bases, "adaptive", heads=3, layers=2, reach=reach) == ((bases[2], bases[0], bases[1]),) * 2
+    assert assign(bases, "adaptive", heads=3, layers=2, head_distances=head_distances) == ((bases[2], bases[0], bases[1]),) * 2
     six = bases_of(6)
-    assert assign(six, "adaptive", heads=3, layers=2, layer_bases="own", reach=reach) == (
+    assert assign(six, "adaptive", heads=3, layers=2, layer_bases="own", head_distances=head_distances) == (
         (six[5], six[3], six[4]),
         (six[0], six[2], six[1]),
     )
 
 
 def test_heads_of_equal_reach_keep_their_order() -> None:
-    assert assign(bases_of(3), "adaptive", heads=3, layers=1, reach=[[1.0, 1.0, 1.0]]) == (tuple(bases_of(3)),)
+    assert assign(bases_of(3), "adaptive", heads=3, layers=1, head_distances=[[1.0, 1.0, 1.0]]) == (tuple(bases_of(3)),)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_heads_of_equal_reach_keep_their_order() -> None:
         (4, "ascending", {"layer_bases": "own"}, "needs 8"),
         (4, "ascending", {"layer_bases": "permuted"}, "needs --assignment random or adaptive"),
         (4, "adaptive", {}, "give --model and --data"),
-        (4, "adaptive", {"reach": [[1.0] * 4]}, "needed are 2 x 4"),
-        (4, "adaptive", {"reach": [[float("nan")] * 4] * 2}, "holds no numbers"),
+        (4, "adaptive", {"head_distances": [[1.0] * 4]}, "needed are 2 x 4"),
+        (4, "adaptive", {"head_distances": [[float("nan")] * 4] * 2}, "holds no numbers"),
     ],
 )
 def test_what_has_no_meaning_is_refused(count: int, assignment: Any, options: dict[str, Any], says: str) -> None:

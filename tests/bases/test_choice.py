@@ -22,9 +22,9 @@ CHANGED = (1, 3, 5)
 
 @pytest.mark.parametrize("assignment", ["ascending", "descending", "random", "adaptive"])
 def test_own_bases_are_as_many_as_the_changed_layers_have_heads(assignment: Any) -> None:
-    reach = [[float(7 * layer + head) for head in range(2)] for layer in range(6)]
+    head_distances = [[float(7 * layer + head) for head in range(2)] for layer in range(6)]
     search = SearchOptions(layer_bases="own", assignment=assignment)
-    choice = choose_rows(search, **RANGE, changed=CHANGED, reach=reach)
+    choice = choose_rows(search, **RANGE, changed=CHANGED, head_distances=head_distances)
     assert [layer for layer, row in enumerate(choice.rows) if row is not None] == list(CHANGED)
     given = [base for row in choice.rows if row is not None for base in row]
     assert sorted(given) == sorted(choice.chosen.bases) and len(set(given)) == len(given) == 6
@@ -35,10 +35,10 @@ def test_own_bases_are_as_many_as_the_changed_layers_have_heads(assignment: Any)
 
 
 def test_adaptive_ranks_heads_over_the_changed_layers_alone() -> None:
-    reach = [[100.0, 1.0], [5.0, 6.0]] * 3  # in the layers that keep their positions the first head looks farther
-    choice = choose_rows(SearchOptions(assignment="adaptive"), **RANGE, changed=CHANGED, reach=reach)
+    head_distances = [[100.0, 1.0], [5.0, 6.0]] * 3  # in the layers that keep their positions the first head looks farther
+    choice = choose_rows(SearchOptions(assignment="adaptive"), **RANGE, changed=CHANGED, head_distances=head_distances)
     assert choice.rows == ((1e5, 9e5),) * 6
-    assert choose_rows(SearchOptions(assignment="adaptive"), **RANGE, reach=reach).rows == ((9e5, 1e5),) * 6
+    assert choose_rows(SearchOptions(assignment="adaptive"), **RANGE, head_distances=head_distances).rows == ((9e5, 1e5),) * 6
 
 
 @pytest.fixture

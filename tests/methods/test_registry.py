@@ -104,7 +104,7 @@ def test_wrong_names_get_a_sentence(name: str, options: dict[str, Any], message:
 
 @pytest.mark.parametrize("name", ["base-kept", "pi", "ntk", "ntk-dynamic", "yarn", "self-extend", "dca"])
 def test_methods_that_start_from_plain_positions_refuse_a_checkpoint_with_a_scaling(name: str) -> None:
-    scaled = replace(LLAMA2, reach=tuple(4096.0 * 10_000 ** (-i / 64) for i in range(64)))
+    scaled = replace(LLAMA2, trained_angles=tuple(4096.0 * 10_000 ** (-i / 64) for i in range(64)))
     with pytest.raises(HarpeError, match="trained with one of its own, which would be lost"):
         make_stages(method_named(name), scaled, TARGET, {})
     for other in ("none", "harpe", "abf", "abf-staged", "one-base"):

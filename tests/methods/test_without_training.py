@@ -6,7 +6,7 @@ import pytest
 
 from harpe.errors import HarpeError
 from harpe.methods.dual_chunk import dca
-from harpe.methods.self_extend import self_extend, self_extend_reach
+from harpe.methods.self_extend import self_extend, self_extend_length
 from harpe.methods.types import DualChunk, SelfExtend
 from harpe.positions.geometry import ModelGeometry
 
@@ -19,7 +19,7 @@ def largest_distance(length: int, window: int, group: int) -> int:
 
 
 def test_the_papers_setting_reaches_99328_tokens_and_the_group_that_would_do_is_named() -> None:
-    assert self_extend_reach(4096, 1024, 32) == 99_328
+    assert self_extend_length(4096, 1024, 32) == 99_328
     assert self_extend(LLAMA_2, 99_328, window=1024, group=32)[0].encoding.attention == SelfExtend(1024, 32)
     with pytest.raises(HarpeError, match=r"reaches 99,328 tokens, not 131,072.*a group of 43"):
         self_extend(LLAMA_2, 131_072, window=1024, group=32)
@@ -29,7 +29,7 @@ def test_the_papers_setting_reaches_99328_tokens_and_the_group_that_would_do_is_
 @pytest.mark.parametrize("window", [1, 30, 64, 100, 255])
 @pytest.mark.parametrize("group", [1, 3, 7, 16, 101])
 def test_the_reach_is_the_longest_text_whose_positions_stay_in_the_trained_context(window: int, group: int) -> None:
-    reach = self_extend_reach(256, window, group)
+    reach = self_extend_length(256, window, group)
     assert largest_distance(reach, window, group) == 255 < largest_distance(reach + 1, window, group)
 
 

@@ -192,11 +192,13 @@ def test_contexts_and_bases_of_published_configurations(tmp_path: Path, form: st
     values, tokenizer_length, (before, trained, base, scaled) = FORMS[form]
     config = load_config(write(tmp_path, values, tokenizer_length))
     geometry = read_geometry(config, form)
-    assert (geometry.original_length, geometry.base, geometry.reach is not None) == (trained, base, scaled)
+    assert (geometry.original_length, geometry.base, geometry.trained_angles is not None) == (trained, base, scaled)
     entry = config.rope_parameters.get("full_attention", config.rope_parameters)
     assert declared(config, entry).before == before
     if scaled:  # the slowest pair came as far as it did before, or farther
-        assert geometry.reach is not None and geometry.reach[-1] >= before * base ** (-1 + 1 / len(geometry.reach)) * (1 - 1e-5)
+        assert geometry.trained_angles is not None and geometry.trained_angles[-1] >= before * base ** (
+            -1 + 1 / len(geometry.trained_angles)
+        ) * (1 - 1e-5)
 
 
 def test_vicunas_range_is_that_of_a_context_of_4096_stretched_to_16384(tmp_path: Path) -> None:

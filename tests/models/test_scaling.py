@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from harpe.bases.critical_base import critical_base, reach_base
+from harpe.bases.critical_base import angle_base, critical_base
 from harpe.bases.ranges import base_range
 from harpe.errors import HarpeError
 from harpe.methods.types import per_head_encoding, shared_encoding
@@ -99,27 +99,27 @@ def test_the_critical_base_of_llama_3_1_is_that_of_twice_its_pretraining() -> No
 )
 @pytest.mark.parametrize("pairs", [16, 32, 64])
 def test_without_a_scaling_the_angles_give_the_critical_base_itself(base: float, trained: int, length: int, pairs: int) -> None:
-    reach = [trained * base ** (-i / pairs) for i in range(pairs)]
-    assert reach_base(reach, length) == pytest.approx(critical_base(base, trained, length), rel=1e-9)
+    trained_angles = [trained * base ** (-i / pairs) for i in range(pairs)]
+    assert angle_base(trained_angles, length) == pytest.approx(critical_base(base, trained, length), rel=1e-9)
 
 
-@pytest.mark.parametrize("reach", [[6.0, 1.0], [100.0], [100.0, 100.0]])
-def test_angles_without_a_rule_are_refused(reach: list[float]) -> None:
+@pytest.mark.parametrize("trained_angles", [[6.0, 1.0], [100.0], [100.0, 100.0]])
+def test_angles_without_a_rule_are_refused(trained_angles: list[float]) -> None:
     with pytest.raises(HarpeError, match="no critical base is defined"):
-        reach_base(reach, 1000)
+        angle_base(trained_angles, 1000)
 
 
 @pytest.mark.parametrize("kind", ["llama3", "yarn", "longrope", "linear"])
 def test_the_context_before_the_scaling_by_hand_means_that_it_was_not_trained_with(kind: str) -> None:
     geometry = read_geometry(config_of(kind), "x", original_length=4096)
-    assert (geometry.original_length, geometry.reach, geometry.attention_factor) == (4096, None, 1.0)
+    assert (geometry.original_length, geometry.trained_angles, geometry.attention_factor) == (4096, None, 1.0)
 
 
 def test_a_scaling_that_only_the_reader_switched_on_counts_as_none() -> None:
     """max_position_embeddings as in the pretraining (Qwen2.5 with YaRN), and dynamic scaling, which trained texts never meet."""
     for config in (config_of("yarn", context=4096), AutoConfig.for_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0})):
         geometry = read_geometry(config, "x")
-        assert geometry.original_length == config.max_position_embeddings and geometry.reach is None
+        assert geometry.original_length == config.max_position_embeddings and geometry.trained_angles is None
         assert any("taken not to have been trained with" in note for note in layer_notes(config, geometry))
 
 
@@ -173,4 +173,4 @@ def test_one_base_for_all_heads_keeps_it_in_a_stock_rope_type(family: str) -> No
 
 def test_a_plain_checkpoint_has_neither_reach_nor_factor() -> None:
     geometry = read_geometry(tiny("llama").config, "x")
-    assert (geometry.reach, geometry.attention_factor, geometry.changed_layers) == (None, 1.0, None)
+    assert (geometry.trained_angles, geometry.attention_factor, geometry.changed_layers) == (None, 1.0, None)

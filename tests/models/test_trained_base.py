@@ -66,7 +66,7 @@ def test_a_hidden_base_is_found_told_and_counted_as_trained(family: str) -> None
     config = hunyuan(family).config
     geometry = read_geometry(config, "x")
     assert geometry.base == pytest.approx(TRUE_BASE, rel=1e-6)
-    assert (geometry.reach, geometry.original_length) == (None, 512)
+    assert (geometry.trained_angles, geometry.original_length) == (None, 512)
     (note,) = layer_notes(config, geometry)
     assert f"{geometry.base:,.0f}" in note and "10,000" in note
 

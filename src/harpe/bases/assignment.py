@@ -29,10 +29,10 @@ def shuffled(count: int, *names: object) -> list[int]:
     return sorted(range(count), key=digests.__getitem__)
 
 
-def _by_reach(bases: Sequence[float], reach: Sequence[float]) -> list[float]:
-    """Ascending bases for heads of ascending reach; heads of equal reach in head order."""
+def _by_distance(bases: Sequence[float], head_distances: Sequence[float]) -> list[float]:
+    """Ascending bases for heads of ascending distance; heads of equal distance in head order."""
     placed = [0.0] * len(bases)
-    for base, head in zip(sorted(bases), sorted(range(len(reach)), key=lambda head: (reach[head], head)), strict=True):
+    for base, head in zip(sorted(bases), sorted(range(len(head_distances)), key=lambda head: (head_distances[head], head)), strict=True):
         placed[head] = base
     return placed
 
@@ -45,7 +45,7 @@ def assign(
     layers: int,
     layer_bases: LayerBases = "same",
     seed: int = 0,
-    reach: Sequence[Sequence[float]] | None = None,
+    head_distances: Sequence[Sequence[float]] | None = None,
 ) -> Rows:
     """One row of bases for every layer.
 
@@ -59,7 +59,7 @@ def assign(
         `same`: all layers alike. `permuted`: the same set in every layer, in an order of its own (random or adaptive). `own`: layers x
         heads bases; every layer gets one of each of `heads` neighbourhoods of the set, so that every row spans the range. Adaptive, the
         rank among all heads of all layers decides instead.
-    reach
+    head_distances
         For adaptive: how far each head looks, [layers, heads] (`harpe.models.head_distance`). With `same`, heads are ranked by their
         mean over the layers.
 
@@ -74,7 +74,7 @@ def assign(
     if layer_bases == "permuted" and assignment not in ("random", "adaptive"):
         raise HarpeError(f"--layer-bases permuted needs --assignment random or adaptive; {assignment} is the same in every layer.")
     if assignment == "adaptive":
-        return _adaptive(ordered, heads, layers, layer_bases, reach)
+        return _adaptive(ordered, heads, layers, layer_bases, head_distances)
     if layer_bases == "own":
         return _own(ordered, assignment, heads, layers, seed)
     if assignment == "random":
@@ -84,18 +84,20 @@ def assign(
     return (row,) * layers
 
 
-def _adaptive(ordered: list[float], heads: int, layers: int, layer_bases: LayerBases, reach: Sequence[Sequence[float]] | None) -> Rows:
-    if reach is None:
+def _adaptive(
+    ordered: list[float], heads: int, layers: int, layer_bases: LayerBases, head_distances: Sequence[Sequence[float]] | None
+) -> Rows:
+    if head_distances is None:
         raise HarpeError("--assignment adaptive measures a model on texts; give --model and --data.")
-    measured = np.asarray(reach, dtype=np.float64)
+    measured = np.asarray(head_distances, dtype=np.float64)
     if measured.shape != (layers, heads) or not np.isfinite(measured).all():
         raise HarpeError(f"The measurement of the heads has the shape {measured.shape} or holds no numbers; needed are {layers} x {heads}.")
     if layer_bases == "own":
-        flat = _by_reach(ordered, measured.ravel().tolist())
+        flat = _by_distance(ordered, measured.ravel().tolist())
         return tuple(tuple(flat[layer * heads : (layer + 1) * heads]) for layer in range(layers))
     if layer_bases == "permuted":
-        return tuple(tuple(_by_reach(ordered, row)) for row in measured.tolist())
-    return (tuple(_by_reach(ordered, measured.mean(axis=0).tolist())),) * layers
+        return tuple(tuple(_by_distance(ordered, row)) for row in measured.tolist())
+    return (tuple(_by_distance(ordered, measured.mean(axis=0).tolist())),) * layers
 
 
 def _own(ordered: list[float], assignment: Assignment, heads: int, layers: int, seed: int) -> Rows:

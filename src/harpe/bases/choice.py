@@ -61,14 +61,14 @@ def choose_rows(
     length: int,
     low: float,
     high: float,
-    reach: Sequence[Sequence[float]] | None = None,
+    head_distances: Sequence[Sequence[float]] | None = None,
     changed: Sequence[int] | None = None,
 ) -> Choice:
     """Choose and assign.
 
     Parameters
     ----------
-    reach
+    head_distances
         How far each head of each layer looks, [layers, heads]; needed for the adaptive assignment.
     changed
         Layers whose positions change (None: all). The others get no member of the set, and their heads are not asked how far they look.
@@ -90,9 +90,17 @@ def choose_rows(
         rule=search.rule,
         force=search.force,
     )
-    if reach is not None and len(reach) == layers:
-        reach = [reach[layer] for layer in places]
-    found = assign(chosen.bases, assignment, heads=heads, layers=len(places), layer_bases=search.layer_bases, seed=search.seed, reach=reach)
+    if head_distances is not None and len(head_distances) == layers:
+        head_distances = [head_distances[layer] for layer in places]
+    found = assign(
+        chosen.bases,
+        assignment,
+        heads=heads,
+        layers=len(places),
+        layer_bases=search.layer_bases,
+        seed=search.seed,
+        head_distances=head_distances,
+    )
     if search.layer_bases == "same":
         return Choice(chosen, (found[0],) * layers, assignment, search.layer_bases)
     rows = dict(zip(places, found, strict=True))

@@ -9,7 +9,7 @@ is the smallest for which these pairs, and no slower ones, turn fully within T t
 leaves the angles that it was trained on. The number of such pairs, d/2 * ln(L0 / 2 pi) / ln(b0), is the same before and after, so
 that the formula does not hold d.
 
-For a checkpoint that was trained with a scaling of its own, the same is asked of the angles that its pairs came to (`reach_base`).
+For a checkpoint that was trained with a scaling of its own, the same is asked of the angles that its pairs came to (`angle_base`).
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ def critical_base(base: float, original_length: int, length: int) -> float:
     return _power(math.log(base) * math.log(length / TURN) / math.log(original_length / TURN), length)
 
 
-def reach_base(reach: Sequence[float], length: int) -> float:
+def angle_base(trained_angles: Sequence[float], length: int) -> float:
     """b* of the angles that pairs came to in training, whatever scaling made them: the smallest base for which none of the pairs that
     had not turned fully leaves its angles within `length` tokens.
 
-    With x_i = 2i/d it is the largest of (length / reach_i)^(1/x_i) over those pairs, and of (length / 2 pi)^(1/x) at the x where the reach
-    is one turn: log reach is read between two pairs on the straight line. Where reach_i = L0 b0^(-x_i) the latter is the largest, and is
+    With x_i = 2i/d it is the largest of (length / angle_i)^(1/x_i) over those pairs, and of (length / 2 pi)^(1/x) at the x
+    where the trained angle is one turn: its logarithm is read between two pairs on the straight line. Where
+    angle_i = L0 b0^(-x_i) the latter is the largest, and is
     `critical_base` exactly.
 
     Parameters
     ----------
-    reach
+    trained_angles
         Radians, one for every pair, fastest first.
 
     Raises
@@ -56,9 +57,9 @@ def reach_base(reach: Sequence[float], length: int) -> float:
     HarpeError
         Where the fastest pair has not turned fully, or a slow pair came as far as a fast one.
     """
-    if len(reach) < 2 or reach[0] <= TURN:
-        raise _undefined(f"The fastest of {len(reach)} rotary pairs came to {reach[0]:.3g} radians in training")
-    turns, pairs = [math.log(angle / TURN) for angle in reach], len(reach)
+    if len(trained_angles) < 2 or trained_angles[0] <= TURN:
+        raise _undefined(f"The fastest of {len(trained_angles)} rotary pairs came to {trained_angles[0]:.3g} radians in training")
+    turns, pairs = [math.log(angle / TURN) for angle in trained_angles], len(trained_angles)
     partial = [i for i, turn in enumerate(turns) if turn < 0]
     i = partial[0] if partial else pairs - 1
     crossing = (i - 1 + turns[i - 1] / (turns[i - 1] - turns[i])) / pairs if turns[i - 1] > turns[i] else math.inf

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harpe.bases.critical_base import critical_base, reach_base
+from harpe.bases.critical_base import angle_base, critical_base
 from harpe.errors import HarpeError
 from harpe.positions.geometry import ModelGeometry
 
@@ -65,7 +65,7 @@ def base_range(
     """The range for a target length; `low` or `high` replace an end, and may lie below the trained base.
 
     A model with partial rotary dimension needs no care: b* depends on no dimension. One that was trained with a scaling (Llama 3.1,
-    gpt-oss) has a `reach` in its geometry, which the rules read in the place of base and length.
+    gpt-oss) has a `trained_angles` in its geometry, which the rules read in the place of base and length.
 
     Raises
     ------
@@ -80,15 +80,15 @@ def base_range(
     if rule not in RATIOS:
         raise HarpeError(f"--range {rule} is not known; choose critical, short or ntk.")
     trained = f"trained base b0 = {geometry.base:,.0f} and trained length L0 = {geometry.original_length}"
-    least, angles = geometry.base, geometry.reach
+    least, angles = geometry.base, geometry.trained_angles
     if angles is not None:
         trained = f"the angles that pairs came to within {geometry.original_length} tokens under the checkpoint's own scaling"
-        least = max(least, reach_base(angles, geometry.original_length))
+        least = max(least, angle_base(angles, geometry.original_length))
         if rule == "ntk":
             reference = (length / angles[-1]) ** (geometry.rotary_dim / (geometry.rotary_dim - 2))
             name, formula = "B", f"the base that keeps the slowest pair within its angle = {reference:,.0f} for {trained}"
         else:
-            reference = reach_base(angles, length)
+            reference = angle_base(angles, length)
             name, formula = "b*", f"the critical base of {trained} = {reference:,.0f}"
     elif rule == "ntk":
         scale = length / geometry.original_length

@@ -35,14 +35,14 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     search = SearchOptions(
         options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
     )
-    reach, note, changed = None, "", None
+    head_distances, note, changed = None, "", None
     notes: list[str] = []
     if options.assignment != "adaptive" and options.data is not None:
         raise HarpeError("--data is read for --assignment adaptive only; leave one out or give both.")
     if options.model is not None:
         shape, (low, high, why), changed, notes = _of_model(options)
         if options.assignment == "adaptive" and options.data is not None:
-            reach, note = _reach(options, shape["original_length"])
+            head_distances, note = _distances(options, shape["original_length"])
     else:
         shape, (low, high, why) = _of_numbers(options)
     choice = choose_rows(
@@ -53,7 +53,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         length=options.length,
         low=low,
         high=high,
-        reach=reach,
+        head_distances=head_distances,
         changed=changed,
     )
     chosen, head_dim = choice.chosen, shape["head_dim"]
@@ -69,7 +69,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         "rule_reason": chosen.reason,
         "assignment": choice.assignment,
         "layer_bases": choice.layer_bases,
-        "reach": reach,
+        "reach": head_distances,
         "reach_note": note,
         "head_dim": head_dim,
         "length": options.length,
@@ -117,17 +117,19 @@ def _of_numbers(options: BasesOptions) -> tuple[dict[str, int], tuple[float, flo
     return shape, (options.min, options.max, "given by --min and --max")
 
 
-def _reach(options: BasesOptions, context: int) -> tuple[list[list[float]], str]:
+def _distances(options: BasesOptions, context: int) -> tuple[list[list[float]], str]:
     import torch
 
     from harpe.models.load import load_model, load_tokenizer, to_accelerator
-    from harpe.runs.head_distances import measured_reach
+    from harpe.runs.head_distances import measured_distances
 
     assert options.model is not None and options.data is not None
     if options.heads is not None:
         raise HarpeError("--assignment adaptive measures the heads of --model; leave --heads out.")
     model = to_accelerator(load_model(options.model, torch.float32, options.revision))
-    return measured_reach(model, reading_tokenizer(load_tokenizer(options.model, options.revision), True), options.data, "text", context)
+    return measured_distances(
+        model, reading_tokenizer(load_tokenizer(options.model, options.revision), True), options.data, "text", context
+    )
 
 
 def write(value: dict[str, Any], folder: Path) -> list[Path]:

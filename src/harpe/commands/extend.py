@@ -16,7 +16,7 @@ from harpe.options.verbs import ExtendOptions
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
-from harpe.runs.head_distances import measured_reach
+from harpe.runs.head_distances import measured_distances
 from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
 from harpe.runs.rows import Row, extended_row, make_row, range_of
 from harpe.runs.source import Source, open_source
@@ -56,15 +56,15 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     source = open_source(options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window)
     notes = list(source.notes)
 
-    def reach() -> list[list[float]]:
+    def head_distances() -> list[list[float]]:
         tokenizer = reading_tokenizer(source.tokenizer, options.split_special_tokens)
-        found, note = measured_reach(source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length)
+        found, note = measured_distances(source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length)
         notes.append(note)
         return found
 
     bases = range_of(options, source.geometry)
     facts = model_facts(options.model, revision, source.geometry)
-    row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, reach), notes)
+    row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, head_distances), notes)
     model = source.load()
     parameters = model.num_parameters()
     check_space(run, parameters)

@@ -39,7 +39,7 @@ from harpe.runs.directory import (
     resume_dtype,
     write_environment,
 )
-from harpe.runs.head_distances import measured_reach
+from harpe.runs.head_distances import measured_distances
 from harpe.runs.plan import check_budget, duration, seconds_per_token
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
@@ -85,16 +85,16 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         recipe = at_commit(asked, _begun_with(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
     source = source_of(recipe)
 
-    def reach() -> Sequence[Sequence[float]]:
+    def head_distances() -> Sequence[Sequence[float]]:
         if options.plan:
             raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
         texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
         tokenizer = reading_tokenizer(source.tokenizer, recipe.split_special_tokens)
-        found, note = measured_reach(source.load(), tokenizer, texts, recipe.text_field, context)
+        found, note = measured_distances(source.load(), tokenizer, texts, recipe.text_field, context)
         reporter.say(note)
         return found
 
-    rows, parameters = make_rows(recipe, source, reach), count_parameters(recipe)
+    rows, parameters = make_rows(recipe, source, head_distances), count_parameters(recipe)
     if options.plan:
         plan = describe(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype))
         reporter.say(plan_text(plan))

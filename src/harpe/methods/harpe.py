@@ -60,7 +60,7 @@ def harpe(
         length=length,
         low=bounds.low,
         high=bounds.high,
-        reach=measure() if assignment == "adaptive" and measure is not None else None,
+        head_distances=measure() if assignment == "adaptive" and measure is not None else None,
         changed=geometry.changed_layers,
     )
     rows, note = choice.rows, f"{choice.describe()}, in [{bounds.low:,.0f}, {bounds.high:,.0f}]"

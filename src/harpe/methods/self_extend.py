@@ -9,7 +9,7 @@ from harpe.methods.types import SelfExtend, Stage, check_unscaled, shared_encodi
 from harpe.positions.geometry import ModelGeometry
 
 
-def self_extend_reach(original_length: int, window: int, group: int) -> int:
+def self_extend_length(original_length: int, window: int, group: int) -> int:
     """Longest context in tokens whose positions stay inside the trained one: 1024 / 32 on 4096 reaches 99,328.
 
     The paper's (L0 - w) G + w (section 3.3) where G divides w; else up to G - 1 less, since w // G is rounded down.
@@ -31,7 +31,7 @@ def self_extend(geometry: ModelGeometry, length: int, *, window: int | None = No
     Raises
     ------
     HarpeError
-        For a window outside the trained context, a group below 1, or a reach shorter than `length`, with the group that would do.
+        For a window outside the trained context, a group below 1, or a longest text shorter than `length`, with the group that would do.
     """
     check_unscaled(geometry, "Self-Extend")
     trained = geometry.original_length
@@ -39,15 +39,15 @@ def self_extend(geometry: ModelGeometry, length: int, *, window: int | None = No
     if not 1 <= window < trained:
         raise HarpeError(f"The window is {window}; it must be at least 1 and less than the trained context of {trained} tokens.")
     needed = max(1, -(-(length - window) // (trained - window)))
-    while self_extend_reach(trained, window, needed) < length:
+    while self_extend_length(trained, window, needed) < length:
         needed += 1
     group = needed if group is None else group
     if group < 1:
         raise HarpeError(f"The group is {group}; it must be at least 1.")
-    reach = self_extend_reach(trained, window, group)
-    if reach < length:
+    longest = self_extend_length(trained, window, group)
+    if longest < length:
         raise HarpeError(
-            f"Self-Extend with window {window} and group {group} reaches {reach:,} tokens, not {length:,}. "
+            f"Self-Extend with window {window} and group {group} reaches {longest:,} tokens, not {length:,}. "
             f"Give a group of {needed} or more."
         )
     return untrained(replace(shared_encoding(geometry.base, geometry), attention=SelfExtend(window, group)), length)

@@ -98,7 +98,7 @@ def check_unscaled(geometry: ModelGeometry, what: str) -> None:
     HarpeError
         Naming the method.
     """
-    if geometry.reach is not None or geometry.attention_factor != 1.0:
+    if geometry.trained_angles is not None or geometry.attention_factor != 1.0:
         raise HarpeError(
             f"{what} starts from RoPE without a scaling, and this checkpoint was trained with one of its own, which would be lost. Use "
             "harpe or abf, whose bases follow from the angles that it was trained on."

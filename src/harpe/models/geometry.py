@@ -115,7 +115,7 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
         base=base,
         vocabulary=config.vocab_size,
         attention_factor=trained.attention_factor,
-        reach=trained.reach,
+        trained_angles=trained.trained_angles,
         changed_layers=tuple(changed) if len(changed) < config.num_hidden_layers else None,
     )
 
@@ -196,7 +196,7 @@ def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
     values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
     notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
     notes += [why] if (why := declared(config, entry, whole).why) else []
-    if geometry.reach is None:
+    if geometry.trained_angles is None:
         notes.append(
             f"It is taken not to have been trained with: {geometry.original_length} tokens are counted as the trained context. If it was, "
             "give the context that it was trained to with --original-length."
@@ -207,7 +207,7 @@ def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
         f"It is taken to have been trained with, to {geometry.original_length} tokens: the range is that of the angles which the pairs "
         f"came to. If it was not, give the context before it with --original-length.{factor}"
     )
-    slowed = geometry.original_length / geometry.reach[0]  # the fastest pair turns by one radian a token in every base
+    slowed = geometry.original_length / geometry.trained_angles[0]  # the fastest pair turns by one radian a token in every base
     if slowed > 1.05:
         notes.append(
             f"The scaling had slowed the fastest pairs as well, {slowed:.3g} times, which no base can: near distances look {slowed:.3g} "

@@ -1,7 +1,7 @@
 """What a checkpoint with a scaling of its own (linear, YaRN, LongRoPE, Llama 3) was trained on, from its configuration.
 
 Two things count, and both come from angles. Before the scaling the pairs came to L0 theta_i, with it to L theta'_i,
-theta' being the scaled inverse frequencies and L the longer context; the larger of the two is the *reach* of a pair,
+theta' being the scaled inverse frequencies and L the longer context; the larger of the two is the *trained angle* of a pair,
 beyond which its angles are new. And the attention factor, by which cos and sin are multiplied: the weights have adapted
 to it.
 
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
     length: int
     attention_factor: float
-    reach: tuple[float, ...] | None
+    trained_angles: tuple[float, ...] | None
     """Radians by pair; None where there was no scaling."""
 
 
@@ -126,7 +126,7 @@ def trained_with(
     given: int | None,
     outer: PreTrainedConfig | None = None,
 ) -> Trained:
-    """Context, attention factor and reach of a checkpoint.
+    """Context, attention factor and trained angles of a checkpoint.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harpe"
 
 
-def measured_reach(
+def measured_distances(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, text_field: str, context: int
 ) -> tuple[list[list[float]], str]:
     """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence that says so."""
