@@ -16,7 +16,7 @@ from harpe.bases.printed_search import all_extrema, summed_distances
 from harpe.bases.published_search import candidate_bases
 from harpe.commands.bases import choose, write
 from harpe.files import write_text
-from harpe.options.verbs import BasesOptions
+from harpe.options.bases import BasesOptions
 from harpe.report.base_figures import number_lines, scatter
 
 SETTING: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072}

@@ -25,8 +25,7 @@ from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.ruler.tasks import TASKS
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_tokenizer
-from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.options.verbs import EvaluateOptions
+from harpe.options.measuring import EvaluateOptions, PerplexityOptions, RulerOptions, ShortOptions
 from harpe.runs.directory import write_environment
 from harpe.suites.perplexity import measure_perplexity
 from harpe.suites.ruler import run_ruler

@@ -20,7 +20,7 @@ from harpe.cli.terminal import Terminal
 from harpe.commands.quickstart import quickstart
 from harpe.evaluation.statistics.intervals import Interval
 from harpe.files import read_json, write_json, write_text
-from harpe.options.verbs import QuickstartOptions
+from harpe.options.runs import QuickstartOptions
 from harpe.runs.differences import difference, gated_mean
 from harpe.runs.directory import available_cores
 

@@ -23,7 +23,7 @@ from harpe.cli.terminal import Terminal
 from harpe.evaluation.run import Protocol
 from harpe.evaluation.statistics.intervals import paired_difference
 from harpe.files import read_json, read_jsonl, write_json, write_text
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.directory import write_environment
 from harpe.runs.rows import Row, make_row
@@ -67,7 +67,7 @@ def run_setting(setting: Setting, source: Source, out: Path, learning_rate: floa
     """Train and measure what is not there yet."""
     run = out / setting.name
     run.mkdir(parents=True, exist_ok=True)
-    options = TrainingOptions(
+    options = TrainingSettings(
         tokens=setting.tokens,
         learning_rate=learning_rate,
         batch_tokens=8192,

@@ -23,7 +23,8 @@ from harpe.evaluation.statistics.intervals import paired_difference
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_config
-from harpe.options.verbs import EvaluateOptions, ExtendOptions
+from harpe.options.extend import ExtendOptions
+from harpe.options.measuring import EvaluateOptions
 from harpe.runs.directory import available_cores
 
 CHARACTERS_PER_TOKEN = 8

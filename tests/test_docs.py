@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harpe._version import __version__
-from harpe.cli.main import VERBS
 from harpe.cli.parser import build_parser, options_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -27,7 +26,7 @@ def test_every_command_is_accepted(page: Path) -> None:
     for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.S | re.M):
         for line in block.splitlines():
             if line.startswith("harpe "):
-                options_of(build_parser(VERBS, __version__).parse_args(shlex.split(line, comments=True)[1:]), VERBS)
+                options_of(build_parser(__version__).parse_args(shlex.split(line, comments=True)[1:]))
 
 
 def test_every_result_row_of_choosing_bases_stands_in_a_committed_result() -> None:

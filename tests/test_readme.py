@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from harpe._version import __version__
-from harpe.cli.main import VERBS
 from harpe.cli.parser import build_parser, options_of
 from harpe.comparison.recipe import read_recipe
 
@@ -22,8 +21,8 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.star
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_accepted_by_the_parser(command: str) -> None:
-    parsed = build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:])
-    options_of(parsed, VERBS)
+    parsed = build_parser(__version__).parse_args(shlex.split(command)[1:])
+    options_of(parsed)
 
 
 def test_there_are_commands_to_check() -> None:
@@ -43,7 +42,7 @@ def test_every_recipe_is_accepted(recipe: Path) -> None:
     assert commands
     for command in commands:
         command = command.replace(f"recipes/{recipe.name}", str(recipe))
-        options = options_of(build_parser(VERBS, __version__).parse_args(shlex.split(command)[1:]), VERBS)
+        options = options_of(build_parser(__version__).parse_args(shlex.split(command)[1:]))
         if command.startswith("harpe prepare"):
             assert options.out == yaml.safe_load(text)["data"] and options.length == yaml.safe_load(text)["length"]
             assert options.tokens >= yaml.safe_load(text)["tokens"]

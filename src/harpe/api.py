@@ -17,7 +17,8 @@ from harpe.models.apply import apply_encoding
 from harpe.models.export import export_checkpoint
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
 from harpe.models.install import install
-from harpe.options.verbs import CompareOptions, ExtendOptions, PrepareOptions
+from harpe.options.extend import ExtendOptions, PrepareOptions
+from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 
 
@@ -32,7 +33,7 @@ def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Rep
     Parameters
     ----------
     model, length, data, out, options
-        As `harpe extend` takes them: see `harpe.options.verbs.ExtendOptions`.
+        As `harpe extend` takes them: see `harpe.options.extend.ExtendOptions`.
     reporter
         Receives what the run has to say; silent where None.
 
@@ -50,7 +51,7 @@ def prepare(data: str, model: str, length: int, out: str | Path, *, reporter: Re
     Parameters
     ----------
     data, model, length, out, options
-        As `harpe prepare` takes them: see `harpe.options.verbs.PrepareOptions`.
+        As `harpe prepare` takes them: see `harpe.options.extend.PrepareOptions`.
     reporter
         Receives what there is to say; silent where None.
 
@@ -70,7 +71,7 @@ def compare(recipe: str | Path, out: str | Path | None = None, *, reporter: Repo
     Parameters
     ----------
     recipe, out, options
-        As `harpe compare` takes them: see `harpe.options.verbs.CompareOptions`.
+        As `harpe compare` takes them: see `harpe.options.runs.CompareOptions`.
     reporter
         Receives what the comparison has to say; silent where None.
 

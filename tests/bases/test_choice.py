@@ -14,7 +14,7 @@ from harpe.commands.bases import base_table, choose
 from harpe.errors import HarpeError
 from harpe.methods.types import per_head_encoding
 from harpe.models.geometry import read_geometry
-from harpe.options.verbs import BasesOptions
+from harpe.options.bases import BasesOptions
 
 RANGE: dict[str, Any] = {"heads": 2, "layers": 6, "head_dim": 16, "length": 2048, "low": 1e5, "high": 9e5}
 CHANGED = (1, 3, 5)

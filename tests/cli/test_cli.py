@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harpe.cli.main import VERBS, main
+from harpe.cli.main import main
 from harpe.cli.parser import field_help
+from harpe.cli.verbs import VERBS, options_class
 
 # HARPE, arXiv 2412.07171, table 2, in millions
 TABLE_2 = """1.00 1.15 1.30 1.45 2.17 2.20 2.23 2.47 2.50 2.65 2.68 2.71 2.74 2.80 2.83 2.92
@@ -105,10 +106,10 @@ def test_a_problem_ends_the_process_with_exit_code_2() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_explains_the_verb_and_every_option(verb: str) -> None:
-    texts = field_help(VERBS[verb])
+    texts = field_help(options_class(verb))
     done = harpe(verb, "--help")
     shown = " ".join(done.stdout.split())
-    assert (VERBS[verb].__doc__ or "").split(".")[0].split()[0] in shown
+    assert (options_class(verb).__doc__ or "").split(".")[0].split()[0] in shown
     for name, text in texts.items():
         assert name.replace("_", "-") in shown or name in shown
         assert " ".join(text.split()) in shown

@@ -21,7 +21,8 @@ from harpe.comparison.worker import work
 from harpe.errors import HarpeError
 from harpe.files import read_json, write_json
 from harpe.models.load import load_model
-from harpe.options.verbs import EvaluateOptions, ExportOptions
+from harpe.options.measuring import EvaluateOptions
+from harpe.options.runs import ExportOptions
 from harpe.reporter import Reporter
 
 SCORES: dict[str, Any] = {

@@ -22,7 +22,7 @@ from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_tokenizer
-from harpe.options.verbs import EvaluateOptions
+from harpe.options.measuring import EvaluateOptions
 from harpe.report.read import read_run
 from harpe.runs.scored import check_models
 

@@ -28,7 +28,9 @@ from harpe.data.sampling import Upsampling
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_tokenizer
-from harpe.options.verbs import CompareOptions, EvaluateOptions, PrepareOptions
+from harpe.options.extend import PrepareOptions
+from harpe.options.measuring import EvaluateOptions
+from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 
 SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import harpe
-from harpe.commands import extend as extension
 from harpe.commands.export import export
 from harpe.data.packing import PackedDataset
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
-from harpe.options.verbs import ExportOptions
+from harpe.options.runs import ExportOptions
 from harpe.reporter import Reporter
+from harpe.runs import train
 
 HEADS, GROUPS, DIM, LAYERS = 4, 2, 16, 2
 BEFORE, CONTEXT, TARGET = 32, 128, 256
@@ -99,7 +99,7 @@ def test_a_scaled_checkpoint_is_trained_saved_and_exported_with_the_bases_of_the
         save_checkpoint(model, *given)
 
     checkpoint(make_tiny, workspace / "scaled", kind)
-    monkeypatch.setattr(extension, "save_checkpoint", save)
+    monkeypatch.setattr(train, "save_checkpoint", save)
     options: dict[str, Any] = {"length": TARGET, "tokens": 4 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
     target = harpe.extend(str(workspace / "scaled"), data=str(workspace / "texts"), out=workspace / "run", reporter=Listener(), **options)
     plan, factor = read_json(workspace / "run" / "plan.json"), SCALINGS[kind][1]

@@ -25,7 +25,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.statistics.resampling import resample
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
 from harpe.models.load import load_tokenizer
-from harpe.options.verbs import CompareOptions
+from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -21,7 +21,7 @@ from harpe.comparison.worker import work
 from harpe.errors import HarpeError
 from harpe.files import read_json, write_json, write_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
-from harpe.options.verbs import CompareOptions
+from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 
 Compare = Callable[..., Path]

@@ -31,7 +31,7 @@ def test_a_signal_ends_a_verb_with_the_sentence_of_ctrl_c_and_its_own_code(
     # as in a terminal: what starts the tests in the background switches signals off
     started = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(cli.FUNCTIONS, "bases", lambda options, terminal: os.kill(os.getpid(), number) or time.sleep(60))
+    monkeypatch.setattr("harpe.commands.bases.run", lambda options, terminal: os.kill(os.getpid(), number) or time.sleep(60))
     try:
         assert cli.main(["bases", "--length=256", "--model=embedded"]) == code
         assert signal.getsignal(signal.SIGTERM) == before
@@ -43,7 +43,7 @@ def test_a_signal_ends_a_verb_with_the_sentence_of_ctrl_c_and_its_own_code(
 
 def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
-    monkeypatch.setitem(cli.FUNCTIONS, "bases", lambda options, terminal: found.append(signal.getsignal(signal.SIGHUP)))
+    monkeypatch.setattr("harpe.commands.bases.run", lambda options, terminal: found.append(signal.getsignal(signal.SIGHUP)))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert cli.main(["bases", "--length=256", "--model=embedded"]) == 0

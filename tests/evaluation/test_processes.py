@@ -18,7 +18,7 @@ from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.measurement import records_of, write_records
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
-from harpe.options.verbs import CompareOptions
+from harpe.options.runs import CompareOptions
 
 LAUNCHED = Path(__file__).parent / "launched.py"
 MEASURED_TIME = ("seconds",)

@@ -15,7 +15,7 @@ from harpe.errors import HarpeError
 from harpe.models.geometry import layer_notes, read_geometry
 from harpe.models.load import load_config
 from harpe.models.scaling import declared
-from harpe.options.verbs import BasesOptions
+from harpe.options.bases import BasesOptions
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -22,7 +22,9 @@ from harpe.commands.quickstart import quickstart
 from harpe.errors import HarpeError, OtherFailed
 from harpe.files import read_json
 from harpe.locks import locked
-from harpe.options.verbs import BasesOptions, ExportOptions, ExtendOptions, PrepareOptions, QuickstartOptions
+from harpe.options.bases import BasesOptions
+from harpe.options.extend import ExtendOptions, PrepareOptions
+from harpe.options.runs import ExportOptions, QuickstartOptions
 from harpe.reporter import Reporter
 from harpe.runs import directory
 from harpe.training.progress import JsonlLog

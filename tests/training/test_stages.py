@@ -18,7 +18,7 @@ from harpe.errors import HarpeError
 from harpe.files import new_folder, read_jsonl
 from harpe.methods.types import Stage, per_head_encoding, shared_encoding
 from harpe.models.geometry import read_geometry
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.training import stages as stages_of_training
 from harpe.training.checkpoints import is_complete, last_complete, load_weights
 from harpe.training.stages import Schedule, train_stages
@@ -43,9 +43,9 @@ class Counting(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids.clone()}
 
 
-def options(**changes: Any) -> TrainingOptions:
+def options(**changes: Any) -> TrainingSettings:
     values = {"tokens": 12 * 4 * LENGTH, "learning_rate": 1e-2, "batch_tokens": 4 * LENGTH, "save_every": 4, "dtype": "float32"}
-    return TrainingOptions(**{**values, **changes})
+    return TrainingSettings(**{**values, **changes})
 
 
 def train(

@@ -10,17 +10,28 @@ from harpe.bases.base_sets import BaseSet, Rule, Strategy, choose_bases
 from harpe.errors import HarpeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How bases are chosen and assigned; the fields are those of `ExtendOptions` and `BasesOptions`."""
+    """How bases are chosen from a range and given to the heads: options of `harpe bases`, of `harpe extend`, and of the method harpe."""
 
     strategy: Strategy = "uniform"
+    """How bases are chosen from the range. uniform: evenly spaced, ascending over the heads; uniform-descending: the other way
+    round; log-uniform: in equal ratios; peak-valley: bases whose waveforms complement each other."""
     stride: float | None = None
+    """Distance between candidates of --strategy peak-valley (published: 3e4); default: as its rule has it."""
     rule: Rule | None = None
+    """Selection rule of --strategy peak-valley. published: gives Table 2 of the paper. printed: its Algorithm 1 as printed,
+    which does not. general: any geometry. Default: published in the paper's own setting, else general."""
     force: bool = False
+    """Let --rule published run outside the setting it was tuned for (head size 128, 128k tokens)."""
     assignment: Assignment | None = None
+    """Which head gets which base: ascending (default), descending, random (--seed), or adaptive (heads that look farther on a
+    few texts of --data get larger bases; reads the weights)."""
     layer_bases: LayerBases = "same"
+    """same: all layers alike. permuted: the same set in another order in every layer (random or adaptive). own: layers x heads
+    bases."""
     seed: int = 0
+    """Of what is random in it."""
 
     @property
     def assigned(self) -> Assignment:

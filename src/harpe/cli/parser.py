@@ -12,16 +12,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-POSITIONAL = {
-    "ExtendOptions": ("model",),
-    "EvaluateOptions": ("model",),
-    "ExportOptions": ("source",),
-    "ReportOptions": ("run",),
-    "CompareOptions": ("recipe",),
-    "PerplexityOptions": ("model",),
-    "ShortOptions": ("model",),
-}
-"""Options that are given without a name, by class."""
+from harpe.cli.verbs import VERBS, options_class
 
 
 class WholeNumber:
@@ -44,23 +35,33 @@ WHOLE_NUMBER = WholeNumber()
 
 
 def field_help(options: type) -> dict[str, str]:
-    """The literal string under each field of a dataclass, by field."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
-    assert isinstance(node, ast.ClassDef)
-    found = {}
-    for field, after in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-            found[field.target.id] = inspect.cleandoc(ast.literal_eval(after.value))
+    """The literal string under each field of a dataclass and of those that it is made of, by field."""
+    found: dict[str, str] = {}
+    for cls in reversed([cls for cls in options.__mro__ if dataclasses.is_dataclass(cls)]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, after in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+                found[field.target.id] = inspect.cleandoc(ast.literal_eval(after.value))
     return found
 
 
+def in_order(options: type) -> list[dataclasses.Field[Any]]:
+    """The fields as the help lists them: those of the class itself, then those that it shares with others."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    return [fields.pop(name) for cls in options.__mro__ for name in inspect.get_annotations(cls) if name in fields]
+
+
 def add_options(parser: ArgumentParser, options: type) -> None:
-    """Add one argument a field: `original_length` becomes --original-length; a false truth value becomes a plain flag."""
+    """Add one argument a field: `original_length` becomes --original-length; a false truth value becomes a plain flag.
+
+    What a class names in `positional` is given without a name.
+    """
     hints, texts = typing.get_type_hints(options), field_help(options)
-    for field in dataclasses.fields(options):
+    for field in in_order(options):
         text, hint = texts[field.name].replace("%", "%%"), hints[field.name]
         kind = WHOLE_NUMBER if hint is int else hint
-        if field.name in POSITIONAL.get(options.__name__, ()):
+        if field.name in getattr(options, "positional", ()):
             parser.add_argument(field.name, type=kind, help=text)
             continue
         name = "--" + field.name.replace("_", "-")
@@ -78,7 +79,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those given after it win.")
 
 
-def build_parser(verbs: dict[str, type], version: str) -> ArgumentParser:
+def build_parser(version: str) -> ArgumentParser:
     """The parser of all verbs."""
     parser = ArgumentParser(
         prog="harpe",
@@ -86,15 +87,15 @@ def build_parser(verbs: dict[str, type], version: str) -> ArgumentParser:
         description="A longer context window for a RoPE language model in one training stage: every attention head gets its own RoPE base.",
     )
     commands = parser.add_subcommands(dest="verb", required=True)
-    for verb, options in verbs.items():
-        text = inspect.cleandoc(options.__doc__ or "")
+    for verb in VERBS:
+        text = inspect.cleandoc(options_class(verb).__doc__ or "")
         sub = ArgumentParser(description=text)
-        add_options(sub, options)
+        add_options(sub, options_class(verb))
         commands.add_subcommand(verb, sub, help=text.splitlines()[0])
     return parser
 
 
-def options_of(parsed: Any, verbs: dict[str, type]) -> Any:
+def options_of(parsed: Any) -> Any:
     """The options object out of what was parsed."""
-    options, values = verbs[parsed.verb], parsed[parsed.verb]
+    options, values = options_class(parsed.verb), parsed[parsed.verb]
     return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from harpe.bases.choice import SearchOptions, choose_rows
+from harpe.bases.choice import choose_rows
 from harpe.bases.complementarity import MINIMUM_LENGTH, complementarity, random_sets
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.files import SCHEMA_VERSION, write_json, write_text
-from harpe.options.verbs import BasesOptions
+from harpe.options.bases import BasesOptions
 from harpe.ownership import refuse_foreign
 
 MEASURED_LENGTH = 2_000_000
@@ -32,9 +33,6 @@ def choose(options: BasesOptions) -> dict[str, Any]:
         Where neither a model nor heads, head size and range are given, or an option does not fit.
     """
     refuse_several("harpe bases", "one process chooses all bases.")
-    search = SearchOptions(
-        options.strategy, options.stride, options.rule, options.force, options.assignment, options.layer_bases, options.seed
-    )
     head_distances, note, changed = None, "", None
     notes: list[str] = []
     if options.assignment != "adaptive" and options.data is not None:
@@ -46,7 +44,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     else:
         shape, (low, high, why) = _of_numbers(options)
     choice = choose_rows(
-        search,
+        options,
         heads=shape["heads"],
         layers=shape["layers"],
         head_dim=shape["head_dim"],
@@ -194,3 +192,15 @@ def base_table(value: dict[str, Any]) -> Table:
     for head in range(len(value["heads"])):
         table.add_row(str(head), *(f"{row[head]:.4g}" for row in by_layer.values()))
     return table
+
+
+def run(options: BasesOptions, terminal: Any) -> None:
+    """Print a base set, as a table or as JSON, and draw it where a folder is named."""
+    value = choose(options)
+    written = write(value, Path(options.out)) if options.out is not None else []
+    if options.json:
+        print(json.dumps(value))
+        return
+    terminal.table(base_table(value))
+    if written:
+        terminal.say(f"Written: {', '.join(map(str, written))}")

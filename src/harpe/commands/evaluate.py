@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from harpe.distributed.processes import Processes, join
+from harpe.distributed.processes import Processes, is_first, join
 from harpe.errors import HarpeError
 from harpe.evaluation.identity import identity_of
 from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, measurement, score_files
@@ -16,10 +16,11 @@ from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
-from harpe.options.verbs import EvaluateOptions
+from harpe.options.measuring import EvaluateOptions
 from harpe.ownership import refuse_foreign
 from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
+from harpe.report.terminal import main_table, score_table
 from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores, resume_dtype
 from harpe.runs.position_losses import write_positions
@@ -180,3 +181,10 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
         for m in plan["methods"]
     ]
     return _Work(models, named, protocol, held_out, dtype, reason, plan)
+
+
+def run(options: EvaluateOptions, terminal: Any) -> None:
+    """Measure, and show the scores."""
+    folder = evaluate(options, terminal)
+    if is_first():
+        terminal.table(main_table(folder) if (folder / "plan.json").is_file() else score_table(folder))

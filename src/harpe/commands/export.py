@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
 from harpe.models.load import load_config, load_model, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
-from harpe.options.verbs import ExportOptions
+from harpe.options.runs import ExportOptions
 from harpe.report.comparison_read import is_comparison
 from harpe.report.read import Estimate, Method, Run, read_run
 from harpe.reporter import Reporter
@@ -178,3 +179,8 @@ def _estimate(value: Estimate | None, factor: float = 1, unit: str = "") -> str:
     digits = 0 if unit else 2
     numbers = [f"{factor * x:.{digits}f}" for x in (value.value, value.low, value.high)]
     return f"{numbers[0]}{unit} [{numbers[1]} – {numbers[2]}], n = {value.n}"
+
+
+def run(options: ExportOptions, terminal: Any) -> None:
+    """Write a checkpoint that loads without harpe."""
+    export(options, terminal)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.processes import refuse_several
-from harpe.options.training import TrainingOptions
-from harpe.options.verbs import ExtendOptions
+from harpe.options.extend import ExtendOptions
+from harpe.options.training import TrainingSettings
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
@@ -50,7 +51,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     return target
 
 
-def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Row, PackedDataset, TrainingOptions]:
+def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Row, PackedDataset, TrainingSettings]:
     """Check everything, decide what the run is or read back what it decided when it began, and tell the plan."""
     revision = pinned_revision(run, options.method, options.revision)
     source = open_source(options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window)
@@ -69,17 +70,7 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     parameters = model.num_parameters()
     check_space(run, parameters)
     dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
-    training = TrainingOptions(
-        tokens=options.tokens or sys.maxsize,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        batch_tokens=options.batch_tokens,
-        micro_batch=options.micro_batch,
-        gradient_checkpointing=options.gradient_checkpointing,
-        save_every=options.save_every,
-        seed=options.seed,
-        dtype=dtype,
-    )
+    training = TrainingSettings.of(options, tokens=options.tokens or sys.maxsize, seed=options.seed, dtype=dtype)
     check_stages(row.stages, training)
     for sentence in write_environment(run):
         reporter.say(sentence)
@@ -124,3 +115,8 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     plan = settled_plan(run, plan)
     reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
     return source, row, data, training
+
+
+def run(options: ExtendOptions, terminal: Any) -> None:
+    """Extend a checkpoint."""
+    extend(options, terminal)

@@ -25,7 +25,8 @@ from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
-from harpe.options.verbs import PrepareOptions
+from harpe.options.extend import PrepareOptions
+from harpe.report.terminal import sources_table
 from harpe.reporter import Reporter
 from harpe.runs.directory import check_disk
 from harpe.runs.texts import EMBEDDED, tell, training_documents
@@ -251,3 +252,8 @@ def _notes(data: PackedDataset, rule: Upsampling) -> list[str]:
     if never:
         notes.append(f"Too small for a single document among so few tokens: {', '.join(never)}.")
     return notes
+
+
+def run(options: PrepareOptions, terminal: Any) -> None:
+    """Pack a corpus, and show what was drawn from its sources."""
+    terminal.table(sources_table(prepare(options, terminal)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harpe.bases.ranges import RangeRule, base_range
 from harpe.distributed.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.files import read_json, write_json
-from harpe.options.training import TrainingOptions
-from harpe.options.verbs import QuickstartOptions
+from harpe.options.runs import QuickstartOptions
+from harpe.options.training import TrainingSettings
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.reporter import Reporter
@@ -60,14 +61,8 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     model = source.load()
     check_space(run, model.num_parameters(), rows=2)
     dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
-    training = TrainingOptions(
-        tokens=options.tokens,
-        learning_rate=options.learning_rate,
-        batch_tokens=options.batch_tokens,
-        gradient_checkpointing=False,
-        save_every=8,
-        seed=options.seed,
-        dtype=dtype,
+    training = TrainingSettings.of(
+        options, tokens=options.tokens, gradient_checkpointing=False, save_every=8, seed=options.seed, dtype=dtype
     )
     training.check(options.length)
     open_run(run, options, resume=going_on)
@@ -140,3 +135,8 @@ def _failure(run: Path, length: int) -> str:
         f"{long['start']} to {long['end']}; needles found {gated_mean(scores, short['length']):.0%} at {short['length']} tokens, "
         f"{gated_mean(scores, length):.0%} at {length}."
     )
+
+
+def run(options: QuickstartOptions, terminal: Any) -> None:
+    """Run the demonstration."""
+    quickstart(options, terminal)

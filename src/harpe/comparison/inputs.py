@@ -14,13 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harpe.comparison.recipe import ComparisonRecipe, PerplexityRecipe
 from harpe.data.packing import PackedDataset, tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, sha256_file, sha256_json
 from harpe.models.identity import checkpoint_identity
+from harpe.options.measuring import CurveTexts
+from harpe.options.recipe import ComparisonRecipe
 from harpe.report.tables import listed
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
@@ -82,7 +83,7 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
     }
 
 
-def _corpus(of: PerplexityRecipe, source: Source, split: bool) -> str:
+def _corpus(of: CurveTexts, source: Source, split: bool) -> str:
     longest = parse_lengths(of.lengths)[-1] if of.lengths else int(of.window or 0)
     texts = held_out_texts(of.data, source.tokenizer, longest, of.documents, text_field=of.text_field, split_special_tokens=split)
     return texts.identity()

@@ -10,7 +10,7 @@ from harpe.errors import HarpeError
 from harpe.suites.perplexity import parse_lengths
 
 if TYPE_CHECKING:
-    from harpe.comparison.recipe import ComparisonRecipe, EvaluationRecipe
+    from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
 
 LONGEST = 64
 """Characters of a name: files that are made from it have endings, and file systems take 255 bytes."""

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harpe.bases.ranges import base_range
-from harpe.comparison.recipe import ComparisonRecipe
 from harpe.comparison.worker import protocol_of, training_options
 from harpe.methods.harpe import Measure
 from harpe.methods.registry import defaults
 from harpe.models.load import load_config
-from harpe.options.training import TrainingOptions
+from harpe.options.recipe import ComparisonRecipe
+from harpe.options.training import TrainingSettings
 from harpe.report.titles import Titled, distinct_titles
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
@@ -100,7 +100,7 @@ def describe(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], para
     }
 
 
-def _stages(row: Row, options: TrainingOptions) -> list[dict[str, Any]]:
+def _stages(row: Row, options: TrainingSettings) -> list[dict[str, Any]]:
     if not row.trained:
         return [{"length": row.stages[-1].length, "tokens": 0, "steps": 0, "encoding": row.stages[-1].encoding.describe()}]
     target = row.stages[-1].length

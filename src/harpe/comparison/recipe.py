@@ -4,132 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from harpe.bases.ranges import RangeRule
 from harpe.comparison.names import check_names
 from harpe.errors import HarpeError
+from harpe.options.recipe import ComparisonRecipe, RowRecipe
 from harpe.typed import build
-
-
-@dataclass(frozen=True, kw_only=True)
-class RulerRecipe:
-    """RULER's tasks (`harpe ruler`)."""
-
-    lengths: list[int]
-    """Tokens of a sample."""
-    tasks: str = "all"
-    """Names with commas between them; niah for the eight needle tasks, all for all 13."""
-    samples: int = 500
-    seed: int = 42
-    template: str = "base"
-    data: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityRecipe:
-    """Perplexity on one corpus (`harpe perplexity`): by prefix length, or in a sliding window."""
-
-    data: str
-    lengths: str | None = None
-    window: int | None = None
-    stride: int = 256
-    average: Literal["tokens", "yarn"] = "tokens"
-    documents: int = 32
-    text_field: str = "text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShortRecipe:
-    """Short benchmarks through lm-eval (`harpe short`)."""
-
-    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
-    limit: int | None = None
-    offline: bool = False
-    data: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRecipe:
-    """What is measured of every method."""
-
-    data: str
-    """Held-out texts, as of `harpe evaluate`."""
-    text_field: str = "text"
-    documents: int = 32
-    samples: int = 100
-    """Needle samples a task and length."""
-    grid_samples: int = 10
-    """Needle samples a cell of the grid."""
-    seed: int = 1
-    tuning: bool = False
-    """Of the embedded texts, those that settings are tuned on."""
-    ruler: RulerRecipe | None = None
-    perplexity: dict[str, PerplexityRecipe] = field(default_factory=dict)
-    """By a name of the corpus."""
-    short: ShortRecipe | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowRecipe:
-    """One method of the comparison with its options."""
-
-    name: str
-    """Of its folder; unique."""
-    method: str
-    title: str | None = None
-    train: bool | None = None
-    """False: the method's last positions put into the model without training."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonRecipe:
-    """Everything that decides the result of a comparison."""
-
-    title: str
-    model: str
-    length: int
-    data: str
-    """Training texts, or a folder of `harpe prepare`; {seed} in it stands for the seed."""
-    tokens: int
-    methods: list[RowRecipe]
-    evaluation: EvaluationRecipe
-    baseline: str
-    """Name of the row that the others are compared with."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Of the order of the training texts and of all else that is random in training."""
-    published: Literal["llama2-7b-128k"] | None = None
-    """Setting of the paper whose figures are shown beside: only where all of it is the same."""
-    revision: str | None = None
-    tokenizer: str | None = None
-    text_field: str = "text"
-    split_special_tokens: bool = True
-    """Special tokens that texts spell, of training and of evaluation, are read as text; false: as the tokens themselves."""
-    original_length: int | None = None
-    sliding_window: Literal["keep", "off"] = "keep"
-    range: RangeRule = "critical"
-    """Of the bases, for every method that takes bases from a range."""
-    learning_rate: float = 2e-5
-    schedule: Literal["restarted", "carried"] = "restarted"
-    warmup_share: float = 0.05
-    weight_decay: float = 0.0
-    batch_tokens: int = 0
-    micro_batch: int = 1
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    gradient_checkpointing: bool = True
-    save_every: int = 100
-
-    def recipe(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def data_of(self, seed: int) -> str:
-        """The training texts of a seed: prepared data have one order, so that several seeds need a folder each (`texts/seed-{seed}`)."""
-        return self.data.replace("{seed}", str(seed))
 
 
 def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **changes: Any) -> ComparisonRecipe:

@@ -14,7 +14,7 @@ import yaml
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, describe, expected_seconds, make_rows, plan_text
-from harpe.comparison.recipe import ComparisonRecipe, read_recipe
+from harpe.comparison.recipe import read_recipe
 from harpe.comparison.resources import threads_of
 from harpe.comparison.summary import summarise
 from harpe.comparison.worker import protocol_of, ruler_options, source_of, training_options
@@ -26,7 +26,8 @@ from harpe.evaluation.run import check_needles
 from harpe.files import read_json, write_json, write_text
 from harpe.methods.types import Stage
 from harpe.models.identity import checkpoint_identity
-from harpe.options.verbs import CompareOptions
+from harpe.options.recipe import ComparisonRecipe
+from harpe.options.runs import CompareOptions
 from harpe.report.page import write_report
 from harpe.reporter import Reporter
 from harpe.runs.directory import (

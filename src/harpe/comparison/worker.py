@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
-from harpe.comparison.recipe import ComparisonRecipe, EvaluationRecipe, read_recipe
+from harpe.comparison.recipe import read_recipe
 from harpe.comparison.resources import threads_of
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
@@ -24,7 +24,8 @@ from harpe.evaluation.run import HeldOut, Protocol
 from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
 from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.options.training import TrainingOptions
+from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
+from harpe.options.training import TrainingSettings
 from harpe.report.tables import listed
 from harpe.reporter import Reporter
 from harpe.runs.rows import Row
@@ -50,21 +51,9 @@ class Lines(Reporter):
         print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
 
 
-def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> TrainingOptions:
+def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> TrainingSettings:
     """Of one seed."""
-    return TrainingOptions(
-        tokens=recipe.tokens,
-        learning_rate=recipe.learning_rate,
-        schedule=recipe.schedule,
-        warmup_share=recipe.warmup_share,
-        weight_decay=recipe.weight_decay,
-        batch_tokens=recipe.batch_tokens,
-        micro_batch=recipe.micro_batch,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        save_every=recipe.save_every,
-        seed=seed,
-        dtype=dtype,
-    )
+    return TrainingSettings.of(recipe, tokens=recipe.tokens, seed=seed, dtype=dtype)
 
 
 def source_of(recipe: ComparisonRecipe) -> Source:

@@ -43,7 +43,9 @@ def harpe(
     measure
         Called for the adaptive assignment only.
     """
-    search = SearchOptions(strategy, stride, rule, force, assignment, layer_bases, seed)
+    search = SearchOptions(
+        strategy=strategy, stride=stride, rule=rule, force=force, assignment=assignment, layer_bases=layer_bases, seed=seed
+    )
     if bases is not None:
         if search != SearchOptions(seed=seed):
             raise HarpeError(

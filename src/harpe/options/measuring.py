@@ -1,13 +1,72 @@
-"""Options of the verbs that make and fetch benchmark data. The text under each field is its help on the command line."""
+"""Options of the verbs that measure and that fetch benchmark data. The text under each field is its help on the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from harpe.options.shared import Dtype, FieldOptions, ModelOptions, TextOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RulerOptions:
+class NeedleOptions:
+    """How much `harpe evaluate` measures."""
+
+    documents: int = 32
+    """Documents that perplexity is measured on; each must be longer than the longest context."""
+    samples: int = 100
+    """Needle samples a task and length; 0: no needle tasks."""
+    grid_samples: int = 10
+    """Needle samples a cell of the grid; 0: no grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(NeedleOptions, TextOptions, ModelOptions):
+    """Measure a checkpoint, or every model of a run directory, on texts that it was not trained on.
+
+    Perplexity by position (token-weighted, whole documents), short-context perplexity, needle tasks with generated answers, and a grid
+    of needles by length and depth; all with 95% intervals. What is already measured is not measured again. For a run directory the
+    untouched model is measured too, and the report page is written.
+
+    Several processes share the work: torchrun --nproc-per-node 4 -m harpe evaluate … The files are those of one process.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """A run directory of `harpe extend`, or any checkpoint: a folder, a hub name, or embedded."""
+    data: str
+    """Texts: a file, a folder, a hub data set, or embedded."""
+    out: str | None = None
+    """Folder for the scores of a checkpoint; a run directory keeps its own."""
+    length: int | None = None
+    """Longest context in tokens that is measured; default: the model's."""
+    original_length: int | None = None
+    """Short context in tokens; default: the length before the extension, else the model's context."""
+    seed: int = 1
+    """Of the needle samples."""
+    dtype: Dtype = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerTasks:
+    """What is asked of RULER's tasks."""
+
+    tasks: str = "all"
+    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
+    samples: int = 500
+    """Samples a task; 500 is the published number."""
+    seed: int = 42
+    """Starts the random numbers of every task; 42 is the published seed."""
+    template: str = "base"
+    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
+    data: str | None = None
+    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions(RulerTasks):
     """Write samples of RULER's 13 tasks; with --model, answer and score them too.
 
     The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
@@ -38,41 +97,20 @@ class RulerOptions:
     """Folder with answers of another model to the same samples: write the difference of every task, with its interval, into against.md."""
     beyond_context: bool = False
     """Let a model be asked beyond the context that its configuration states."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Dtype = "auto"
     """Arithmetic of the model. auto: the faster one, found by a one-second probe."""
     batch_tokens: int = 16384
     """Tokens in one batch of answers at most; a longer sample is a batch of its own."""
-    tasks: str = "all"
-    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
-    samples: int = 500
-    """Samples a task; 500 is the published number."""
-    seed: int = 42
-    """Starts the random numbers of every task; 42 is the published seed."""
-    template: str = "base"
-    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
-    data: str | None = None
-    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
     revision: str | None = None
     """Branch, tag or commit of a hub model, or of a hub tokenizer where no model is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityOptions:
-    """Perplexity of a checkpoint by context length, or in sliding windows.
+class CurveTexts(FieldOptions):
+    """Perplexity on one corpus: by prefix length, or in a sliding window."""
 
-    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
-    window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
-    file says which one it holds.
-
-    Several processes share the documents: torchrun --nproc-per-node 4 -m harpe perplexity … The files are those of one process.
-    """
-
-    model: str
-    """Checkpoint: a folder, a hub name, or embedded."""
     data: str
     """Texts: a file, a folder, a hub data set, or embedded."""
-    out: str
-    """File to write (.json)."""
     lengths: str | None = None
     """Context lengths in tokens, FIRST:LAST:STEP or with commas between them; 2048:131072:2048 are those of the paper."""
     window: int | None = None
@@ -83,22 +121,48 @@ class PerplexityOptions:
     """tokens: over all scored tokens. yarn: as YaRN's script, a mean over windows of any length, each behind a beginning-of-text token."""
     documents: int = 32
     """Documents that are measured; each must have the longest length."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityOptions(CurveTexts, TextOptions, ModelOptions):
+    """Perplexity of a checkpoint by context length, or in sliding windows.
+
+    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
+    window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
+    file says which one it holds.
+
+    Several processes share the documents: torchrun --nproc-per-node 4 -m harpe perplexity … The files are those of one process.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Checkpoint: a folder, a hub name, or embedded."""
+    out: str
+    """File to write (.json)."""
+    dtype: Dtype = "auto"
     """Arithmetic. auto: the faster one, found by a one-second probe."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: the model's own."""
-    text_field: str = "text"
-    """Field of JSON objects, Parquet rows or data sets that holds the text, with dots into nested ones."""
-    split_special_tokens: bool = True
-    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
     server: str | None = None
     """Refused: servers give text, and this needs the probability of every token that the model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortOptions:
+class ShortTasks:
+    """Which short benchmarks, and how much of them."""
+
+    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
+    """Names of lm-eval's tasks with commas between them."""
+    limit: int | None = None
+    """Questions of each task, for a trial; default: all."""
+    offline: bool = False
+    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as hellaswag_local,
+    arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All other tasks are refused."""
+    data: str | None = None
+    """Folder with short_bench; default: the one that HARPE_DATA names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortOptions(ShortTasks, ModelOptions):
     """Short benchmarks of a checkpoint through lm-eval: its tasks, its prompts, its numbers.
 
     The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
@@ -107,33 +171,22 @@ class ShortOptions:
     Several processes share the questions: torchrun --nproc-per-node 4 -m harpe short … The files are those of one process.
     """
 
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
     model: str
     """Checkpoint: a folder, a hub name, or embedded. Per-head checkpoints too."""
     out: str
     """Folder for short.json and the records of every question."""
-    tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
-    """Names of lm-eval's tasks with commas between them."""
     shots: int | None = None
     """Solved examples in front of a question; default: the paper's number, for other tasks their own."""
-    limit: int | None = None
-    """Questions of each task, for a trial; default: all."""
-    offline: bool = False
-    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as hellaswag_local,
-    arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All other tasks are refused."""
-    data: str | None = None
-    """Folder with short_bench; default: the one that HARPE_DATA names."""
     against: str | None = None
     """Folder with another model's scores on the same questions: write the difference of every task, with its interval, into against.md."""
     server: str | None = None
     """Refused: servers give text, and this needs the log-likelihood of given answers."""
     batch_size: int = 8
     """Questions in one forward pass."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Dtype = "auto"
     """Arithmetic. auto: the faster one, found by a one-second probe."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

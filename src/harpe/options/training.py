@@ -1,42 +1,54 @@
-"""Settings of training."""
+"""The settings of training, defined once: `harpe extend`, the quickstart and the recipe of a comparison share them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from harpe.errors import HarpeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Settings that every stage shares. Those the paper gives are its own; the others are marked as our choice."""
+    """What a user may set. A field that is added here is a flag of `harpe extend` and a key of recipes. The learning rate and AdamW's
+    0.9 and 0.95 are the paper's; what else there is, it does not give, and is our choice."""
+
+    learning_rate: float = 2e-5
+    """Peak learning rate. The paper's 2e-5 is for 7B models; small models take more (1e-3 below 10M parameters)."""
+    schedule: Literal["restarted", "carried"] = "restarted"
+    """Of a method in stages: the learning rate rises and falls in every stage, or once over all."""
+    warmup_share: float = 0.05
+    """Share of the steps in which the learning rate rises; it then falls linearly."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Norm that gradients are clipped to."""
+    batch_tokens: int = 0
+    """Tokens an optimiser step; 0: one sequence."""
+    micro_batch: int = 1
+    """Sequences in one forward pass; the rest of a step is accumulated."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(TrainingOptions):
+    """What is trained with: the options, and what a run decides of them."""
 
     tokens: int
     """Token budget of all stages together."""
-    learning_rate: float = 2e-5
-    """Peak learning rate of AdamW (paper: 2e-5)."""
-    batch_tokens: int = 0
-    """Tokens an optimiser step; 0 means one sequence. Our choice: the paper does not give it."""
-    micro_batch: int = 1
-    """Sequences in one forward pass; the rest of a step is accumulated."""
-    warmup_share: float = 0.05
-    """Share of the steps with rising learning rate; it then falls linearly. Our choice."""
-    schedule: Literal["restarted", "carried"] = "restarted"
-    """Of a method with several stages: every stage has its own rise and fall, or one goes over all stages. AdamW's moments start anew in
-    every stage. Our choice."""
-    weight_decay: float = 0.0
-    """Our choice."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping. Our choice."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: slower, far less memory."""
-    save_every: int = 100
-    """Steps between checkpoints."""
     seed: int = 0
     dtype: str = "bfloat16"
     """bfloat16 (float32 weights, bfloat16 arithmetic by autocast) or float32."""
+
+    @classmethod
+    def of(cls, options: object, **settings: Any) -> TrainingSettings:
+        """The settings for options that have all or some of the fields of `TrainingOptions`; `settings` replace them."""
+        shared = {f.name: getattr(options, f.name) for f in fields(TrainingOptions) if hasattr(options, f.name)}
+        return cls(**{**shared, **settings})
 
     def steps(self, length: int) -> int:
         """Optimiser steps that the budget gives at a target length."""
@@ -56,6 +68,13 @@ class TrainingOptions:
         """Raise HarpeError for settings that cannot work at a sequence length."""
         if self.learning_rate <= 0:
             raise HarpeError(f"--learning-rate is {self.learning_rate}; it must be above 0.")
+        if not 0 <= self.warmup_share <= 1:
+            raise HarpeError(f"--warmup-share is {self.warmup_share}; it is a share of the steps, from 0 to 1.")
+        if self.weight_decay < 0 or self.max_grad_norm <= 0:
+            raise HarpeError(
+                f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must not be below 0, the "
+                "other must be above it."
+            )
         if self.steps(length) < 1:
             raise HarpeError(
                 f"--tokens {self.tokens} is less than one step of {self.step_tokens(length)} tokens; give more tokens, or a smaller "

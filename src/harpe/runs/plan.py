@@ -15,7 +15,7 @@ from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.models.geometry import text_config
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.directory import check_disk
 from harpe.runs.rows import Row
@@ -23,7 +23,7 @@ from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
 
-def check_budget(options: TrainingOptions, data: PackedDataset) -> None:
+def check_budget(options: TrainingSettings, data: PackedDataset) -> None:
     """Refuse settings that cannot work, and a budget larger than the data, before anything is trained."""
     options.check(data.length)
     needed = options.steps(data.length) * options.step_tokens(data.length)
@@ -39,7 +39,7 @@ def check_space(run: Path, parameters: int, rows: int = 1) -> None:
     check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
 
 
-def seconds_per_token(model: PreTrainedModel, options: TrainingOptions, length: int) -> tuple[float, float]:
+def seconds_per_token(model: PreTrainedModel, options: TrainingSettings, length: int) -> tuple[float, float]:
     """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it is."""
     vocabulary = int(text_config(model.config).vocab_size)
     ids = torch.randint(0, vocabulary, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def describe(
     length: int,
     bases: BaseRange,
     rows: Sequence[Row],
-    options: TrainingOptions,
+    options: TrainingSettings,
     dtype_reason: str,
     data: PackedDataset,
     held_out: HeldOut | None,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from harpe.bases.choice import SearchOptions
 from harpe.bases.ranges import BaseRange, RangeRule, base_range
 from harpe.errors import HarpeError
 from harpe.methods.harpe import Measure
 from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import Stage
-from harpe.options.verbs import ExtendOptions
+from harpe.options.extend import ExtendOptions
 from harpe.positions.geometry import ModelGeometry
 
 
@@ -111,15 +112,8 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
         For options that do not go together, and for a method without training.
     """
     given = dict(options.method_options or {})
-    search = {
-        "strategy": options.strategy if options.strategy != "uniform" else None,
-        "stride": options.stride,
-        "rule": options.rule,
-        "force": options.force or None,
-        "assignment": options.assignment,
-        "layer_bases": options.layer_bases if options.layer_bases != "same" else None,
-    }
-    chosen = {key: value for key, value in search.items() if value is not None}
+    given_search = ((f.name, getattr(options, f.name), f.default) for f in fields(SearchOptions) if f.name != "seed")
+    chosen = {name: value for name, value, default in given_search if value != default}
     if options.method == "harpe":
         if options.base is not None:
             raise HarpeError("--base belongs to --method abf; HARPE takes its bases from the range (--min, --max).")

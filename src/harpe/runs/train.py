@@ -9,7 +9,7 @@ from harpe.data.packing import PackedDataset
 from harpe.models.apply import apply_encoding
 from harpe.models.load import save_checkpoint
 from harpe.models.saved import check_saved
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.reporter import Reporter
 from harpe.runs.rows import Row
 from harpe.runs.source import Source
@@ -17,7 +17,7 @@ from harpe.training.stages import train_stages
 
 
 def train_row(
-    folder: Path, row: Row, source: Source, data: PackedDataset | None, options: TrainingOptions, length: int, reporter: Reporter
+    folder: Path, row: Row, source: Source, data: PackedDataset | None, options: TrainingSettings, length: int, reporter: Reporter
 ) -> Path:
     """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
 

@@ -15,9 +15,8 @@ from harpe.errors import HarpeError
 from harpe.evaluation.against import WRITTEN, compare_ruler
 from harpe.evaluation.identity import MEASURING, identity_of, reading_identity
 from harpe.evaluation.records import record_files
-from harpe.evaluation.ruler.fetch import fetch
 from harpe.evaluation.ruler.generate import RulerGenerator
-from harpe.evaluation.ruler.sources import SOURCES, DataFolder, cache_folder
+from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.ruler.tasks import TASKS, RulerTask, chosen
 from harpe.evaluation.ruler.templates import template_of
 from harpe.evaluation.server import CompletionServer
@@ -27,7 +26,7 @@ from harpe.models.dtype import choose_dtype
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
-from harpe.options.measuring import FetchDataOptions, RulerOptions
+from harpe.options.measuring import RulerOptions
 from harpe.ownership import refuse_foreign
 from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores
@@ -187,32 +186,3 @@ def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, repo
         )
     if options.length > context:
         reporter.say(f"{options.model} states a context of {context} tokens; it is asked at {options.length}, beyond it.")
-
-
-def fetch_data(options: FetchDataOptions, reporter: Reporter | None = None) -> None:
-    """Fetch what is missing.
-
-    Raises
-    ------
-    HarpeError
-        Naming everything that could not be fetched, after all was tried.
-    """
-    reporter = reporter or Reporter()
-    names = list(SOURCES) if options.only == "all" else options.only.replace(",", " ").split()
-    if unknown := [name for name in names if name not in SOURCES]:
-        raise HarpeError(f"--only {', '.join(unknown)} is not known; there are {', '.join(SOURCES)}.")
-    folder = Path(options.out) if options.out else cache_folder()
-    problems = []
-    for name in names:
-        try:
-            there = DataFolder(folder).find(name) if options.out and folder.is_dir() else DataFolder().find(name)
-            reporter.say(f"{name}: there already, {there}")
-            continue
-        except HarpeError:
-            pass
-        try:
-            reporter.say(f"{name}: fetched into {fetch(name, folder)}")
-        except HarpeError as error:
-            problems.append(str(error))
-    if problems:
-        raise HarpeError("\n".join(["Not everything could be fetched:", *problems]))

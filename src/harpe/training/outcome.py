@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.training.loss import chunked_loss
 
 GROWN = 10.0
@@ -28,7 +28,7 @@ def weight_norm(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def check_outcome(model: PreTrainedModel, sequences: Dataset[Any], options: TrainingOptions, folder: Path, before: float) -> None:
+def check_outcome(model: PreTrainedModel, sequences: Dataset[Any], options: TrainingSettings, folder: Path, before: float) -> None:
     """Look at the weights and at the loss of the first step's sequences after the last step of a stage.
 
     Parameters

@@ -19,7 +19,7 @@ from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.methods.types import Stage
 from harpe.models.apply import apply_encoding
-from harpe.options.training import TrainingOptions
+from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, is_own, last_complete, load_weights, mark_complete, remove_checkpoints, step_of
 from harpe.training.loss import check_training_loss, chunked_loss
@@ -41,7 +41,7 @@ class Sequences(Protocol):
 class Schedule:
     """Linear warm-up and decay over `steps`, of which `done` were made by stages before. No step has a rate of 0."""
 
-    options: TrainingOptions
+    options: TrainingSettings
     done: int
     steps: int
 
@@ -103,7 +103,7 @@ class StageTrainer(Trainer):
         load_weights(cast(PreTrainedModel, model or self.model), Path(resume_from_checkpoint))
 
 
-def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: int) -> OneDevice:
+def _arguments(folder: Path, options: TrainingSettings, sequences: int, steps: int) -> OneDevice:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     return OneDevice(
         output_dir=str(folder),
@@ -130,7 +130,7 @@ def _arguments(folder: Path, options: TrainingOptions, sequences: int, steps: in
     )
 
 
-def check_stages(stages: Sequence[Stage], options: TrainingOptions) -> list[int]:
+def check_stages(stages: Sequence[Stage], options: TrainingSettings) -> list[int]:
     """Optimiser steps of every stage; HarpeError for stages that the budget or the lengths do not allow."""
     target = stages[-1].length
     options.check(target)
@@ -155,7 +155,7 @@ def train_stages(
     geometry: ModelGeometry,
     stages: Sequence[Stage],
     data: Sequences,
-    options: TrainingOptions,
+    options: TrainingSettings,
     folder: Path,
     *,
     sliding_window: str = "keep",
@@ -211,7 +211,7 @@ def train_stages(
 def _train_stage(
     model: PreTrainedModel,
     sequences: Dataset[Any],
-    options: TrainingOptions,
+    options: TrainingSettings,
     folder: Path,
     length: int,
     step_tokens: int,

@@ -1,0 +1,39 @@
+"""The verbs: the one table of them.
+
+The options of a verb are a dataclass, from which its flags and its help are made. What it does is `run` of the file in
+`harpe.commands` that has its name (with _ for -), imported when it is called for, because torch takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+VERBS = {
+    "bases": "harpe.options.bases:BasesOptions",
+    "prepare": "harpe.options.extend:PrepareOptions",
+    "extend": "harpe.options.extend:ExtendOptions",
+    "evaluate": "harpe.options.measuring:EvaluateOptions",
+    "compare": "harpe.options.runs:CompareOptions",
+    "report": "harpe.options.runs:ReportOptions",
+    "export": "harpe.options.runs:ExportOptions",
+    "perplexity": "harpe.options.measuring:PerplexityOptions",
+    "ruler": "harpe.options.measuring:RulerOptions",
+    "short": "harpe.options.measuring:ShortOptions",
+    "fetch-data": "harpe.options.measuring:FetchDataOptions",
+    "quickstart": "harpe.options.runs:QuickstartOptions",
+}
+"""The options of every verb, as MODULE:CLASS, in the order of `harpe --help`."""
+
+
+def options_class(verb: str) -> Any:
+    """The dataclass of a verb's options."""
+    module, _, name = VERBS[verb].partition(":")
+    return getattr(import_module(module), name)
+
+
+def command(verb: str) -> Callable[[Any, Any], None]:
+    """What a verb does with its options and the terminal."""
+    found: Callable[[Any, Any], None] = import_module(f"harpe.commands.{verb.replace('-', '_')}").run
+    return found

@@ -1,0 +1,96 @@
+"""Options of the verbs on whole runs: report, export, compare, quickstart. The text under each field is its help on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harpe.options.measuring import NeedleOptions
+from harpe.options.shared import Dtype, Recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write the report page of a run directory again from its files and print the main table."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: str
+    """The run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write an extended model so that transformers and `transformers serve` load it without harpe.
+
+    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need none. The folder
+    holds weights, tokenizer, configuration and a model card.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: str
+    """A run directory of `harpe extend` or `harpe compare`, or the folder of an extended model."""
+    out: str
+    """Folder to make."""
+    method: str | None = None
+    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a comparison it has to be
+    named where several were trained."""
+    seed: int | None = None
+    """Which training seed of a comparison; default: the first that has a model."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train and measure several methods from one checkpoint on the same tokens, and write the tables with intervals.
+
+    The recipe is a YAML file (recipes/ has examples). A method that fails is recorded and does not stop the others. Started again, an
+    interrupted comparison goes on at the method, stage and step where it was; methods that failed are tried again.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("recipe",)
+
+    recipe: str
+    """The recipe."""
+    out: str | None = None
+    """Run directory to make; default: runs/ and the recipe's name."""
+    plan: bool = False
+    """Print what would be done, and stop: configuration and tokenizer are read, weights and texts are not."""
+    seeds: list[int] | None = None
+    """Training seeds, instead of the recipe's."""
+    model: str | None = None
+    """Checkpoint, instead of the recipe's."""
+    data: str | None = None
+    """Training texts, instead of the recipe's."""
+    evaluation_data: str | None = None
+    """Held-out texts, instead of the recipe's."""
+    jobs: int = 1
+    """Methods that are worked on at a time, each on one GPU in turn, and with its share of the cores (or OMP_NUM_THREADS threads)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions(Recorded, NeedleOptions):
+    """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
+
+    Three rows: the model as it is, HARPE, and the control (one base in the middle of HARPE's range), both trained once at the target
+    length on the same tokens. Started again with the same options, an interrupted run goes on where it was.
+    """
+
+    out: str = "runs/quickstart"
+    """Run directory to make."""
+    length: int = 2048
+    """Target context in tokens; the model was trained with 256."""
+    tokens: int = 262_144
+    """Tokens that each method trains on."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    batch_tokens: int = 8192
+    """Tokens an optimiser step."""
+    seed: int = 0
+    """Of the order of the training documents."""
+    dtype: Dtype = "auto"
+    """Arithmetic. auto: the faster one, found by a one-second probe."""
+    tuning: bool = False
+    """Measure on the held-out files that settings are tuned on, instead of those that figures are reported from."""
