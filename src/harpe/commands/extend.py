@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harpe.bases.ranges import base_range
 from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.processes import refuse_several
@@ -16,12 +17,12 @@ from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
-from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
+from harpe.runs.directory import held, open_run, removed_on_refusal
 from harpe.runs.head_distances import measured_distances
-from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
-from harpe.runs.rows import Row, extended_row, make_row, range_of
+from harpe.runs.plan import Plan, plan_text
+from harpe.runs.preflight import check_budget, check_space, seconds_per_token, settle_training, tell_environment, training_texts
+from harpe.runs.rows import Row, extended_row, make_row
 from harpe.runs.source import Source, open_source
-from harpe.runs.texts import packed
 from harpe.runs.train import train_row
 from harpe.training.stages import check_stages
 
@@ -63,58 +64,58 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
         notes.append(note)
         return found
 
-    bases = range_of(options, source.geometry)
+    bases = base_range(source.geometry, options.length, options.min, options.max, options.range)
     facts = model_facts(options.model, revision, source.geometry)
     row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, head_distances), notes)
     model = source.load()
     parameters = model.num_parameters()
     check_space(run, parameters)
-    dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
-    training = TrainingSettings.of(options, tokens=options.tokens or sys.maxsize, seed=options.seed, dtype=dtype)
+    training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     check_stages(row.stages, training)
-    for sentence in write_environment(run):
-        reporter.say(sentence)
+    tell_environment(run, reporter)
     reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
-    data = packed(
+    data = training_texts(
         run / "data" / str(options.length),
         options.data,
-        source.tokenizer,
+        source,
+        training,
         options.length,
-        text_field=options.text_field,
         tokens=options.tokens,
-        seed=options.seed,
-        split_special_tokens=options.split_special_tokens,
+        reading=options,
+        going_on=options.resume,
         say=reporter.say,
     )
-    if options.resume:
-        data.verify()
     training = replace(training, tokens=options.tokens or data.tokens)
     check_budget(training, data)
-    steps = training.steps(options.length)
-    if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
-        notes.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
-    if torch.cuda.device_count() > 1:
-        notes.append(f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is).")
+    plan = Plan(
+        title=f"{options.model} to {options.length} tokens",
+        model=options.model,
+        revision=options.revision,
+        geometry=source.geometry,
+        parameters=parameters,
+        length=options.length,
+        bases=bases,
+        rows=[make_row("none", source.geometry, options.length, name="base"), row],
+        training=training,
+        dtype_reason=reason,
+        data=data,
+        notes=[*notes, *_advice(options, training)],
+    )
     per_token, _ = seconds_per_token(model, training, options.length)
     del model
-    plan = describe(
-        f"{options.model} to {options.length} tokens",
-        options.model,
-        options.revision,
-        source.geometry,
-        parameters,
-        options.length,
-        bases,
-        [make_row("none", source.geometry, options.length, name="base"), row],
-        training,
-        reason,
-        data,
-        None,
-        notes,
-    )
-    plan = settled_plan(run, plan)
-    reporter.say(plan_text(plan, per_token * plan["training"]["tokens"]))
+    settled = settled_plan(run, plan.as_dict())
+    reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))
     return source, row, data, training
+
+
+def _advice(options: ExtendOptions, training: TrainingSettings) -> list[str]:
+    """What may be worth another run."""
+    steps, found = training.steps(options.length), []
+    if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
+        found.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
+    if torch.cuda.device_count() > 1:
+        found.append(f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is).")
+    return found
 
 
 def run(options: ExtendOptions, terminal: Any) -> None:

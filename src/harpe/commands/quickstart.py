@@ -10,19 +10,20 @@ from harpe.distributed.processes import refuse_several
 from harpe.evaluation.run import Protocol
 from harpe.files import read_json, write_json
 from harpe.options.runs import QuickstartOptions
-from harpe.options.training import TrainingSettings
+from harpe.options.shared import TextOptions
 from harpe.report.page import write_report
 from harpe.report.terminal import main_table
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, settled_plan, settled_row
 from harpe.runs.differences import gated_mean, summarise_run
-from harpe.runs.directory import held, open_run, removed_on_refusal, resume_dtype, write_environment
-from harpe.runs.plan import check_budget, check_space, describe, plan_text, seconds_per_token
+from harpe.runs.directory import held, open_run, removed_on_refusal
+from harpe.runs.plan import Plan, plan_text
 from harpe.runs.position_losses import write_positions
+from harpe.runs.preflight import check_budget, check_space, seconds_per_token, settle_training, tell_environment, training_texts
 from harpe.runs.reload import reload_and_generate
 from harpe.runs.rows import make_row
 from harpe.runs.source import open_source
-from harpe.runs.texts import EMBEDDED, held_out_texts, packed
+from harpe.runs.texts import EMBEDDED, held_out_texts, silent
 from harpe.runs.train import train_row
 from harpe.suites.standard import evaluate_checkpoint
 
@@ -52,7 +53,6 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     going_on = (run / "recipe.yaml").is_file()
     source = open_source(EMBEDDED, options.length, None, None, None, "keep")
     geometry, tokenizer = source.geometry, source.tokenizer
-    bases = base_range(geometry, options.length, rule=RANGE)
     rows = [
         make_row("none", geometry, options.length, name="base"),
         make_row("harpe", geometry, options.length, range_rule=RANGE),
@@ -60,22 +60,26 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     ]
     model = source.load()
     check_space(run, model.num_parameters(), rows=2)
-    dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
-    training = TrainingSettings.of(
-        options, tokens=options.tokens, gradient_checkpointing=False, save_every=8, seed=options.seed, dtype=dtype
-    )
+    training, reason = settle_training(options, run, tokens=options.tokens, gradient_checkpointing=False, save_every=8, seed=options.seed)
     training.check(options.length)
     open_run(run, options, resume=going_on)
     if going_on:
         reporter.say(f"Going on with the run in {run}: its recipe is the same, and what is there is not done again.")
     with removed_on_refusal(run, unless=going_on):
-        for sentence in write_environment(run):
-            reporter.say(sentence)
+        tell_environment(run, reporter)
         facts = model_facts(EMBEDDED, None, geometry)
         rows = [settled_row(run, row.name, facts, lambda row=row: row, []) if row.trained else row for row in rows]  # type: ignore[misc]
-        data = packed(run / "data" / str(options.length), EMBEDDED, tokenizer, options.length, tokens=options.tokens, seed=options.seed)
-        if going_on:
-            data.verify()
+        data = training_texts(
+            run / "data" / str(options.length),
+            EMBEDDED,
+            source,
+            training,
+            options.length,
+            tokens=options.tokens,
+            reading=TextOptions(),
+            going_on=going_on,
+            say=silent,
+        )
         check_budget(training, data)
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
     protocol = Protocol(
@@ -87,28 +91,28 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         seed=2 if options.tuning else 1,
     )
     per_trained, per_read = seconds_per_token(model, training, options.length)
-    plan = describe(
-        TITLE.format(short=geometry.original_length, length=options.length),
-        EMBEDDED,
-        None,
-        geometry,
-        model.num_parameters(),
-        options.length,
-        bases,
-        rows,
-        training,
-        reason,
-        data,
-        held_out,
-        ["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
+    plan = Plan(
+        title=TITLE.format(short=geometry.original_length, length=options.length),
+        model=EMBEDDED,
+        revision=None,
+        geometry=geometry,
+        parameters=model.num_parameters(),
+        length=options.length,
+        bases=base_range(geometry, options.length, rule=RANGE),
+        rows=rows,
+        training=training,
+        dtype_reason=reason,
+        data=data,
+        held_out=held_out,
+        notes=["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
     )
     del model
-    plan = settled_plan(run, plan)
-    expected = 2 * plan["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
-    reporter.say(plan_text(plan, TIMING_SLACK * expected))
+    settled = settled_plan(run, plan.as_dict())
+    expected = 2 * settled["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
+    reporter.say(plan_text(settled, TIMING_SLACK * expected))
     for row in rows:
         path = train_row(run / row.name, row, source, data, training, options.length, reporter) if row.trained else EMBEDDED
-        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / row.name / "scores", dtype, reporter, title=row.title)
+        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / row.name / "scores", training.dtype, reporter, title=row.title)
         if not row.trained:
             reporter.say(_failure(run, options.length))
     extended = run / "harpe" / "model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from harpe.models.load import load_config
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings
 from harpe.report.titles import Titled, distinct_titles
+from harpe.runs.plan import Plan
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
 from harpe.training.stages import check_stages
@@ -56,48 +57,58 @@ def make_rows(recipe: ComparisonRecipe, source: Source, measure: Measure | None)
     return rows
 
 
-def describe(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]) -> dict[str, Any]:
-    """plan.json but for what is known of the data only when they are read."""
-    geometry, options = source.geometry, training_options(recipe, 0, dtype[0])
-    bounds = base_range(geometry, recipe.length, rule=recipe.range)
-    scale, trained = recipe.length / geometry.original_length, sum(row.trained for row in rows)
-    reasons = [
-        f"Target {recipe.length} tokens is {scale:g} times the {geometry.original_length} that the model was trained on.",
-        f"Bases that are chosen from a range lie in [{bounds.low:,.0f}, {bounds.high:,.0f}] ({bounds.why}).",
-        f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(rows) - trained} need no training.",
-        f"Every trained method sees the same {options.steps(recipe.length) * options.step_tokens(recipe.length)} tokens of a seed in the "
-        f"same order: {options.steps(recipe.length)} steps of {options.step_tokens(recipe.length)} tokens, peak learning rate "
-        f"{recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}.",
-        f"Arithmetic in {dtype[1]}; weights are trained in float32: about {TRAINING_BYTES * parameters / 1e9:.3g} GB for weights, "
-        "gradients and moments, and activations beside them. The loss is the model's own, of the next token; dropout is off.",
-        *source.notes,
-    ]
-    return {
-        "kind": "comparison",
-        "title": recipe.title,
-        "model": {"name": recipe.model, "revision": recipe.revision, "parameters": parameters, **geometry.as_dict()},
-        "original_length": geometry.original_length,
-        "target_length": recipe.length,
-        "range": {"low": bounds.low, "high": bounds.high, "reference": bounds.reference, "why": bounds.why},
-        "reasons": reasons,
-        "seeds": recipe.seeds,
-        "baseline": recipe.baseline,
-        "published": recipe.published,
-        "methods": [{**row.as_dict(), "stages": _stages(row, options)} for row in rows],
-        "training": {
-            "tokens": options.steps(recipe.length) * options.step_tokens(recipe.length),
-            "steps": options.steps(recipe.length),
-            "sequence_length": recipe.length,
-            "batch_tokens": options.step_tokens(recipe.length),
-            "learning_rate": recipe.learning_rate,
-            "schedule": recipe.schedule,
-            "warmup_share": recipe.warmup_share,
-            "weight_decay": recipe.weight_decay,
-            "dtype": dtype[0],
-            "dtype_reason": dtype[1],
-        },
-        "evaluation": recipe.recipe()["evaluation"],
-    }
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan(Plan):
+    """The plan of all rows and seeds."""
+
+    recipe: ComparisonRecipe
+
+    def reasons(self) -> list[str]:
+        recipe, trained = self.recipe, sum(row.trained for row in self.rows)
+        return [
+            self.target(),
+            f"Bases that are chosen from a range lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] ({self.bases.why}).",
+            f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(self.rows) - trained} need no training.",
+            f"Every trained method sees the same {self.steps * self.step_tokens} tokens of a seed in the same order: {self.steps} "
+            f"steps of {self.step_tokens} tokens, peak learning rate {recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay "
+            f"{recipe.weight_decay:g}, schedule {recipe.schedule}.",
+            f"Arithmetic in {self.dtype_reason}; weights are trained in float32: about "
+            f"{TRAINING_BYTES * self.parameters / 1e9:.3g} GB for weights, gradients and moments, and activations beside them. The "
+            "loss is the model's own, of the next token; dropout is off.",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """plan.json but for what is known of the data only when they are read."""
+        recipe, plan = self.recipe, super().as_dict()
+        schedule = {"schedule": recipe.schedule, "warmup_share": recipe.warmup_share, "weight_decay": recipe.weight_decay}
+        return {
+            "kind": "comparison",
+            **plan,
+            "seeds": recipe.seeds,
+            "baseline": recipe.baseline,
+            "published": recipe.published,
+            "methods": [{**row.as_dict(), "stages": _stages(row, self.training)} for row in self.rows],
+            "training": plan["training"] | schedule,
+            "evaluation": recipe.recipe()["evaluation"],
+        }
+
+
+def make_plan(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]) -> ComparisonPlan:
+    """The plan of a recipe; `dtype` comes with the reason for it."""
+    return ComparisonPlan(
+        title=recipe.title,
+        model=recipe.model,
+        revision=recipe.revision,
+        geometry=source.geometry,
+        parameters=parameters,
+        length=recipe.length,
+        bases=base_range(source.geometry, recipe.length, rule=recipe.range),
+        rows=rows,
+        training=training_options(recipe, 0, dtype[0]),
+        dtype_reason=dtype[1],
+        notes=source.notes,
+        recipe=recipe,
+    )
 
 
 def _stages(row: Row, options: TrainingSettings) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import yaml
 
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.comparison.jobs import Job, run_jobs
-from harpe.comparison.plan import count_parameters, describe, expected_seconds, make_rows, plan_text
+from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import read_recipe
 from harpe.comparison.resources import threads_of
 from harpe.comparison.summary import summarise
@@ -38,13 +38,13 @@ from harpe.runs.directory import (
     open_run,
     removed_on_refusal,
     resume_dtype,
-    write_environment,
 )
 from harpe.runs.head_distances import measured_distances
-from harpe.runs.plan import check_budget, duration, seconds_per_token
+from harpe.runs.plan import duration
+from harpe.runs.preflight import check_budget, seconds_per_token, tell_environment, training_texts
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
-from harpe.runs.texts import packed
+from harpe.runs.texts import silent
 from harpe.suites.ruler import run_ruler
 
 
@@ -97,7 +97,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
 
     rows, parameters = make_rows(recipe, source, head_distances), count_parameters(recipe)
     if options.plan:
-        plan = describe(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype))
+        plan = make_plan(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype)).as_dict()
         reporter.say(plan_text(plan))
         return run
     jobs = [(row, seed) for seed in recipe.seeds for row in rows if row.trained]
@@ -113,8 +113,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         new = f" It has the new methods {', '.join(added)}." if added else ""
         reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
-        for sentence in write_environment(run):
-            reporter.say(sentence)
+        tell_environment(run, reporter)
         trained = recipe.seeds if any(row.trained for row in rows) else []
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         _check_evaluation(recipe, run)
@@ -122,7 +121,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
     corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
-    plan = {**describe(recipe, source, rows, parameters, dtype), "corpus": corpus, "inputs": inputs}
+    plan = {**make_plan(recipe, source, rows, parameters, dtype).as_dict(), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
     if added:
         write_text(run / "recipe.yaml", yaml.safe_dump(asked.recipe(), sort_keys=False))
@@ -185,20 +184,19 @@ def _prepare_data(
     corpus: dict[str, Any] = {"hashes": {}, "tokens": 0, "documents": 0, "description": recipe.data}
     for number, seed in enumerate(seeds):
         reporter.progress("packing the training texts", number, len(seeds))
-        data = packed(
+        training = training_options(recipe, seed, "float32")
+        data = training_texts(
             data_folder(run, seed, recipe.length),
             recipe.data_of(seed),
-            source.tokenizer,
+            source,
+            training,
             recipe.length,
-            text_field=recipe.text_field,
             tokens=recipe.tokens,
-            seed=seed,
-            split_special_tokens=recipe.split_special_tokens,
-            say=reporter.say if number == 0 else lambda _: None,
+            reading=recipe,
+            going_on=going_on,
+            say=reporter.say if number == 0 else silent,
         )
-        if going_on:
-            data.verify()
-        check_budget(training_options(recipe, seed, "float32"), data)
+        check_budget(training, data)
         if data.hash in corpus["hashes"].values():
             raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
         corpus["hashes"][str(seed)] = data.hash

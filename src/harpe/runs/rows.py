@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from harpe.bases.choice import SearchOptions
-from harpe.bases.ranges import BaseRange, RangeRule, base_range
+from harpe.bases.ranges import RangeRule
 from harpe.errors import HarpeError
 from harpe.methods.harpe import Measure
 from harpe.methods.registry import make_stages, method_named, takes_range
@@ -96,11 +96,6 @@ def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
 
 def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def range_of(options: ExtendOptions, geometry: ModelGeometry) -> BaseRange:
-    """The range that the bases of `harpe extend` come from."""
-    return base_range(geometry, options.length, options.min, options.max, options.range)
 
 
 def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Row:

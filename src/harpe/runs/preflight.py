@@ -1,0 +1,122 @@
+"""What is checked and settled before hours of work begin, in one way for every verb that trains."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from harpe.data.packing import PackedDataset
+from harpe.errors import HarpeError
+from harpe.models.geometry import text_config
+from harpe.options.shared import TextOptions
+from harpe.options.training import TrainingSettings
+from harpe.reporter import Reporter
+from harpe.runs.directory import check_disk, resume_dtype, write_environment
+from harpe.runs.source import Source
+from harpe.runs.texts import Say, packed
+from harpe.training.loss import chunked_loss
+from harpe.training.memory import set_recompute
+
+
+def settle_training(options: Any, run: Path, **settings: Any) -> tuple[TrainingSettings, str]:
+    """The settings of training, and why in their dtype; a run that was begun goes on in its own.
+
+    Parameters
+    ----------
+    options
+        Options that have some of the fields of `TrainingOptions`, and `dtype`.
+    settings
+        Those that the options do not have, or that replace theirs.
+    """
+    dtype, reason = resume_dtype(options.dtype, run / "plan.json", "training", "dtype")
+    return TrainingSettings.of(options, **settings, dtype=dtype), reason
+
+
+def tell_environment(run: Path, reporter: Reporter) -> None:
+    """Keep versions and machine beside the run, and say where they are others than before."""
+    for sentence in write_environment(run):
+        reporter.say(sentence)
+
+
+def training_texts(
+    folder: Path,
+    name: str,
+    source: Source,
+    training: TrainingSettings,
+    length: int,
+    *,
+    tokens: int,
+    reading: TextOptions,
+    going_on: bool,
+    say: Say,
+) -> PackedDataset:
+    """The texts `name`, packed in `folder`; of a run that goes on, read whole and found to be what they were.
+
+    Parameters
+    ----------
+    tokens
+        As many at least, where the texts have them; 0: all there are.
+    """
+    data = packed(
+        folder,
+        name,
+        source.tokenizer,
+        length,
+        text_field=reading.text_field,
+        tokens=tokens,
+        seed=training.seed,
+        split_special_tokens=reading.split_special_tokens,
+        say=say,
+    )
+    if going_on:
+        data.verify()
+    return data
+
+
+def check_budget(options: TrainingSettings, data: PackedDataset) -> None:
+    """Refuse settings that cannot work, and a budget larger than the data, before anything is trained."""
+    options.check(data.length)
+    needed = options.steps(data.length) * options.step_tokens(data.length)
+    if needed > data.tokens:
+        raise HarpeError(
+            f"--tokens {options.tokens} asks for more than the data have: {data.tokens} tokens in whole sequences of {data.length}. "
+            "Lower --tokens or give more --data: no text is repeated unasked."
+        )
+
+
+def check_space(run: Path, parameters: int, rows: int = 1) -> None:
+    """Room for two checkpoints (float32 weights and two moments), one being written, and the model, for every trained row."""
+    check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
+
+
+def seconds_per_token(model: PreTrainedModel, options: TrainingSettings, length: int) -> tuple[float, float]:
+    """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it is."""
+    vocabulary = int(text_config(model.config).vocab_size)
+    ids = torch.randint(0, vocabulary, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+
+    def timed(training: bool) -> float:
+        start = time.perf_counter()
+        with chunked_loss(model), torch.set_grad_enabled(training):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+                loss = model(input_ids=ids, labels=ids).loss
+            if training:
+                loss.backward()
+        loss.item()
+        return (time.perf_counter() - start) / ids.numel()
+
+    was_training = model.training
+    model.train()
+    set_recompute(model, options.gradient_checkpointing)
+    timed(True)  # the first pass allocates and picks kernels
+    train = timed(True)
+    set_recompute(model, False)
+    model.train(was_training)
+    model.zero_grad(set_to_none=True)
+    if model.device.type != "cpu":
+        timed(False)  # as above: kernels are compiled for a pass without gradients, too
+    return train, timed(False)
