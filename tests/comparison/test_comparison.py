@@ -118,8 +118,8 @@ def test_the_papers_recipe_has_its_settings_and_rows() -> None:
     names = [row.name for row in recipe.methods]
     assert {"none", "pi", "abf", "abf-staged", "yarn", "self-extend-43", "harpe"} <= set(names)
     assert [row.options["stride"] for row in recipe.methods if row.options.get("strategy") == "peak-valley"] == [3e4, 1e4, 2e4, 4e4, 5e4]
-    assert recipe.evaluation.ruler is not None and recipe.evaluation.ruler.lengths == [4096 * 2**i for i in range(6)]
-    (proof, report) = recipe.evaluation.perplexity.values()
+    assert recipe.evaluation.suites["ruler"].lengths == [4096 * 2**i for i in range(6)]
+    (proof, report) = recipe.evaluation.suites["perplexity"].values()
     assert proof.lengths == "2048:131072:2048" and (report.window, report.stride) == (32768, 256)
 
 
@@ -385,12 +385,13 @@ def test_methods_measured_on_different_documents_are_not_compared(tmp_path: Path
 
 def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
     folder = fake(tmp_path, {"a": [[1.0, 2.0, 3.0]], "b": [[1.0, 2.0, 3.0]]}, set(), "a")
-    asked = {"perplexity": {"pg19/test": {}}, "ruler": {"lengths": [128]}, "short": {"tasks": "piqa, gsm8k"}, "samples": 2}
+    asked = {"data": "texts", "perplexity": {"pg19/test": {"data": "texts", "lengths": "128"}}, "ruler": {"lengths": [128]}}
+    asked |= {"short": {"tasks": "piqa, gsm8k"}, "samples": 2, "grid_samples": 0}
     write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
     write_json(folder / "a/seed-0/scores/short/short.json", {"tasks": {"piqa": {"score": 0.5, "metric": "acc"}, "gsm8k": {}}})
     write_jsonl(folder / "a/seed-0/scores/short/piqa.jsonl", [{"task": "piqa", "doc_id": 0, "acc": 1.0}])
     (told,) = [sentence for sentence in summarise(folder, resamples=10)["reading"] if sentence.startswith("Asked for")]
-    assert "perplexity on pg19/test; RULER at 128 tokens; gsm8k; needles." in told
+    assert "needles; perplexity on pg19/test; RULER at 128 tokens; gsm8k." in told
 
 
 def test_means_over_windows_are_those_that_were_asked_for(tmp_path: Path) -> None:

@@ -7,25 +7,21 @@ weights, or asked other questions; and a folder of texts, or a branch on the hub
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harpe.comparison.suites.registry import SUITES, asked_suites
 from harpe.data.packing import PackedDataset, tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
-from harpe.evaluation.short.offline import FOLDERS, LOCAL
-from harpe.files import read_json, sha256_file, sha256_json
+from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
-from harpe.options.measuring import CurveTexts
 from harpe.options.recipe import ComparisonRecipe
 from harpe.report.tables import listed
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
-from harpe.suites.perplexity import parse_lengths
 
 Inputs = dict[str, Any]
 """model, tokenizer, training (by seed), held_out, corpora (by name), ruler (by length and task), short: by content, as JSON has it."""
@@ -34,11 +30,6 @@ Inputs = dict[str, Any]
 def data_folder(run: Path, seed: int, length: int) -> Path:
     """Where the packed training texts of a seed lie."""
     return run / "data" / f"seed-{seed}" / str(length)
-
-
-def sample_folder(run: Path, length: int) -> Path:
-    """Where the RULER samples lie that all rows are asked."""
-    return run / "samples" / f"ruler-{length}"
 
 
 def held_out_of(recipe: ComparisonRecipe, source: Source, say: Say = silent) -> HeldOut:
@@ -74,41 +65,10 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
         "tokenizer": tokenizer_identity(source.tokenizer),
         "training": {str(seed): PackedDataset(data_folder(run, seed, recipe.length)).hash for seed in seeds},
         "held_out": held_out.identity(),
-        "corpora": {name: _corpus(each, source, recipe.split_special_tokens) for name, each in recipe.evaluation.perplexity.items()},
-        "ruler": {
-            str(length): {path.stem: _hashed(path) for path in sorted(sample_folder(run, length).glob("*.jsonl"))}
-            for length in (recipe.evaluation.ruler.lengths if recipe.evaluation.ruler is not None else ())
+        **{
+            suite.pinned: suite.inputs(settings, recipe, source, run) for suite, settings in asked_suites(recipe.evaluation) if suite.pinned
         },
-        "short": _questions(recipe),
     }
-
-
-def _corpus(of: CurveTexts, source: Source, split: bool) -> str:
-    longest = parse_lengths(of.lengths)[-1] if of.lengths else int(of.window or 0)
-    texts = held_out_texts(of.data, source.tokenizer, longest, of.documents, text_field=of.text_field, split_special_tokens=split)
-    return texts.identity()
-
-
-def _questions(recipe: ComparisonRecipe) -> str | None:
-    """SHA-256 of the files that short benchmarks are read from; None where all of them come from the hub."""
-    of = recipe.evaluation.short
-    tasks = [name for name in of.tasks.replace(",", " ").split() if of.offline or name in LOCAL] if of is not None else []
-    named = (of.data if of is not None else None) or os.environ.get("HARPE_DATA")
-    if not tasks or not named:
-        return None
-    folders = [Path(named) / "short_bench" / part for part in sorted({part for name in tasks for part in FOLDERS.get(name, ())})]
-    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
-    return sha256_json([[str(file.relative_to(Path(named))), _hashed(file)] for file in files])
-
-
-def _hashed(path: Path) -> str:
-    there = path.stat()
-    return _content(str(path), there.st_ino, there.st_size, there.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _content(path: str, *state: int) -> str:
-    return sha256_file(Path(path))
 
 
 def at_commit(recipe: ComparisonRecipe, inputs: Inputs | None) -> ComparisonRecipe:
@@ -121,9 +81,9 @@ def _facts(inputs: Inputs) -> dict[str, str]:
     """Every part by what it is called in a sentence."""
     found = {"base weights": inputs["model"], "tokenizer": inputs["tokenizer"], "held-out texts": inputs["held_out"]}
     found |= {f"training texts of seed {seed}": value for seed, value in inputs["training"].items()}
-    found |= {f"texts of {name}": value for name, value in inputs["corpora"].items()}
-    found |= {f"RULER samples of {task} at {n} tokens": value for n, tasks in inputs["ruler"].items() for task, value in tasks.items()}
-    found |= {"questions of the short benchmarks": inputs["short"]} if inputs["short"] is not None else {}
+    for suite in SUITES:
+        if inputs.get(suite.pinned) is not None:
+            found |= suite.facts(inputs[suite.pinned])
     return {key: json.dumps(value, sort_keys=True) for key, value in found.items()}
 
 
@@ -202,27 +162,15 @@ def _told(folder: Path, method: dict[str, Any], seed: int, plan: dict[str, Any])
         hashes = {stage["data_hash"] for stage in value.get("stages", ()) if stage.get("data_hash")}
         for each in hashes if method["trained"] else ():
             yield record, {f"training texts of seed {seed}": json.dumps(each)}
-    if protocol.is_file():
-        value = read_json(protocol)
-        facts = {"held-out texts": value.get("held_out"), "protocol": value.get("protocol"), "dtype": value.get("dtype")}
-        facts |= {"settings of the tokenizer": value.get("tokenizer"), "way of measuring": value.get("measuring")}
-        if method.get("method") == "none" and isinstance(value.get("model"), dict):
-            facts["base weights"] = value["model"]
-        yield protocol, _told_facts(facts)
-    for path in sorted((folder / "scores").glob("curve-*.json")):
-        yield path, _told_facts({f"texts of {path.stem.removeprefix('curve-')}": texts_of_curve(read_json(path))})
-    for path in sorted((folder / "scores").glob("ruler-*/*.jsonl")):
-        if path.name != "answers.jsonl":
-            yield path, {f"RULER samples of {path.stem} at {path.parent.name.removeprefix('ruler-')} tokens": json.dumps(_hashed(path))}
+    for suite in SUITES:
+        for path, facts in suite.told(folder / "scores"):
+            yield path, _told_facts(facts)
+    if protocol.is_file() and method.get("method") == "none" and isinstance(model := read_json(protocol).get("model"), dict):
+        yield protocol, _told_facts({"base weights": model})
 
 
 def _told_facts(facts: dict[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value, sort_keys=True) for name, value in facts.items() if value is not None}
-
-
-def texts_of_curve(value: dict[str, Any]) -> str | None:
-    """SHA-256 of the texts that a file of `harpe perplexity` is of, where it says so."""
-    return value["measurement"].get("held_out") if isinstance(value.get("measurement"), dict) else None
 
 
 def _first_upper(text: str) -> str:

@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harpe.bases.ranges import base_range
-from harpe.comparison.worker import protocol_of, training_options
+from harpe.comparison.suites.registry import asked_suites
+from harpe.comparison.suites.standard import protocol_of
+from harpe.comparison.worker import training_options
 from harpe.methods.harpe import Measure
 from harpe.methods.registry import defaults
 from harpe.models.load import load_config
@@ -144,6 +146,5 @@ def expected_seconds(recipe: ComparisonRecipe, source: Source, rows: Sequence[Ro
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
     measured = trained * len(recipe.seeds) + len(rows) - trained
     read = protocol_of(recipe, source.geometry.original_length).tokens()
-    if recipe.evaluation.ruler is not None:
-        read += sum(recipe.evaluation.ruler.lengths) * recipe.evaluation.ruler.samples * 13
+    read += sum(suite.tokens(settings) for suite, settings in asked_suites(recipe.evaluation))
     return trained * len(recipe.seeds) * tokens * per_trained + measured * read * per_read

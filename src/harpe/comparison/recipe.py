@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from harpe.comparison.names import check_names
+from harpe.comparison.names import check_recipe
+from harpe.comparison.suites.registry import KEYED
 from harpe.errors import HarpeError
-from harpe.options.recipe import ComparisonRecipe, RowRecipe
-from harpe.typed import build
+from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe, RowRecipe
+from harpe.typed import build, typed
 
 
 def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **changes: Any) -> ComparisonRecipe:
@@ -45,11 +46,22 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
     rows = value.get("methods")
     if not isinstance(rows, list) or not rows:
         raise HarpeError(f"{where} has no list of methods; name at least one under methods.")
-    recipe = build(ComparisonRecipe, {**value, "methods": [_row(row, where) for row in rows]}, where)
-    check_names(recipe, where)
+    parts: dict[str, Any] = {"methods": [_row(row, where) for row in rows]}
+    if isinstance(value.get("evaluation"), Mapping):
+        parts["evaluation"] = read_evaluation(value["evaluation"], f"evaluation of {where}")
+    recipe = build(ComparisonRecipe, {**value, **parts}, where)
+    check_recipe(recipe, where)
     if recipe.baseline not in (names := [row.name for row in recipe.methods]):
         raise HarpeError(f"{where} has the baseline {recipe.baseline}, which is none of its methods: {', '.join(names)}.")
     return recipe
+
+
+def read_evaluation(value: Mapping[str, Any], where: str) -> EvaluationRecipe:
+    """What a recipe or a plan says under evaluation; keys of suites become their settings."""
+    suites = {
+        key: typed(value[key], suite.settings, f"{key} of {where}") if key in value else suite.default for key, suite in KEYED.items()
+    }
+    return build(EvaluationRecipe, {**{k: v for k, v in value.items() if k not in KEYED}, "suites": suites}, where)
 
 
 def _row(value: Any, where: str) -> RowRecipe:

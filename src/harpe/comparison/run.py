@@ -16,8 +16,10 @@ from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import read_recipe
 from harpe.comparison.resources import threads_of
+from harpe.comparison.suites.registry import asked_suites
+from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.summary import summarise
-from harpe.comparison.worker import protocol_of, ruler_options, source_of, training_options
+from harpe.comparison.worker import source_of, training_options
 from harpe.data.packing import is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.processes import refuse_several
@@ -45,7 +47,6 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
-from harpe.suites.ruler import run_ruler
 
 
 def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
@@ -116,7 +117,8 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         tell_environment(run, reporter)
         trained = recipe.seeds if any(row.trained for row in rows) else []
         corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
-        _check_evaluation(recipe, run)
+        for suite, settings in asked_suites(recipe.evaluation):
+            suite.prepare(settings, recipe, run)
         held_out = held_out_of(recipe, source, reporter.say)
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
@@ -204,17 +206,6 @@ def _prepare_data(
         corpus["read"] = data.index.get("read")
         reporter.progress("packing the training texts", number + 1, len(seeds))
     return corpus
-
-
-def _check_evaluation(recipe: ComparisonRecipe, run: Path) -> None:
-    """Write RULER's samples, so that missing data are told now and not after the training; rows have to be asked the same."""
-    for options in ruler_options(recipe.evaluation, None, recipe.revision, recipe.tokenizer or recipe.model, run / "samples", "float32"):
-        run_ruler(options)
-    if recipe.evaluation.short is not None:
-        try:
-            import lm_eval  # noqa: F401
-        except ImportError:
-            raise HarpeError("The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'.") from None
 
 
 def _is_done(run: Path, job: Job) -> bool:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from harpe.comparison.inputs import check_rows
-from harpe.comparison.measures import Measure, collect
+from harpe.comparison.measures import collect
+from harpe.comparison.recipe import read_evaluation
+from harpe.comparison.suites.base import Measure
+from harpe.comparison.suites.registry import asked_suites
 from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
 from harpe.files import read_json, write_json
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
@@ -139,13 +142,9 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
 
 def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on what the recipe asks for and no method has: nothing that was measured is missing without a word."""
-    of, there = plan.get("evaluation", {}), {measure["id"] for measure in measures}
-    ruler, short = of.get("ruler") or {}, of.get("short") or {}
-    asked = {f"curve-{name}-": f"perplexity on {name}" for name in of.get("perplexity") or {}}
-    asked |= {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in ruler.get("lengths", ())}
-    asked |= {f"short-{name}": name for name in short.get("tasks", "").replace(",", " ").split()}
-    asked |= {"needles-": "needles"} if of.get("samples") else {}
-    asked |= {"grid-mean": "the needle grid"} if of.get("grid_samples") else {}
+    there, asked = {measure["id"] for measure in measures}, dict[str, str]()
+    for suite, settings in asked_suites(read_evaluation(plan["evaluation"], "plan.json")) if plan.get("evaluation") else ():
+        asked |= suite.asked(settings)
     missing = [words for start, words in asked.items() if not any(_is(name, start) for name in there)]
     if not missing:
         return []

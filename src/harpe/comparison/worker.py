@@ -18,23 +18,19 @@ import torch
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
 from harpe.comparison.recipe import read_recipe
 from harpe.comparison.resources import threads_of
+from harpe.comparison.suites.base import Subject
+from harpe.comparison.suites.registry import asked_suites
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
-from harpe.evaluation.run import HeldOut, Protocol
 from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
-from harpe.options.measuring import PerplexityOptions, RulerOptions, ShortOptions
-from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
+from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings
 from harpe.report.tables import listed
 from harpe.reporter import Reporter
 from harpe.runs.rows import Row
 from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
-from harpe.suites.perplexity import measure_perplexity
-from harpe.suites.ruler import run_ruler
-from harpe.suites.short import measure_short
-from harpe.suites.standard import evaluate_checkpoint
 from harpe.training.checkpoints import remove_checkpoints
 
 FAILED = 3
@@ -61,12 +57,6 @@ def source_of(recipe: ComparisonRecipe) -> Source:
     return open_source(recipe.model, recipe.length, recipe.revision, recipe.tokenizer, recipe.original_length, recipe.sliding_window)
 
 
-def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
-    """What `harpe evaluate` measures of every method."""
-    of = recipe.evaluation
-    return Protocol(original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed)
-
-
 def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     """Train and measure one row; writes record.json at the end."""
     plan = read_json(run / "plan.json")
@@ -88,7 +78,10 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
         for stage in folder.glob("stage-*"):
             remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
     started = time.monotonic()
-    _evaluate(model, recipe, source, held_out, folder / "scores", dtype, reporter, row)
+    revision = None if row.changes else recipe.revision
+    subject = Subject(model, revision, dtype, row.title, recipe, source, held_out)
+    for suite, settings in asked_suites(recipe.evaluation):
+        suite.score(settings, subject, folder / "scores", reporter)
     spent = _record(folder, row, data, time.monotonic() - started)
     check_rows(run, plan | {"methods": [entry], "seeds": [seed]})
     write_json(folder / "record.json", {**spent, "inputs": inputs})
@@ -127,58 +120,6 @@ def _record(folder: Path, row: Row, data: PackedDataset | None, evaluate_seconds
         "evaluate_seconds": round(evaluate_seconds, 1),
         "threads": torch.get_num_threads(),
     }
-
-
-def _evaluate(
-    model: str,
-    recipe: ComparisonRecipe,
-    source: Source,
-    held_out: HeldOut,
-    scores: Path,
-    dtype: str,
-    reporter: Reporter,
-    row: Row,
-) -> None:
-    of, revision = recipe.evaluation, None if row.changes else recipe.revision
-    protocol = protocol_of(recipe, source.geometry.original_length)
-    evaluate_checkpoint(model, source.tokenizer, held_out, protocol, scores, dtype, reporter, title=row.title, revision=revision)
-    for options in ruler_options(of, model, revision, recipe.tokenizer, scores, dtype):
-        run_ruler(options, reporter)
-    for name, each in of.perplexity.items():
-        path = scores / f"curve-{name}.json"
-        if not path.is_file():
-            fields = {key: getattr(each, key) for key in ("data", "lengths", "window", "stride", "average", "documents", "text_field")}
-            names = {"revision": revision, "tokenizer": recipe.tokenizer, "split_special_tokens": recipe.split_special_tokens}
-            measure_perplexity(PerplexityOptions(model=model, out=str(path), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
-    if of.short is not None:
-        fields = {"tasks": of.short.tasks, "limit": of.short.limit, "offline": of.short.offline, "data": of.short.data}
-        names = {"revision": revision, "tokenizer": recipe.tokenizer}
-        measure_short(ShortOptions(model=model, out=str(scores / "short"), dtype=dtype, **fields, **names), reporter)  # type: ignore[arg-type]
-
-
-def ruler_options(
-    of: EvaluationRecipe, model: str | None, revision: str | None, tokenizer: str | None, scores: Path, dtype: str
-) -> list[RulerOptions]:
-    """One `harpe ruler` a length."""
-    if of.ruler is None:
-        return []
-    return [
-        RulerOptions(
-            length=length,
-            out=str(scores / f"ruler-{length}"),
-            tokenizer=tokenizer,
-            model=model,
-            beyond_context=True,
-            dtype=dtype,  # type: ignore[arg-type]
-            tasks=of.ruler.tasks,
-            samples=of.ruler.samples,
-            seed=of.ruler.seed,
-            template=of.ruler.template,
-            data=of.ruler.data,
-            revision=revision,
-        )
-        for length in of.ruler.lengths
-    ]
 
 
 def _check_gpu() -> None:

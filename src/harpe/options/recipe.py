@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from harpe.bases.ranges import RangeRule
-from harpe.options.measuring import CurveTexts, NeedleOptions, RulerTasks, ShortTasks
+from harpe.options.measuring import NeedleOptions, RulerTasks
 from harpe.options.shared import ContextOptions, Dtype, FieldOptions, ModelOptions, TextOptions
 from harpe.options.training import TrainingOptions
 
@@ -28,10 +28,8 @@ class EvaluationRecipe(NeedleOptions, FieldOptions):
     seed: int = 1
     tuning: bool = False
     """Of the embedded texts, those that settings are tuned on."""
-    ruler: RulerRecipe | None = None
-    perplexity: dict[str, CurveTexts] = field(default_factory=dict)
-    """By a name of the corpus."""
-    short: ShortTasks | None = None
+    suites: dict[str, Any] = field(default_factory=dict)
+    """What else is measured, by the key of a suite (`harpe.comparison.suites`), which stands beside the other keys in YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,8 @@ class ComparisonRecipe(TrainingOptions, ContextOptions, TextOptions, ModelOption
     dtype: Dtype = "auto"
 
     def recipe(self) -> dict[str, Any]:
-        return asdict(self)
+        value = asdict(self)
+        return {**value, "evaluation": {**value["evaluation"], **value["evaluation"].pop("suites")}}
 
     def data_of(self, seed: int) -> str:
         """The training texts of a seed: prepared data have one order, so that several seeds need a folder each

@@ -1,0 +1,131 @@
+"""RULER (`harpe ruler`), at several lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
+from harpe.errors import HarpeError
+from harpe.files import read_jsonl, sha256_file
+from harpe.options.measuring import RulerOptions
+from harpe.options.recipe import ComparisonRecipe, RulerRecipe
+from harpe.reporter import Reporter
+from harpe.runs.source import Source
+from harpe.suites.ruler import run_ruler
+
+
+class Ruler(Suite):
+    """RULER's tasks; all rows are asked the same samples, which are written before the training."""
+
+    key = "ruler"
+    settings = RulerRecipe | None
+    pinned = "ruler"
+
+    def check(self, of: RulerRecipe, where: str) -> None:
+        if not of.lengths or len(set(of.lengths)) != len(of.lengths) or min(of.lengths) < 1:
+            raise HarpeError(f"{where} has the RULER lengths {of.lengths}; give different numbers of tokens.")
+        check_least([("samples of ruler", of.samples, 1)], where)
+
+    def prepare(self, of: RulerRecipe, recipe: ComparisonRecipe, run: Path) -> None:
+        for length in of.lengths:
+            run_ruler(_options(of, length, run / "samples", recipe.revision, recipe.tokenizer or recipe.model))
+
+    def inputs(self, of: RulerRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
+        folders = {length: run / "samples" / f"ruler-{length}" for length in of.lengths}
+        return {str(length): {path.stem: _hashed(path) for path in sorted(folder.glob("*.jsonl"))} for length, folder in folders.items()}
+
+    def facts(self, inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
+        return {_samples(task, n): value for n, tasks in inputs.items() for task, value in tasks.items()}
+
+    def score(self, of: RulerRecipe, subject: Subject, scores: Path, reporter: Reporter) -> None:
+        for length in of.lengths:
+            asked = {"model": subject.model, "dtype": subject.dtype, "beyond_context": True}
+            run_ruler(_options(of, length, scores, subject.revision, subject.recipe.tokenizer, **asked), reporter)
+
+    def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path in sorted(scores.glob("ruler-*/*.jsonl")):
+            if path.name != "answers.jsonl":
+                yield path, {_samples(path.stem, path.parent.name.removeprefix("ruler-")): _hashed(path)}
+
+    def measures(self, scores: Path) -> Iterator[Measured]:
+        found = [each for folder in _folders(scores) for each in _at_one_length(folder)]
+        yield from found
+        for name, title, group in MEANS:
+            yield from _over_lengths(found, f"ruler-{name}", f"RULER, mean of {title} over lengths", group, None)
+        for task in dict.fromkeys(measure.task for measure, _ in found if measure.task is not None):
+            yield from _over_lengths(found, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task)
+
+    def tokens(self, of: RulerRecipe) -> int:
+        return sum(of.lengths) * of.samples * 13
+
+    def asked(self, of: RulerRecipe) -> dict[str, str]:
+        return {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in of.lengths}
+
+
+MEANS = (("niah", "the eight needle tasks", "ruler-niah"), ("all", "all 13 tasks", "ruler"))
+"""Means over tasks, where all of them were asked: name, words and group."""
+
+
+def _options(of: RulerRecipe, length: int, folder: Path, revision: str | None, tokenizer: str | None, **asked: Any) -> RulerOptions:
+    return RulerOptions(
+        length=length,
+        out=str(folder / f"ruler-{length}"),
+        tokenizer=tokenizer,
+        revision=revision,
+        tasks=of.tasks,
+        samples=of.samples,
+        seed=of.seed,
+        template=of.template,
+        data=of.data,
+        **asked,
+    )
+
+
+def _samples(task: str, length: str) -> str:
+    return f"RULER samples of {task} at {length} tokens"
+
+
+def _hashed(path: Path) -> str:
+    there = path.stat()
+    return _content(str(path), there.st_ino, there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _content(path: str, *state: int) -> str:
+    return sha256_file(Path(path))
+
+
+def _folders(scores: Path) -> list[Path]:
+    there = sorted(scores.glob("ruler-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return [folder for folder in there if (folder / "ruler.json").is_file()]
+
+
+def _at_one_length(folder: Path) -> Iterator[Measured]:
+    length, rows = int(folder.name.rsplit("-", 1)[1]), read_jsonl(folder / "answers.jsonl")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    hashes = {task: sha256_file(file) for task in tasks if (file := folder / f"{task}.jsonl").is_file()}
+    for task in tasks:
+        measure = Measure(f"ruler-{task}-{length}", f"RULER {task} at {length:,} tokens", "%", "higher", "ruler", task, length)
+        asked = [row for row in rows if row["task"] == task]
+        yield measure, [((hashes.get(task, ""), row["sample"]), 0, row["score"], 1.0) for row in asked]
+    niah = [task for task in tasks if task.startswith("niah")]
+    for (name, title, group), chosen, wanted in zip(MEANS, (niah, tasks), (8, 13), strict=True):
+        if len(chosen) == wanted:
+            title = f"RULER, mean of {title} at {length:,} tokens"
+            measure = Measure(f"ruler-{name}-{length}", title, "%", "higher", group, None, length)
+            those = [(hashes.get(row["task"], ""), row) for row in rows if row["task"] in chosen]
+            yield measure, [((of, r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for of, r in those]
+
+
+def _over_lengths(found: Sequence[Measured], stem: str, title: str, group: str, task: str | None) -> Iterator[Measured]:
+    """The mean over lengths, as the paper's tables have it, of what was asked at several."""
+    parts = [each for each in found if each[0].id.removeprefix(f"{stem}-").isdigit() and each[1]]
+    records: list[Record] = []
+    for measure, those in sorted(parts, key=lambda each: each[0].length or 0):
+        offset = 1 + max((stratum for _, stratum, *_ in records), default=-1)
+        records += [((measure.length, *key), offset + stratum, total, weight) for key, stratum, total, weight in those]
+    if len(parts) > 1:
+        yield Measure(f"{stem}-mean", title, "%", "higher", group, task), records

@@ -1,0 +1,85 @@
+"""Short benchmarks (`harpe short`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
+from harpe.errors import HarpeError
+from harpe.evaluation.short.offline import FOLDERS, LOCAL
+from harpe.files import read_json, read_jsonl, sha256_file, sha256_json
+from harpe.options.measuring import ShortOptions, ShortTasks
+from harpe.options.recipe import ComparisonRecipe
+from harpe.reporter import Reporter
+from harpe.runs.source import Source
+from harpe.suites.short import measure_short
+
+
+class Short(Suite):
+    """Tasks of lm-eval."""
+
+    key = "short"
+    settings = ShortTasks | None
+    pinned = "short"
+
+    def check(self, of: ShortTasks, where: str) -> None:
+        check_names(tasks := _tasks(of), "a task (short)", where)
+        if "mean" in tasks:
+            raise HarpeError(f"{where} has a short benchmark named mean, which is what their mean is called.")
+        check_least([("limit of short", 1 if of.limit is None else of.limit, 1)], where)
+
+    def prepare(self, of: ShortTasks, recipe: ComparisonRecipe, run: Path) -> None:
+        try:
+            import lm_eval  # noqa: F401
+        except ImportError:
+            raise HarpeError("The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'.") from None
+
+    def inputs(self, of: ShortTasks, recipe: ComparisonRecipe, source: Source, run: Path) -> str | None:
+        """SHA-256 of the files that questions are read from; None where all of them come from the hub."""
+        tasks, named = [name for name in _tasks(of) if of.offline or name in LOCAL], of.data or os.environ.get("HARPE_DATA")
+        if not tasks or not named:
+            return None
+        folders = [Path(named) / "short_bench" / part for part in sorted({part for name in tasks for part in FOLDERS.get(name, ())})]
+        files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
+        return sha256_json([[str(file.relative_to(Path(named))), sha256_file(file)] for file in files])
+
+    def facts(self, inputs: str | None) -> dict[str, Any]:
+        return {} if inputs is None else {"questions of the short benchmarks": inputs}
+
+    def score(self, of: ShortTasks, subject: Subject, scores: Path, reporter: Reporter) -> None:
+        options = ShortOptions(
+            **vars(of),
+            model=subject.model,
+            out=str(scores / "short"),
+            dtype=subject.dtype,  # type: ignore[arg-type]
+            revision=subject.revision,
+            tokenizer=subject.recipe.tokenizer,
+        )
+        measure_short(options, reporter)
+
+    def measures(self, scores: Path) -> Iterator[Measured]:
+        if not (path := scores / "short" / "short.json").is_file():
+            return
+        tasks = {name: task for name, task in read_json(path)["tasks"].items() if "score" in task}
+        everything: list[Record] = []
+        for number, (name, task) in enumerate(tasks.items()):
+            rows = read_jsonl(scores / "short" / f"{name}.jsonl")
+            records: list[Record] = [(_question(row), 0, float(row[task["metric"]]), 1.0) for row in rows]
+            yield Measure(f"short-{name}", name, "%", "higher", "short", task=name), records
+            everything += [(key, number, total, weight) for key, _, total, weight in records]
+        if len(tasks) > 1:
+            yield Measure("short-mean", "mean of the short benchmarks", "%", "higher", "short"), everything
+
+    def asked(self, of: ShortTasks) -> dict[str, str]:
+        return {f"short-{name}": name for name in _tasks(of)}
+
+
+def _tasks(of: ShortTasks) -> list[str]:
+    return of.tasks.replace(",", " ").split()
+
+
+def _question(row: dict[str, Any]) -> Key:
+    return str(row["task"]), int(row["doc_id"]), str(row.get("prompt_hash", "")), str(row.get("target", ""))
