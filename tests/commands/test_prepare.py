@@ -326,4 +326,4 @@ def test_the_command_prints_the_table_and_takes_tokens_as_people_write_them(work
         (there,) = (words for words in lines if words[:2] == [row["source"], "there"])
         assert there[2:] == [str(row["documents"]), f"{row['tokens']:,}", f"{row['share']:.1%}", f"{row['long_share']:.1%}"]
     with pytest.raises(SystemExit):
-        build_parser({"prepare": PrepareOptions}, "").parse_args(["prepare", *arguments, "--tokens", "4.5"])
+        build_parser("").parse_args(["prepare", *arguments, "--tokens", "4.5"])
