@@ -76,6 +76,19 @@ def test_positions_need_no_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_importing_harpe_does_not_import_torch() -> None:
-    code = "import sys, harpe; sys.exit('torch' in sys.modules)"
+def test_importing_harpe_or_the_options_of_all_verbs_does_not_import_torch() -> None:
+    code = "import sys, harpe; from harpe.cli.verbs import VERBS, options_class; [*map(options_class, VERBS)]; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_folder_says_what_lives_in_it() -> None:
+    for path in SOURCE.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert len(text.split()) > 5, path
+
+
+def test_the_architecture_names_every_floor_in_order() -> None:
+    text = (SOURCE.parent.parent / "docs" / "architecture.md").read_text().split("```")[1]
+    named = [word for line in text.splitlines() if (word := line.split(" ")[0]) in LAYERS]
+    assert named == list(reversed(LAYERS))

@@ -1,1 +1,1 @@
-"""The run directory and what goes into it: source, rows, plan, texts, training of a row, statistics. No verb."""
+"""The run directory and what goes into it: source, rows, plan, preflight, texts, training of a row, statistics. No verb lives here."""
