@@ -107,11 +107,11 @@ def compare(options: CompareOptions, terminal: Any) -> None:
     """Compare several methods."""
     _prepare()
     from harpe.comparison.run import compare as run
-    from harpe.report.terminal import comparison_table
+    from harpe.report.terminal import main_table
 
     folder = run(options, terminal)
     if not options.plan:
-        terminal.table(comparison_table(folder))
+        terminal.table(main_table(folder))
         terminal.say(f"The report: {folder / 'report' / 'index.html'}")
 
 
@@ -119,9 +119,9 @@ def report(options: ReportOptions, terminal: Any) -> None:
     """Write the report page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
     from harpe.comparison.summary import complete
     from harpe.ownership import refuse_foreign
-    from harpe.report.comparison_read import is_comparison
     from harpe.report.page import write_report
-    from harpe.report.terminal import run_table
+    from harpe.report.read.run import is_comparison
+    from harpe.report.terminal import main_table
     from harpe.runs.position_losses import write_positions
     from harpe.runs.scored import check_models
 
@@ -134,7 +134,7 @@ def report(options: ReportOptions, terminal: Any) -> None:
     else:
         complete(run)
     page = write_report(run)
-    terminal.table(run_table(run))
+    terminal.table(main_table(run))
     terminal.say(f"The report: {page}")
 
 

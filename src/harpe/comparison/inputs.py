@@ -21,7 +21,7 @@ from harpe.evaluation.run import HeldOut
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, sha256_file, sha256_json
 from harpe.models.identity import checkpoint_identity
-from harpe.report.tables import listed
+from harpe.report.wording import listed
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
 from harpe.suites.perplexity import parse_lengths

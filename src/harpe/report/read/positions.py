@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from harpe.report.tables import signed
+from harpe.report.wording import signed
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,7 @@ def parse_positions(value: dict[str, Any]) -> PositionDifferences:
         ends = [[float(number) for number in found[key]] for key in ("value", "low", "high")]
         if not bins or any(len(numbers) != len(bins) for numbers in ends):
             raise ValueError(f"the differences of {name} are not one for each of {len(bins)} bins")
-        methods[str(name)] = tuple(Step(*edges, *three) for edges, three in zip(bins, zip(*ends, strict=True), strict=True))
+        methods[str(name)] = tuple(
+            Step(*edges, *three) for edges, three in zip(bins, zip(*ends, strict=True), strict=True)
+        )
     return PositionDifferences(str(value["reference"]), int(value["documents"]), int(value["resamples"]), methods)
