@@ -1,4 +1,4 @@
-"""The page of a comparison and its tables show what the files say: values, intervals, counts, differences, failures, published figures."""
+"""The page of a comparison and its tables show what the files say: values, intervals, differences, failures."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ def _compared(run: Run) -> str:
     tokens = run.training.get("tokens")
     budget = f"on {tokens:,} tokens each" if isinstance(tokens, int) else "on one budget"
     return (
-        f"{len(run.rows)} ways to read {run.target_length:,} tokens are compared from this one checkpoint, {trained} of them "
-        f"with training {budget} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}). Differences are taken "
-        f"to the baseline, {run.baseline.title}."
+        f"{len(run.rows)} ways to read {run.target_length:,} tokens are compared from this one checkpoint, {trained} "
+        f"of them with training {budget} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}). "
+        f"Differences are taken to the baseline, {run.baseline.title}."
     )
 
 
@@ -36,17 +36,17 @@ def _extended(run: Run) -> str:
     if run.harpe:
         low, high, tokens = min(run.harpe.bases), max(run.harpe.bases), run.training.get("tokens")
         words = (
-            f"It was extended to {run.target_length:,} tokens by giving each key/value head a RoPE base of its own, between "
-            f"{low:,.0f} and {high:,.0f}"
+            f"It was extended to {run.target_length:,} tokens by giving each key/value head a RoPE base of its own, "
+            f"between {low:,.0f} and {high:,.0f}"
         )
         words += f", and training on {tokens:,} tokens at the full length. " if isinstance(tokens, int) else ". "
     perplexity, needles = tiles(run)[:2]
     if NOT_RUN not in (perplexity.before, perplexity.after, needles.before, needles.after):
         where = perplexity.title.removeprefix("Perplexity, ")
         words += (
-            f"On held-out documents ({where}) the perplexity went from {perplexity.before} to {perplexity.after}; of the "
-            f"needles hidden in {run.target_length:,} tokens, {needles.before} were found before and {needles.after} "
-            "after."
+            f"On held-out documents ({where}) the perplexity went from {perplexity.before} to {perplexity.after}; of "
+            f"the needles hidden in {run.target_length:,} tokens, {needles.before} were found before and "
+            f"{needles.after} after."
         )
     return words
 
@@ -89,10 +89,12 @@ def interval_note(run: Run) -> str:
     words = "one seed" if count == 1 else f"{count} seeds"
     if summary.interval == SEEDS_AND_DOCUMENTS:
         return (
-            f"Intervals cover seeds and documents: each of {summary.resamples:,} resamples draws from the {words}, and draws documents, "
-            "the same for all seeds and for both methods of a difference. Methods without training have no seeds to draw from."
+            f"Intervals cover seeds and documents: each of {summary.resamples:,} resamples draws from the {words}, and "
+            "draws documents, the same for all seeds and for both methods of a difference. Methods without training "
+            "have no seeds to draw from."
         )
     return (
-        f"Intervals cover documents only ({words}, {summary.resamples:,} resamples): how much a result would change with another seed of "
-        "training is not in them, and a difference that is called real here may not come back in another training."
+        f"Intervals cover documents only ({words}, {summary.resamples:,} resamples): how much a result would change "
+        "with another seed of training is not in them, and a difference that is called real here may not come back in "
+        "another training."
     )

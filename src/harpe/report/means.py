@@ -28,7 +28,7 @@ def _alike(row: Row, what: str, keys: Sequence[T]) -> None:
 def mean_bins(row: Row) -> tuple[Bin, ...]:
     """Loss by position, the mean over seeds; the ends of the interval are the means of the seeds' ends.
 
-    All seeds read the same documents, so that the interval covers documents and not seeds. Empty where nothing was measured.
+    All seeds read the same documents: the interval covers documents and not seeds. Empty where none was measured.
     """
     found: list[Perplexity] = [run.perplexity for run in row.runs if run.perplexity is not None]
     if not found:
@@ -42,7 +42,7 @@ def mean_bins(row: Row) -> tuple[Bin, ...]:
 
 
 def mean_curve(row: Row) -> Curve | None:
-    """Training loss, the mean over seeds at the steps that all of them have logged; of seeds that failed only where all did."""
+    """Training loss, the mean over seeds at the steps that all have logged; of seeds that failed only where all did."""
     runs = [run for run in row.runs if run.failed is None] or row.runs
     logs = [dict(zip(run.curve.tokens, run.curve.loss, strict=True)) for run in runs if run.curve is not None]
     shared = sorted(set.intersection(*(set(log) for log in logs))) if logs else []

@@ -18,7 +18,7 @@ from harpe.report.tables.table import Table as Cells
 
 
 def main_table(run: Path) -> Table:
-    """The main table of a run directory: a line a row; in every cell the value, its 95 % interval and n. It fits 80 columns.
+    """The main table of a run directory; in every cell the value, its 95 % interval and n. It fits 80 columns uncut.
 
     That of a comparison has its chief columns: perplexities, and the mean of each kind of scores.
     """

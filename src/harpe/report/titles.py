@@ -28,10 +28,9 @@ class Titled:
 
 
 def retitled(rows: Sequence[R]) -> tuple[R, ...]:
-    """Rows (dataclasses with name, title and trained) with titles that tell them apart: earlier versions gave one title to several."""
-    titles = distinct_titles(
-        [Titled(row.name, row.title, "", row.trained, getattr(row, "options", {})) for row in rows]
-    )
+    """Rows (dataclasses with name, title, trained and options) with titles that tell them apart: earlier versions gave
+    one title to several."""
+    titles = distinct_titles([Titled(row.name, row.title, "", row.trained, row.options) for row in rows])
     return tuple(replace(row, title=title) for row, title in zip(rows, titles, strict=True))
 
 

@@ -52,14 +52,15 @@ def _some(bases: Sequence[float], count: int) -> list[float]:
 
 
 def waveforms(value: dict[str, Any]) -> str:
-    """A lane for every base with its ripple around the middle of the length, and below them which positions the whole set covers."""
+    """A lane for every base with its ripple around the middle of the length; below, what the whole set covers."""
     bases, head_dim, length = value["bases"], value["head_dim"], value["length"]
     shown, middle = _some(bases, LANES), (first_position(length) + length) // 2
     lane, top, left, right = 34, 58, 96, 722
     foot = top + lane * len(shown)
     label = (
-        f"Ripples of {len(shown)} of the {len(bases)} bases at distances {middle:,} to {middle + SHOWN:,}: filled where a base has a peak. "
-        "Below, the distances at which the highest of all the bases is above zero. Where one base has a valley, others have peaks."
+        f"Ripples of {len(shown)} of the {len(bases)} bases at distances {middle:,} to {middle + SHOWN:,}: filled "
+        "where a base has a peak. Below, the distances at which the highest of all the bases is above zero. Where one "
+        "base has a valley, others have peaks."
     )
     plot = Plot(label, 760, foot + 92, (left, top, right, foot))
     x = linear(middle, middle + SHOWN, left, right)
@@ -93,9 +94,10 @@ def waveforms(value: dict[str, Any]) -> str:
     width = (right - left) / (SHOWN + 1)
     for index, hit in enumerate(covered):
         px = left + index * width
+        colour, said = (COVERED, "covered") if hit else (UNCOVERED, "not covered")
         plot.add(
-            f'<rect x="{px:.1f}" y="{foot + 10}" width="{width - 1:.1f}" height="16" fill="{COVERED if hit else UNCOVERED}">'
-            f"<title>{positions[index]:,}: {'covered' if hit else 'not covered'} ({int((whole[:, index] > 0).sum())} bases)</title></rect>"
+            f'<rect x="{px:.1f}" y="{foot + 10}" width="{width - 1:.1f}" height="16" fill="{colour}">'
+            f"<title>{positions[index]:,}: {said} ({int((whole[:, index] > 0).sum())} bases)</title></rect>"
         )
     plot.text(left - 8, foot + 23, f"all {len(bases)}", "t name", "end")
     for k in range(5):
@@ -177,7 +179,8 @@ def coverage(value: dict[str, Any]) -> str:
 def number_line(value: dict[str, Any]) -> str:
     """The set and the published one on one logarithmic line."""
     bases = value["bases"]
-    label = f"Bases on a logarithmic line: this set, {bases[0]:,.0f} to {bases[-1]:,.0f}, above the published set, 1M to 4.54M."
+    label = f"Bases on a logarithmic line: this set, {bases[0]:,.0f} to {bases[-1]:,.0f}, above the published set, "
+    label += "1M to 4.54M."
     return number_lines({f"this set ({len(bases)})": bases, "published (32)": list(PUBLISHED_SET)}, label)
 
 

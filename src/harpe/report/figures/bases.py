@@ -1,12 +1,13 @@
 """The bases of an extended model: their attention waveforms and where they lie on a line.
 
-Attention waveform of a base b (Chen et al. 2023, "Attention Buckets", arXiv 2312.04455), d rotary dimensions, distance m:
+Attention waveform of a base b (Chen et al. 2023, "Attention Buckets", arXiv 2312.04455), d rotary dimensions, distance
+m:
 
     A_b(m) = (2 / sqrt(d)) sum_{i < d/2} cos(m b^(-2i/d))
 
 Up to a constant it is the score of a query with a key at distance m when all entries of both are equal: its valleys are
-distances that a head with base b attends to less. The figure draws it smoothed by a Gaussian of standard deviation s, which
-has a closed form: cos(m f) becomes cos(m f) exp(-(s f)^2 / 2). Unsmoothed, the fast pairs hide the rest.
+distances that a head with base b attends to less. The figure draws it smoothed by a Gaussian of standard deviation s,
+which has a closed form: cos(m f) becomes cos(m f) exp(-(s f)^2 / 2). Unsmoothed, the fast pairs hide the rest.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from harpe.report.read.run import Run
 BASE_COLOURS = ("7d4fc4", "b5479f", "d5475f", "d06a2a", "b08512")
 """From the lowest base to the highest; each is at least 3:1 against both page backgrounds."""
 SPREAD = 32
-"""The waveform is smoothed over the target length divided by this (a Gaussian as wide as a plain average of that many)."""
+"""The waveform is smoothed over the target length divided by this (a Gaussian as wide as an average of that many)."""
 
 
 def waveform(base: float, rotary_dim: int, distances: NDArray[np.float64], window: float = 0.0) -> NDArray[np.float64]:
-    """A_b at `distances`, smoothed by a Gaussian with the variance window^2 / 12 of an average over `window` positions."""
+    """A_b at `distances`, smoothed by a Gaussian with the variance window^2 / 12 of an average over `window`."""
     frequencies = base ** -(np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     damping = np.exp(-((window * frequencies) ** 2) / 24)
     return np.asarray(
@@ -37,7 +38,7 @@ def waveform(base: float, rotary_dim: int, distances: NDArray[np.float64], windo
 
 
 def turning_points(values: NDArray[np.float64], count: int) -> tuple[list[int], list[int]]:
-    """Indices of the `count` deepest valleys and highest peaks, by how far they stand out from a quarter of the curve."""
+    """Indices of the `count` deepest valleys and highest peaks, by how far they stand out of a quarter of the curve."""
     reach = max(len(values) // 8, 1)
 
     def of(sign: float) -> list[int]:
@@ -56,7 +57,7 @@ def base_style(base: float, bases: Sequence[float], what: str) -> str:
 
 
 def waveforms(run: Run) -> Markup | None:
-    """The attention waveforms of HARPE's bases and of the control's one base, over distances up to the target length."""
+    """The attention waveforms of HARPE's bases and of the control's one base, at distances up to the target length."""
     method, control = run.harpe, run.control
     if method is None:
         return None
@@ -71,8 +72,9 @@ def waveforms(run: Run) -> Markup | None:
     room = 0.08 * (float(shown.max() - shown.min()) or 1.0)
     low, high = float(shown.min()) - room, float(shown.max()) + 2 * room
     label = (
-        f"Attention waveforms of the {len(bases)} bases of {method.title}, {bases[0]:,.0f} to {bases[-1]:,.0f}, over distances "
-        f"of 0 to {target:,} tokens, smoothed over {window:,.0f} tokens. Their peaks and valleys fall at different distances."
+        f"Attention waveforms of the {len(bases)} bases of {method.title}, {bases[0]:,.0f} to {bases[-1]:,.0f}, over "
+        f"distances of 0 to {target:,} tokens, smoothed over {window:,.0f} tokens. Their peaks and valleys fall at "
+        "different distances."
     )
     label += f" A bold line shows the single base {control.bases[0]:,.0f} of the control." if control else ""
     plot = Plot(label, 760, 360, (44, 34, 718, 312), "wide")

@@ -71,7 +71,7 @@ def limits(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def frame_top(tops: Sequence[float], bottom: float) -> float:
-    """Top of a frame that begins at `bottom`: the highest of the lines' tops, unless few lines lie far above the others."""
+    """Top of a frame that begins at `bottom`: the highest of the lines' tops, unless few lines lie far above others."""
     middle = median(tops)
     return min(max(tops), middle + 2 * (middle - bottom)) if middle > bottom else max(tops)
 
@@ -168,7 +168,7 @@ def _signed(nats: float) -> str:
 
 
 def position_chart(run: Run) -> Chart | None:
-    """Loss by position minus the baseline's at the same positions, the mean over seeds; None unless the baseline was measured."""
+    """Loss by position minus the baseline's, the mean over seeds; None unless the baseline was measured."""
     baseline = run.baseline
     base = mean_bins(baseline)
     if not base:
@@ -189,7 +189,8 @@ def position_chart(run: Run) -> Chart | None:
     low, high = limits([(min(span), max(span)) for span in spans if span])
     room = 0.06 * (high - low)
     ends = ", ".join(f"{line.row.title} {_signed(line.points[-1][1])}" for line in lines)
-    label = f"Loss by position minus that of {baseline.title}, in nats a token{over_seeds(run)}; in the last positions: {ends}."
+    label = f"Loss by position minus that of {baseline.title}, in nats a token{over_seeds(run)}; "
+    label += f"in the last positions: {ends}."
     plot = _overview(label, lines)
     first, last = lines[0].points[0][0] / 1.2, lines[0].points[-1][0] * 1.2
     x, y = logarithmic(first, last, plot.left, plot.right), linear(low - room, high + room, plot.bottom, plot.top)

@@ -44,7 +44,8 @@ def forest(run: Run, measure: Measure) -> Forest:
     rows = {}
     for name, (row, d) in found.items():
         value, interval = signed_in(measure, d)
-        tip = f"{row.title} minus {run.baseline.title}: {value} ({interval}) {unit_words(measure)}, {in_words(measure, name)}"
+        said = f"{value} ({interval}) {unit_words(measure)}, {in_words(measure, name)}"
+        tip = f"{row.title} minus {run.baseline.title}: {said}"
         plot = Plot(tip, WIDTH, HEIGHT, (0, 0, WIDTH, HEIGHT), "forest")
         plot.add(f'<g class="tip m-{kind(row)}"><title>{escape(tip)}</title>')
         middle = HEIGHT / 2

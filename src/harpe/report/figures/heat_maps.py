@@ -30,7 +30,7 @@ def ink_on(colour: str) -> str:
 
 
 def heat_map(grid: MeanGrid, title: str) -> Markup:
-    """Single-needle score in percent: columns are lengths, rows are depths from the start of the document to its end."""
+    """Single-needle score in percent: columns are lengths, rows depths from the start of the document to its end."""
     lengths, depths = grid.lengths, grid.depths
     places = [(n, d) for n in lengths for d in depths]
     worst = min((v, *place) for place, v in zip(places, (v for row in grid.values for v in row), strict=True))

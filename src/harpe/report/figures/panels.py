@@ -1,7 +1,7 @@
 """Small pictures by position, one for each row, with the 95 % interval as a band.
 
-Perplexities share their scales. Differences have scales of their own: a hundredth and two nats in one frame would hide the
-small ones, about which there can be doubt.
+Perplexities share their scales. Differences have scales of their own: a hundredth and two nats in one frame would hide
+the small ones, about which there can be doubt.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def _panel(
 def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
     """For each row its perplexity by position, and the baseline's as a thin line; empty where none was measured.
 
-    The frame is the same for all. With the many rows of a comparison it holds half the trained length and beyond, without
-    a few rows that lie far from the others; in a single run it holds everything.
+    The frame is the same for all. With the many rows of a comparison it holds half the trained length and beyond, and
+    not the few rows that lie far from the others; in a single run it holds everything.
     """
     found = {
         row.name: [
@@ -120,7 +120,7 @@ def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
 
 
 def difference_panels(run: Run) -> list[tuple[Row, Markup]]:
-    """For each row its loss by position minus the baseline's, with the paired interval; empty where nothing was compared."""
+    """For each row its loss by position minus the baseline's, with its interval; empty where nothing was compared."""
     positions = run.summary.positions
     others = [row for row in run.rows if row is not run.baseline] if positions else []
     drawn = [
@@ -145,8 +145,8 @@ def difference_panel(p: PositionDifferences, row: Row, reference: str, trained: 
         return None
     clear = sum(step.clear for step in steps)
     label = (
-        f"{row.title}: loss by position minus that of {reference} on the same documents, with 95 % intervals, which leave "
-        f"out zero at {clear} of {len(steps)} positions; {steps[-1].words()}."
+        f"{row.title}: loss by position minus that of {reference} on the same documents, with 95 % intervals, which "
+        f"leave out zero at {clear} of {len(steps)} positions; {steps[-1].words()}."
     )
     low, high = min(0.0, *finite), max(0.0, *finite)
     room = 0.07 * (high - low or 1.0)

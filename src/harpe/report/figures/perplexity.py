@@ -16,7 +16,7 @@ ENDINGS = ("", "-positions")
 
 
 def perplexity_figures(value: dict[str, Any]) -> dict[str, str]:
-    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss by position."""
+    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss."""
     figures = {"-positions": by_position(value)}
     return {"": by_length(value), **figures} if value["kind"] == "prefixes" and len(value["points"]) > 1 else figures
 
@@ -53,7 +53,8 @@ def by_length(value: dict[str, Any]) -> str:
     """Perplexity of documents cut to each length."""
     points = value["points"]
     last = points[-1]
-    label = f"Perplexity of documents cut to {points[0]['length']:,} to {last['length']:,} tokens, {last['perplexity']:.4g} at the longest."
+    label = f"Perplexity of documents cut to {points[0]['length']:,} to {last['length']:,} tokens, "
+    label += f"{last['perplexity']:.4g} at the longest."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
     rows = [(float(p["length"]), p["perplexity"], p["low"], p["high"]) for p in points]
     low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
@@ -79,7 +80,10 @@ def by_position(value: dict[str, Any]) -> str:
     bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
     whole = value["kind"] == "prefixes"
     last = bins[-1]
-    label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to {last['end']:,}."
+    label = (
+        f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to "
+    )
+    label += f"{last['end']:,}."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
     rows = [
         (

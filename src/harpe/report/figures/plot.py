@@ -51,7 +51,7 @@ class Plot:
     def mark(
         self, x: float, y: float, shape: str, css: str = "", style: str = "", size: float = 4.0, tip: str = ""
     ) -> None:
-        """A circle, square, diamond, or triangle (up, down) around a point; `tip` is shown to a reader who points at it."""
+        """A circle, square, diamond, or triangle (up, down) around a point; `tip` is told who points at it."""
         s = size
         outlines = {
             "square": [(-s, -s), (s, -s), (s, s), (-s, s)],

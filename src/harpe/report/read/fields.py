@@ -1,7 +1,7 @@
 """Values out of JSON files, checked against the type hints of the dataclasses that hold them.
 
-Unlike the options of a recipe (`harpe.typed.build`), files may have entries that no field has: other commands read those,
-and later versions add some.
+Unlike a recipe (`harpe.typed.build`), files may have entries that no field has: other commands read those, and later
+versions add some.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _scores(found: dict[str, Score | None]) -> dict[str, Value]:
 
 
 def measures_of(rows: dict[str, SeedRun], original: int, target: int) -> tuple[Measure, ...]:
-    """Short and long perplexity, and the needle tasks with their mean at every length; rows without a score are left out.
+    """Short and long perplexity, and the needle tasks with their mean at every length.
 
     harpe's own tasks at the original and the target length have a measure even where nothing was run.
     """

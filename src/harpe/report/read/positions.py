@@ -31,7 +31,8 @@ class Step:
 
     def words(self) -> str:
         value, interval = signed(self.value, self.low, self.high, 3)
-        return f"positions {self.start:,} to {self.end:,}: {value} ({interval}) nats a token{'' if self.clear else ', not clear'}"
+        doubt = "" if self.clear else ", not clear"
+        return f"positions {self.start:,} to {self.end:,}: {value} ({interval}) nats a token{doubt}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run directory as one value: its plan, its rows with what was measured of them, and its summary.
 
-A single run is a comparison with one training a row. Its rows lie in RUN/NAME, those of a comparison in RUN/NAME/seed-SEED.
+A single run is a comparison with one training a row. Its rows lie in RUN/NAME, those of a comparison in
+RUN/NAME/seed-SEED.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What was computed from the scores of all rows: measures, differences, sentences.
 
-The summary of a comparison holds measures with differences to one baseline. That of a single run holds differences between
-pairs of rows; its measures are taken from the scores themselves (`harpe.report.read.measures`).
+The summary of a comparison holds measures with differences to one baseline. That of a single run holds differences
+between pairs of rows; its measures are taken from the scores themselves (`harpe.report.read.measures`).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Summary:
 
 
 def parse_summary(value: dict[str, Any], baseline: str, names: set[str], seeds: tuple[int, ...] | None) -> Summary:
-    """What is in summary.json, checked against the baseline, the names and the seeds (None: of a single run) of the plan."""
+    """What summary.json holds, checked against the plan: its baseline, names and seeds (None in a single run)."""
     for key in ("differences", "reading") if seeds is None else ("baseline", "interval", "resamples", "measures"):
         if value[key] is None:
             raise TypeError(f"{key} is empty")

@@ -115,8 +115,8 @@ def budget_sentences(run: Run) -> list[str]:
     unequal = [f"seed {seed} at {length:,} tokens" for (seed, length), data in sorted(found.items()) if len(data) > 1]
     if unequal:
         sentences.append(
-            f"The training data DIFFER between methods: {', '.join(unequal)}. Differences between those methods mix with "
-            "it."
+            f"The training data DIFFER between methods: {', '.join(unequal)}. Differences between those methods mix "
+            "with it."
         )
     elif found:
         sentences.append(

@@ -33,8 +33,8 @@ COLUMNS = (
     *("value", "low", "high", "seeds", "documents", "by_seed"),
     *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict", "interval"),
 )
-"""Of tables.csv: one row a measure and method. Losses in nats a token, scores in per cent, differences to the baseline in
-the same unit."""
+"""Of tables.csv: one row a measure and method. Losses in nats a token, scores in per cent, differences to the baseline
+in the same unit."""
 
 
 def markdown_tables(run: Run, paper: list[PaperTable], theirs: Published | None) -> str:
@@ -70,7 +70,10 @@ def markdown_tables(run: Run, paper: list[PaperTable], theirs: Published | None)
 
 
 def _text(words: str) -> str:
-    """With an apostrophe before what a spreadsheet would compute (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    """With an apostrophe before what a spreadsheet would compute.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
     return f"'{words}" if words.lstrip().startswith(("=", "+", "-", "@")) or words[:1].isspace() else words
 
 
