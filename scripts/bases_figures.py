@@ -17,7 +17,7 @@ from harpe.bases.published_search import candidate_bases
 from harpe.commands.bases import choose, write
 from harpe.files import write_text
 from harpe.options.bases import BasesOptions
-from harpe.report.base_figures import number_lines, scatter
+from harpe.report.figures.base_sets import number_lines, scatter
 
 SETTING: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072}
 LOW, HIGH, STRIDE = 1e6, 5e6, 3e4

@@ -23,7 +23,7 @@ from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_tokenizer
 from harpe.options.measuring import EvaluateOptions
-from harpe.report.read import read_run
+from harpe.report.read.run import read_run
 from harpe.runs.scored import check_models
 
 SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
@@ -88,8 +88,8 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
     with pytest.raises(HarpeError, match=r"documents: 3 there, 2 now"):
         evaluate(dataclasses.replace(options, documents=2))
     value = read_run(workspace / "run")
-    assert [m.name for m in value.methods] == ["base", "harpe"]
-    assert all(m.perplexity is not None and m.grid is not None for m in value.methods)
+    assert [row.name for row in value.rows] == ["base", "harpe"]
+    assert all(row.runs[0].perplexity is not None and row.runs[0].grid is not None for row in value.rows)
     check_models(workspace / "run")
     protocol = workspace / "run" / "base" / "scores" / "protocol.json"
     there = protocol.read_text()

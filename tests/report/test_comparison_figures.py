@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from harpe.errors import HarpeError
 from harpe.files import write_json
-from harpe.report.comparison_curves import mean_bins, mean_curve, mean_grid
-from harpe.report.comparison_figures import limits, spread
-from harpe.report.comparison_read import read_comparison
+from harpe.report.figures.charts import limits, spread
+from harpe.report.means import mean_bins, mean_curve, mean_grid
 from harpe.report.page import write_report
+from harpe.report.read.run import read_run
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_forest_point_lies_where_its_difference_is_and_is_filled_only_where_re
 
 
 def test_curves_are_means_over_seeds(run: Path) -> None:
-    entry = next(e for e in read_comparison(run).methods if e.name == "harpe")
+    entry = next(e for e in read_run(run).rows if e.name == "harpe")
     folders = [run / "harpe" / f"seed-{seed}" for seed in (0, 1, 2)]
     files = [read(f / "scores" / "perplexity.json")["bins"] for f in folders]
     for i, b in enumerate(mean_bins(entry)):
@@ -74,9 +74,14 @@ def test_a_seed_that_failed_does_not_cut_the_loss_of_the_others_short(run: Path)
     write_json(run / "harpe" / "seed-1" / "failed.json", {"reason": "Out of memory."})
     log = run / "harpe" / "seed-1" / "stage-1" / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
-    rows = [[json.loads(line) for line in (run / f"harpe/seed-{s}/stage-1/log.jsonl").read_text().splitlines()] for s in (0, 2)]
-    curve = mean_curve(next(e for e in read_comparison(run).methods if e.name == "harpe"))
-    assert curve is not None and curve.loss == pytest.approx([(a["loss"] + b["loss"]) / 2 for a, b in zip(*rows, strict=True)])
+    rows = [
+        [json.loads(line) for line in (run / f"harpe/seed-{s}/stage-1/log.jsonl").read_text().splitlines()]
+        for s in (0, 2)
+    ]
+    curve = mean_curve(next(e for e in read_run(run).rows if e.name == "harpe"))
+    assert curve is not None and curve.loss == pytest.approx(
+        [(a["loss"] + b["loss"]) / 2 for a, b in zip(*rows, strict=True)]
+    )
 
 
 def test_seeds_of_different_protocols_have_no_mean(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page of a comparison and its tables show what the files say: values, intervals, counts, differences, failures, published figures."""
+"""The page of a comparison and its tables show what the files say: values, intervals, differences, failures."""
 
 from __future__ import annotations
 
@@ -46,9 +46,13 @@ def words(markup: str) -> str:
 def tables(page: str) -> dict[str, list[list[str]]]:
     """All tables with scores by their name: for every line its cells' text, the first one the method's."""
     found = {}
-    for name, table in re.findall(r'role="region" aria-label="([^"]*)">\s*<table class="scores[^"]*">(.*?)</table>', page, re.DOTALL):
+    for name, table in re.findall(
+        r'role="region" aria-label="([^"]*)">\s*<table class="scores[^"]*">(.*?)</table>', page, re.DOTALL
+    ):
         lines = re.findall(r"<tr[^>]*>(.*?)</tr>", table.split("<tbody>")[1], re.DOTALL)
-        found[html.unescape(name)] = [[words(c) for c in re.findall(r"<t[hd][ >].*?</t[hd]>", line, re.DOTALL)] for line in lines]
+        found[html.unescape(name)] = [
+            [words(c) for c in re.findall(r"<t[hd][ >].*?</t[hd]>", line, re.DOTALL)] for line in lines
+        ]
     return found
 
 
@@ -66,7 +70,11 @@ def test_every_cell_of_the_main_table_is_the_summarys_value_with_interval_seeds_
     rows = tables(write_report(run).read_text())["Results at the target length"]
     summary, plan = read(run / "summary.json"), read(run / "plan.json")
     measures = {m["id"]: m for m in summary["measures"]}
-    names = ["loss-short", "loss-long", *(f"needles-{t}-2048" for t in ("single", "multi_key", "multi_query", "multi_value"))]
+    names = [
+        "loss-short",
+        "loss-long",
+        *(f"needles-{t}-2048" for t in ("single", "multi_key", "multi_query", "multi_value")),
+    ]
     names += ["needles-mean-2048", "grid-mean"]
     assert len(rows) == len(plan["methods"]) == 5
     for method, row in zip(plan["methods"], rows, strict=True):
@@ -88,11 +96,18 @@ def test_differences_are_the_summarys_with_corrected_p_and_a_verdict_in_words(ru
     found = tables(write_report(run).read_text())
     measures = {m["id"]: m for m in read(run / "summary.json")["measures"]}
     seen = set()
-    for title, name in (("Loss at positions 1,024 to 2,048", "loss-long"), ("Needle mean at 2,048", "needles-mean-2048")):
+    for title, name in (
+        ("Loss at positions 1,024 to 2,048", "loss-long"),
+        ("Needle mean at 2,048", "needles-mean-2048"),
+    ):
         m, digits = measures[name], 3 if name == "loss-long" else 1
         rows = {row[0]: row for row in found[title]}
         assert len(rows) == 4  # all but the baseline
-        for method, label in (("none", "untouched"), ("control-middle", "one base, arithmetic middle"), ("harpe", "HARPE, peak-valley")):
+        for method, label in (
+            ("none", "untouched"),
+            ("control-middle", "one base, arithmetic middle"),
+            ("harpe", "HARPE, peak-valley"),
+        ):
             d = m["differences"][method]
             value, interval, p, holm, verdict = next(row for head, row in rows.items() if head.startswith(label))[1:6]
             a, b, c = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
@@ -116,7 +131,9 @@ def test_the_csv_holds_every_value_in_full_precision_and_says_what_failed(run: P
         assert by_key[m["id"], "longrope"]["status"] == "failed" and by_key[m["id"], "longrope"]["value"] == ""
         for name, value in m["values"].items():
             row = by_key[m["id"], name]
-            assert [float(row[key]) for key in ("value", "low", "high")] == [value[key] for key in ("value", "low", "high")]
+            assert [float(row[key]) for key in ("value", "low", "high")] == [
+                value[key] for key in ("value", "low", "high")
+            ]
             assert (int(row["seeds"]), int(row["documents"])) == (value["seeds"], value["documents"])
             assert [float(v) for v in row["by_seed"].split()] == value["by_seed"]
             if name != "abf":
@@ -195,7 +212,9 @@ PAPER: dict[int, dict[str, list[float | None]]] = {
 
 def test_the_published_figures_are_the_papers() -> None:
     ours = published("llama2-7b-128k")
-    assert {number: {name: list(row) for name, row in table.rows.items()} for number, table in ours.tables.items()} == PAPER
+    assert {
+        number: {name: list(row) for name, row in table.rows.items()} for number, table in ours.tables.items()
+    } == PAPER
     assert "2412.07171" in ours.citation
 
 
@@ -211,9 +230,13 @@ def test_the_published_averages_are_those_of_the_published_figures(number: int) 
 
 def test_published_figures_stand_beside_ours_in_the_papers_setting(comparison: Any, tmp_path: Path) -> None:
     names = ("none", "abf", "harpe", "harpe-uniform-ascending")
-    page = write_report(comparison(tmp_path / "run", names, ruler=PAPER_LENGTHS, published="llama2-7b-128k")).read_text()
+    page = write_report(
+        comparison(tmp_path / "run", names, ruler=PAPER_LENGTHS, published="llama2-7b-128k")
+    ).read_text()
     found = tables(page)
-    rows = {number: next(rows for name, rows in found.items() if name.startswith(f"Table {number}:")) for number in PAPER}
+    rows = {
+        number: next(rows for name, rows in found.items() if name.startswith(f"Table {number}:")) for number in PAPER
+    }
     titles = {"abf": "ABF, top of the range", "harpe": "HARPE, peak-valley", "none": "untouched"}
     for number in (4, 5, 7, 8):
         for name in titles.keys() & PAPER[number].keys():
@@ -254,18 +277,28 @@ def test_our_average_over_lengths_is_the_mean_of_perplexities_and_of_scores(comp
     found = tables(write_report(run).read_text())
     measures = {m["id"]: m["values"]["harpe"]["value"] for m in read(run / "summary.json")["measures"]}
     expected = (math.exp(measures["curve-proof-pile-2048"]) + math.exp(measures["curve-proof-pile-4096"])) / 2
-    row = next(row for row in next(rows for n, rows in found.items() if n.startswith("Table 3")) if row[0].startswith("HARPE"))
+    row = next(
+        row for row in next(rows for n, rows in found.items() if n.startswith("Table 3")) if row[0].startswith("HARPE")
+    )
     assert row[1].startswith(f"{expected:.2f} no interval n = 3 × 10")
     mean = (measures["ruler-niah-2048"] + measures["ruler-niah-4096"]) / 2
-    row = next(row for row in next(rows for n, rows in found.items() if n.startswith("Table 4")) if row[0].startswith("HARPE"))
+    row = next(
+        row for row in next(rows for n, rows in found.items() if n.startswith("Table 4")) if row[0].startswith("HARPE")
+    )
     assert row[3].startswith(f"{mean:.1f}% no interval")
 
 
 def test_a_measured_mean_brings_its_interval(comparison: Any, tmp_path: Path) -> None:
     run = comparison(tmp_path / "run", ruler=(2048, 4096))
     summary = read(run / "summary.json")
-    mean = {**next(m for m in summary["measures"] if m["id"] == "ruler-niah-4096"), "id": "ruler-niah-mean", "length": None}
-    mean["values"] = {"harpe": {"value": 71.25, "low": 70.04, "high": 72.51, "seeds": 3, "documents": 800, "by_seed": []}}
+    mean = {
+        **next(m for m in summary["measures"] if m["id"] == "ruler-niah-4096"),
+        "id": "ruler-niah-mean",
+        "length": None,
+    }
+    mean["values"] = {
+        "harpe": {"value": 71.25, "low": 70.04, "high": 72.51, "seeds": 3, "documents": 800, "by_seed": []}
+    }
     write_json(run / "summary.json", summary | {"measures": [*summary["measures"], mean]})
     rows = next(rows for n, rows in tables(write_report(run).read_text()).items() if n.startswith("Table 4"))
     assert next(row for row in rows if row[0].startswith("HARPE"))[3].endswith("71.2% 70.0–72.5% n = 3 × 800")
@@ -278,7 +311,12 @@ def test_what_was_not_measured_is_said_in_one_line(run: Path) -> None:
 
 
 def test_a_page_is_written_from_the_plan_alone(run: Path) -> None:
-    for path in [*run.rglob("scores/*.json"), *run.rglob("log.jsonl"), *run.rglob("record.json"), *run.rglob("failed.json")]:
+    for path in [
+        *run.rglob("scores/*.json"),
+        *run.rglob("log.jsonl"),
+        *run.rglob("record.json"),
+        *run.rglob("failed.json"),
+    ]:
         path.unlink()
     (run / "summary.json").unlink()
     (run / "environment.json").unlink()
@@ -325,7 +363,9 @@ def test_equal_budgets_and_equal_data_are_read_from_the_records(comparison: Any,
 
 def test_page_refers_to_nothing_outside_itself(run: Path) -> None:
     page = write_report(run).read_text()
-    assert not re.search(r"https?:|@import|url\(|<link|<img|<iframe|\bsrc=|fetch\(|XMLHttp|import\(", page, re.IGNORECASE)
+    assert not re.search(
+        r"https?:|@import|url\(|<link|<img|<iframe|\bsrc=|fetch\(|XMLHttp|import\(", page, re.IGNORECASE
+    )
     targets = re.findall(r'href="([^"]*)"', page)
     assert targets and all(t.startswith("#") and f'id="{t[1:]}"' in page for t in targets)
 

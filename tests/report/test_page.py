@@ -18,14 +18,23 @@ from rich.console import Console
 
 from harpe.errors import HarpeError
 from harpe.files import write_json, write_jsonl
-from harpe.report.figures import waveform
-from harpe.report.page import markdown_table, mean_estimate, write_report
-from harpe.report.read import Estimate, read_run
+from harpe.report.figures.bases import waveform
+from harpe.report.page import write_report
+from harpe.report.read.measures import mean_score
+from harpe.report.read.run import read_run
+from harpe.report.read.scores import Score
+from harpe.report.tables.results import main_table as main_cells
+from harpe.report.tables.table import markdown
 from harpe.report.terminal import main_table
 
 HARPE_BASES = [248_000.0, 331_000.0, 452_000.0, 547_000.0, 655_000.0, 790_000.0, 931_000.0, 1_130_000.0]
 METHODS = {
-    "base": ("Before", "The pretrained model as it is, past its trained length without any training.", False, [10_000.0] * 8),
+    "base": (
+        "Before",
+        "The pretrained model as it is, past its trained length without any training.",
+        False,
+        [10_000.0] * 8,
+    ),
     "harpe": ("HARPE", "Every key/value head has a base of its own; trained at the full length.", True, HARPE_BASES),
     "one-base": (
         "One base (control)",
@@ -39,8 +48,17 @@ TASKS = ("single", "multi_key", "multi_query", "multi_value")
 
 def wilson(hits: int, n: int) -> dict[str, Any]:
     p, z = hits / n, 1.959964
-    middle, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
-    return {"score": p, "samples": n, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0), "interval": "wilson"}
+    middle, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n),
+    )
+    return {
+        "score": p,
+        "samples": n,
+        "low": max(middle - half, 0.0),
+        "high": min(middle + half, 1.0),
+        "interval": "wilson",
+    }
 
 
 def write_scores(folder: Path, kind: int, rng: np.random.Generator) -> None:
@@ -51,13 +69,27 @@ def write_scores(folder: Path, kind: int, rng: np.random.Generator) -> None:
         beyond = 0.9 * math.log2(end / 256) ** 1.3 if kind == 0 and end > 256 else 0
         nll = 3.4 - 0.16 * math.log2(end / 16) + 0.03 * kind + beyond
         width = 0.05 + 0.02 * float(rng.random())
-        bins.append({"start": start, "end": end, "nll": nll, "low": nll - width, "high": nll + width, "tokens": 40 * (end - start)})
+        bins.append(
+            {
+                "start": start,
+                "end": end,
+                "nll": nll,
+                "low": nll - width,
+                "high": nll + width,
+                "tokens": 40 * (end - start),
+            }
+        )
     long = [183.4127, 11.2319, 11.8842][kind]
     perplexity = {
         "documents": 40,
         "length": 2048,
         "bins": bins,
-        "short": {"length": 256, "perplexity": 17.0361 + 0.31 * kind, "low": 16.21 + 0.3 * kind, "high": 17.93 + 0.3 * kind},
+        "short": {
+            "length": 256,
+            "perplexity": 17.0361 + 0.31 * kind,
+            "low": 16.21 + 0.3 * kind,
+            "high": 17.93 + 0.3 * kind,
+        },
         "long": {"start": 1024, "end": 2048, "perplexity": long, "low": long * 0.96, "high": long * 1.045},
     }
     write_json(folder / "perplexity.json", perplexity)
@@ -67,7 +99,9 @@ def write_scores(folder: Path, kind: int, rng: np.random.Generator) -> None:
     write_json(folder / "needles.json", {"tasks": rows})
     lengths, depths = [256, 512, 1024, 2048], [0.0, 0.25, 0.5, 0.75, 1.0]
     chance = [[1.0, 0.3, 0.08, 0.03], [1.0, 0.99, 0.97, 0.93], [1.0, 0.97, 0.93, 0.84]][kind]
-    cells = [[wilson(int(rng.binomial(40, min(p + (0.02 if d in (0, 1) else 0), 1))), 40) for d in depths] for p in chance]
+    cells = [
+        [wilson(int(rng.binomial(40, min(p + (0.02 if d in (0, 1) else 0), 1))), 40) for d in depths] for p in chance
+    ]
     write_json(folder / "grid.json", {"task": "single", "lengths": lengths, "depths": depths, "cells": cells})
 
 
@@ -88,16 +122,33 @@ def make_run(run: Path) -> Path:
         "model": model,
         "original_length": 256,
         "target_length": 2048,
-        "range": {"low": 256_000.0, "high": 1_130_000.0, "reference": 85_556.0, "why": "3 B to 15 B, B the NTK-aware base"},
-        "reasons": ["8 key/value heads, hence 8 bases.", "Their waveforms cover each other's valleys up to 2,048 tokens."],
+        "range": {
+            "low": 256_000.0,
+            "high": 1_130_000.0,
+            "reference": 85_556.0,
+            "why": "3 B to 15 B, B the NTK-aware base",
+        },
+        "reasons": [
+            "8 key/value heads, hence 8 bases.",
+            "Their waveforms cover each other's valleys up to 2,048 tokens.",
+        ],
         "methods": [dict(zip(names, (name, *entry), strict=True)) for name, entry in METHODS.items()],
-        "training": {"tokens": 20_971_520, "steps": 640, "sequence_length": 2048, "batch_tokens": 32_768, "learning_rate": 3e-4}
+        "training": {
+            "tokens": 20_971_520,
+            "steps": 640,
+            "sequence_length": 2048,
+            "batch_tokens": 32_768,
+            "learning_rate": 3e-4,
+        }
         | {"dtype": "float32", "dtype_reason": "the processor has no fast bfloat16"},
         "corpus": {"hash": "4f1c9a0b77d2e6a5", "tokens": 61_203_441, "documents": 18_322, "held_out_documents": 240}
         | {"description": "long documents of public-domain prose"},
     }
     write_json(run / "plan.json", plan)
-    write_json(run / "environment.json", {"python": "3.11.9", "torch": "2.13.0", "processor": "x86_64, 2 cores", "threads": "2"})
+    write_json(
+        run / "environment.json",
+        {"python": "3.11.9", "torch": "2.13.0", "processor": "x86_64, 2 cores", "threads": "2"},
+    )
     rng = np.random.default_rng(0)
     for kind, (name, entry) in enumerate(METHODS.items()):
         write_scores(run / name / "scores", kind, rng)
@@ -109,7 +160,14 @@ def make_run(run: Path) -> Path:
     long, mean = "perplexity, tokens 1,024 to 2,048", "needle mean at 2,048"
     points = "percentage points"
     differences = [
-        {"name": "HARPE minus one base", "measure": long, "value": -0.652, "low": -0.913, "high": -0.401, "unit": "perplexity"},
+        {
+            "name": "HARPE minus one base",
+            "measure": long,
+            "value": -0.652,
+            "low": -0.913,
+            "high": -0.401,
+            "unit": "perplexity",
+        },
         {"name": "HARPE minus one base", "measure": mean, "value": 11.0, "low": 6.2, "high": 15.9, "unit": points},
         {
             "name": "HARPE minus before",
@@ -130,7 +188,10 @@ def make_run(run: Path) -> Path:
     bins = [list(edge) for edge in pairwise([0, *(2**k for k in range(4, 12))])]
     rising = [0.004 * i * i for i in range(len(bins))]
     values = {"base": [9 * v for v in rising], "harpe": [-v / 3 for v in rising]}
-    ends = {name: {"value": v, "low": [x - 0.02 for x in v], "high": [x + 0.02 for x in v], "seeds": 1} for name, v in values.items()}
+    ends = {
+        name: {"value": v, "low": [x - 0.02 for x in v], "high": [x + 0.02 for x in v], "seeds": 1}
+        for name, v in values.items()
+    }
     positions = {"reference": "one-base", "documents": 40, "resamples": 10_000, "bins": bins, "differences": ends}
     write_json(run / "positions.json", positions)
     marked = [d | {"significant": i < 2} for i, d in enumerate(differences)]
@@ -143,15 +204,22 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
 
 
+def markdown_table(run: Path) -> str:
+    return markdown(main_cells(read_run(run)))
+
+
 def edit(path: Path, **entries: Any) -> None:
     write_json(path, json.loads(path.read_text()) | entries)
 
 
 def main_rows(page: str) -> list[list[str]]:
     """Cells of the first table of scores, as plain text with one space between parts."""
-    table = re.findall(r'<table class="scores">.*?</table>', page, re.DOTALL)[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", table.split("<tbody>")[1], re.DOTALL)
-    return [[" ".join(re.sub(r"<[^>]+>", " ", c).split()) for c in re.findall(r"<td.*?</td>", row, re.DOTALL)] for row in rows]
+    table = re.findall(r'<table class="scores[^"]*">.*?</table>', page, re.DOTALL)[0]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.split("<tbody>")[1], re.DOTALL)
+    return [
+        [" ".join(re.sub(r"<[^>]+>", " ", c).split()) for c in re.findall(r"<td.*?</td>", row, re.DOTALL)]
+        for row in rows
+    ]
 
 
 def numbers(cell: str) -> list[float]:
@@ -162,9 +230,15 @@ def expected(run: Path, name: str) -> list[list[float]]:
     """Value, low, high, n of every cell, straight from the files."""
     perplexity = json.loads((run / name / "scores" / "perplexity.json").read_text())
     needles = json.loads((run / name / "scores" / "needles.json").read_text())["tasks"]
-    cells = [[perplexity[k]["perplexity"], perplexity[k]["low"], perplexity[k]["high"], perplexity["documents"]] for k in ("short", "long")]
+    cells = [
+        [perplexity[k]["perplexity"], perplexity[k]["low"], perplexity[k]["high"], perplexity["documents"]]
+        for k in ("short", "long")
+    ]
     at_target = {t["task"]: t for t in needles if t["length"] == 2048}
-    cells += [[100 * at_target[t]["score"], 100 * at_target[t]["low"], 100 * at_target[t]["high"], at_target[t]["samples"]] for t in TASKS]
+    cells += [
+        [100 * at_target[t]["score"], 100 * at_target[t]["low"], 100 * at_target[t]["high"], at_target[t]["samples"]]
+        for t in TASKS
+    ]
     return cells
 
 
@@ -186,11 +260,11 @@ def test_the_terminal_and_markdown_tables_hold_the_same_cells_as_the_page(run: P
     rows = main_rows(write_report(run).read_text())
     console = Console(width=220, record=True, file=io.StringIO())
     console.print(main_table(run))
-    terminal, markdown = console.export_text(), markdown_table(run)
+    terminal, text = console.export_text(), markdown_table(run)
     for row in rows:
         for cell in row:
             value, interval, n = cell.split(" ", 2)
-            assert f"{value} ({interval}; {n})" in markdown
+            assert f"{value} ({interval}; {n})" in text
             assert value in terminal and interval.replace("–", " – ") in terminal and n in terminal
 
 
@@ -212,14 +286,18 @@ def test_markdown_is_a_rectangle(run: Path) -> None:
 
 
 def test_interval_of_the_mean_contains_it_and_equals_the_part_for_equal_exact_parts() -> None:
-    mean = mean_estimate([Estimate(0.5, 0.4, 0.6, 10), Estimate(0.9, 0.9, 0.9, 10), Estimate(1.0, 1.0, 1.0, 10)])
-    assert mean.value == pytest.approx(0.8) and mean.n == 30
+    mean = mean_score([Score(0.5, 0.4, 0.6, 10), Score(0.9, 0.9, 0.9, 10), Score(1.0, 1.0, 1.0, 10)])
+    assert mean.score == pytest.approx(0.8) and mean.samples == 30
     assert (mean.low, mean.high) == pytest.approx((0.8 - 0.1 / 3, 0.8 + 0.1 / 3))
 
 
 def test_page_refers_to_nothing_outside_itself(run: Path) -> None:
     page = write_report(run).read_text()
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<script|<img|<iframe|\bsrc=|\bhref=", page, re.IGNORECASE)
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(|<link|<img|<iframe|\bsrc=|fetch\(|import\(", page, re.IGNORECASE
+    )
+    targets = re.findall(r'href="([^"]*)"', page)
+    assert targets and all(t.startswith("#") and f'id="{t[1:]}"' in page for t in targets)
 
 
 def test_text_from_files_is_escaped(run: Path) -> None:
@@ -233,7 +311,7 @@ def test_text_from_files_is_escaped(run: Path) -> None:
     edit(run / "environment.json", **{evil: evil})
     edit(run / "summary.json", reading=[evil], generation={"prompt": evil, "text": evil})
     page = write_report(run).read_text()
-    assert "<script" not in page and "<img" not in page
+    assert page.count("<script") == 1 and "<img" not in page  # the page's own
     assert html.escape(evil).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page
     assert not re.search(r'aria-label="[^"]*<', page)
 
@@ -264,7 +342,9 @@ def test_one_missing_task_is_not_run_and_so_is_the_mean(run: Path) -> None:
 FILES = ["plan.json", "summary.json", *(f"harpe/scores/{name}.json" for name in ("perplexity", "needles", "grid"))]
 BROKEN = [b"{", b"[]", b"\xff\xfe{", b'{"schema_version": 99}']
 LACKING = b'{"bins": 3, "tasks": [{}], "cells": [[1]], "reading": 1}'
-CASES = [(name, damage) for name in [*FILES, "environment.json"] for damage in BROKEN] + [(name, LACKING) for name in FILES]
+CASES = [(name, damage) for name in [*FILES, "environment.json"] for damage in BROKEN] + [
+    (name, LACKING) for name in FILES
+]
 
 
 @pytest.mark.parametrize(("name", "damage"), CASES)
@@ -288,7 +368,7 @@ def test_of_a_step_logged_twice_the_later_row_counts(run: Path) -> None:
     row = {"step": 2, "loss": 9.0, "tokens": 65_536}
     log = run / "harpe" / "stage-1" / "log.jsonl"
     log.write_text(log.read_text() + json.dumps(row) + "\n")
-    curve = read_run(run).methods[1].curve
+    curve = read_run(run).rows[1].runs[0].curve
     assert curve is not None and len(curve.loss) == 640 and curve.loss[1] == 9.0
 
 
@@ -314,7 +394,9 @@ def test_two_writes_are_byte_identical(run: Path) -> None:
 def test_figures_are_well_formed_named_and_say_what_they_show(run: Path) -> None:
     page = write_report(run).read_text()
     figures = re.findall(r'<svg [^>]*class="figure[^>]*>(?:<svg .*?</svg>|(?!<svg).)*?</svg>', page, re.DOTALL)
-    assert len(figures) == 6 + len(METHODS)
+    assert len(figures) == 6 + 2 * len(
+        METHODS
+    )  # two of bases, two charts, two differences; a map and a panel for each row
     for figure in figures:
         root = ElementTree.fromstring(figure)
         assert root.get("role") == "img" and len(root.get("aria-label") or "") > 40
@@ -338,7 +420,9 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(run: Path) -> None:
 def test_waveform_is_the_formula_and_its_gaussian_average() -> None:
     base, dim = 5000.0, 16
     distances = np.arange(0.0, 40.0)
-    direct = [2 / math.sqrt(dim) * sum(math.cos(m * base ** (-2 * i / dim)) for i in range(dim // 2)) for m in distances]
+    direct = [
+        2 / math.sqrt(dim) * sum(math.cos(m * base ** (-2 * i / dim)) for i in range(dim // 2)) for m in distances
+    ]
     np.testing.assert_allclose(waveform(base, dim, distances), direct, atol=1e-12)
     deviation = 16.0 / math.sqrt(12)
     around = np.linspace(-8 * deviation, 8 * deviation, 20_001)
@@ -349,12 +433,15 @@ def test_waveform_is_the_formula_and_its_gaussian_average() -> None:
 
 def test_differences_by_position_are_those_of_the_file_with_a_picture_and_numbers(run: Path) -> None:
     page = write_report(run).read_text()
-    part = page.split("Loss by position, minus One base (control)")[1].split("</figure>")[0]
+    part = page.split("Minus the baseline, with intervals")[1].split("</figure>")[0]
+    assert "minus that of One base (control) on the same" in part
     found = json.loads((run / "positions.json").read_text())["differences"]
     for name in ("base", "harpe"):
         for value, low, high in zip(*(found[name][key] for key in ("value", "low", "high")), strict=True):
             words = [f"{number:+.3f}".replace("-", "−") for number in (value, low, high)]
             assert f"<b>{words[0]}</b><small>{words[1]} to {words[2]}</small>" in part
-    assert part.count('role="img"') == 2 and re.search(r'aria-label="Before: loss by position[^"]* positions 1,024 to 2,048', part)
+    assert part.count('role="img"') == 2 and re.search(
+        r'aria-label="Before: loss by position[^"]* positions 1,024 to 2,048', part
+    )
     (run / "positions.json").unlink()
-    assert "Loss by position, minus" not in write_report(run).read_text()
+    assert "with intervals" not in write_report(run).read_text()

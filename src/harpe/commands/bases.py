@@ -136,7 +136,7 @@ def write(value: dict[str, Any], folder: Path) -> list[Path]:
     The comparison takes as many bases as the set has, from the same range: 1000 random sets, evenly spaced ones, and one base.
     """
     from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
-    from harpe.report.base_figures import FIGURES
+    from harpe.report.figures.base_sets import FIGURES
 
     figures = {name: folder / f"{name}.svg" for name in FIGURES}
     refuse_foreign(folder / "bases.json", *figures.values())

@@ -6,12 +6,12 @@ from typing import Any
 
 from harpe.comparison.run import compare
 from harpe.options.runs import CompareOptions
-from harpe.report.terminal import comparison_table
+from harpe.report.terminal import main_table
 
 
 def run(options: CompareOptions, terminal: Any) -> None:
     """Compare, and show the table."""
     folder = compare(options, terminal)
     if not options.plan:
-        terminal.table(comparison_table(folder))
+        terminal.table(main_table(folder))
         terminal.say(f"The report: {folder / 'report' / 'index.html'}")

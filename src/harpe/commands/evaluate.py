@@ -18,8 +18,8 @@ from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.measuring import EvaluateOptions
 from harpe.ownership import refuse_foreign
-from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
+from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table, score_table
 from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores, resume_dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,8 +17,8 @@ from harpe.models.export_code import MODULE
 from harpe.models.load import load_config, load_model, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.runs import ExportOptions
-from harpe.report.comparison_read import is_comparison
-from harpe.report.read import Estimate, Method, Run, read_run
+from harpe.report.read.run import Row, Run, is_comparison, read_run
+from harpe.report.read.scores import Perplexity, Score
 from harpe.reporter import Reporter
 from harpe.runs.directory import check_disk
 
@@ -28,8 +28,8 @@ class _Chosen:
     """A model of a run directory."""
 
     run: Run
-    method: Method
-    before: Method | None
+    row: Row
+    before: Row | None
     """The untouched model, where it was measured."""
     seed: int | None
     """Of training, in a comparison."""
@@ -59,7 +59,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     if chosen:
         name, on_hub = chosen.run.model.name, _on_hub(source, chosen)
         shown = name if on_hub else PurePath(name).name
-        title = f"{shown}, {chosen.run.target_length} tokens, {chosen.method.title}"
+        title = f"{shown}, {chosen.run.target_length} tokens, {chosen.row.title}"
         card = model_card(config, title, name if on_hub else None, _sections(chosen, shown))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()
@@ -83,7 +83,7 @@ def _choose(source: Path, name: str | None, seed: int | None) -> _Chosen | None:
 
 def _of_run(folder: Path, name: str | None) -> _Chosen:
     run = read_run(folder)
-    trained = {method.name: method for method in run.methods if method.trained}
+    trained = {row.name: row for row in run.rows if row.trained}
     if name is None:
         found = trained.get("harpe") or (next(iter(trained.values())) if len(trained) == 1 else None)
         if found is None:
@@ -114,7 +114,7 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
         model = folder / name / f"seed-{each}" / "model"
         if model.is_dir():
             run = read_run(folder, each)
-            by_name = {method.name: method for method in run.methods}
+            by_name = {row.name: row for row in run.rows}
             untouched = next((by_name[entry["name"]] for entry in plan["methods"] if entry["method"] == "none"), None)
             return _Chosen(run, by_name[name], untouched, each, model)
     which = f" with seed {seed}" if seed is not None else ""
@@ -131,17 +131,17 @@ def _on_hub(source: Path, chosen: _Chosen) -> bool:
     """Whether the original model was taken from the hub: then what the run began with is a commit."""
     if is_comparison(source):
         return "commit" in read_json(source / "plan.json").get("inputs", {}).get("model", {})
-    stages = source / chosen.method.name / "stages.json"
+    stages = source / chosen.row.name / "stages.json"
     return stages.is_file() and "commit" in read_json(stages)["model"]["identity"]
 
 
 def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
     """Headings and texts of a model card: method, plan, data and scores; `original` is the model before."""
-    run, method = chosen.run, chosen.method
+    run, row = chosen.run, chosen.row
     training, corpus = run.training, run.corpus
     versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
     plan = list(run.reasons)
-    if method.trained:
+    if row.trained:
         plan.append(f"{training['tokens']} tokens in {training['steps']} steps of {training['batch_tokens']} tokens.")
         plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
     plan += [f"Made with {versions}."] * bool(versions)
@@ -149,36 +149,43 @@ def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
     origin = f"The original model: {original}, {run.model.parameters:,} parameters. Its licence applies."
     packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))
     return {
-        "Method": f"{method.explanation}\n\n{origin}",
+        "Method": f"{row.explanation}\n\n{origin}",
         "Plan": "\n".join(f"* {reason}" for reason in plan),
-        "Data": f"{data}`{packed}`." if method.trained else "Not trained: the weights are those of the original model.",
-        "Scores": _scores(chosen.before, method),
+        "Data": f"{data}`{packed}`." if row.trained else "Not trained: the weights are those of the original model.",
+        "Scores": _scores(chosen.before, row),
     }
 
 
-def _scores(before: Method | None, method: Method) -> str:
+def _scores(untouched: Row | None, row: Row) -> str:
     rows = [("measure", "before", "after"), ("---", "---", "---")]
-    if method.perplexity is not None:
-        old, new = before.perplexity if before else None, method.perplexity
-        short = f"perplexity, windows of {new.short_length} tokens"
-        rows.append((short, _estimate(old.short if old else None), _estimate(new.short)))
-        long = f"perplexity, positions {new.long_start} to {new.long_end}"
-        rows.append((long, _estimate(old.long if old else None), _estimate(new.long)))
-    for key, value in (method.needles or {}).items():
-        earlier = (before.needles or {}).get(key) if before else None
-        rows.append((f"needles: {key[0]}, {key[1]} tokens", _estimate(earlier, 100, "%"), _estimate(value, 100, "%")))
+    before, after = untouched.runs[0] if untouched else None, row.runs[0]
+    if after.perplexity is not None:
+        old, new = before.perplexity if before else None, after.perplexity
+        short = f"perplexity, windows of {new.short.length} tokens"
+        rows.append((short, _perplexity(old, "short"), _perplexity(new, "short")))
+        long = f"perplexity, positions {new.long.start} to {new.long.end}"
+        rows.append((long, _perplexity(old, "long"), _perplexity(new, "long")))
+    for value in after.needles or ():
+        earlier = before.needle(value.task, value.length) if before else None
+        rows.append((f"needles: {value.task}, {value.length} tokens", _needles(earlier), _needles(value)))
     if len(rows) == 2:
         return "Not measured."
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in rows)
     return f"{table}\n\nIn brackets 95% intervals and the number of documents or samples."
 
 
-def _estimate(value: Estimate | None, factor: float = 1, unit: str = "") -> str:
+def _perplexity(value: Perplexity | None, which: Literal["short", "long"]) -> str:
     if value is None:
         return "not measured"
-    digits = 0 if unit else 2
-    numbers = [f"{factor * x:.{digits}f}" for x in (value.value, value.low, value.high)]
-    return f"{numbers[0]}{unit} [{numbers[1]} – {numbers[2]}], n = {value.n}"
+    found = value.short if which == "short" else value.long
+    return f"{found.perplexity:.2f} [{found.low:.2f} – {found.high:.2f}], n = {value.documents}"
+
+
+def _needles(value: Score | None) -> str:
+    if value is None:
+        return "not measured"
+    score, low, high = (f"{100 * share:.0f}" for share in (value.score, value.low, value.high))
+    return f"{score}% [{low} – {high}], n = {value.samples}"
 
 
 def run(options: ExportOptions, terminal: Any) -> None:

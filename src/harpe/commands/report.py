@@ -8,9 +8,9 @@ from typing import Any
 from harpe.comparison.summary import complete
 from harpe.options.runs import ReportOptions
 from harpe.ownership import refuse_foreign
-from harpe.report.comparison_read import is_comparison
 from harpe.report.page import write_report
-from harpe.report.terminal import run_table
+from harpe.report.read.run import is_comparison
+from harpe.report.terminal import main_table
 from harpe.runs.position_losses import write_positions
 from harpe.runs.scored import check_models
 
@@ -26,5 +26,5 @@ def run(options: ReportOptions, terminal: Any) -> None:
     else:
         write_positions(folder)
     page = write_report(folder)
-    terminal.table(run_table(folder))
+    terminal.table(main_table(folder))
     terminal.say(f"The report: {page}")

@@ -19,7 +19,7 @@ from harpe.evaluation.run import HeldOut
 from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
 from harpe.options.recipe import ComparisonRecipe
-from harpe.report.tables import listed
+from harpe.report.wording import listed
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
 

@@ -26,7 +26,7 @@ from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings
-from harpe.report.tables import listed
+from harpe.report.wording import listed
 from harpe.reporter import Reporter
 from harpe.runs.rows import Row
 from harpe.runs.source import Source, open_source

@@ -51,5 +51,7 @@ def against_table(folder: Path) -> Table:
     for name, row in [*value["tasks"].items(), *([("mean of the tasks", value["mean"])] if "mean" in value else [])]:
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         counts = (str(row.get("better", "")), str(row.get("worse", "")))
-        table.add_row(name, f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['difference']:+.1f}", interval, *counts)
+        table.add_row(
+            name, f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['difference']:+.1f}", interval, *counts
+        )
     return table

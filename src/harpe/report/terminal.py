@@ -10,38 +10,27 @@ from rich.table import Table
 from rich.text import Text
 
 from harpe.files import read_json
-from harpe.report.comparison_read import is_comparison, read_comparison
-from harpe.report.comparison_tables import chief_table
-from harpe.report.page import main_cells
-from harpe.report.read import read_run
-from harpe.report.tables import NOT_RUN, Cell
-from harpe.report.tables import Table as Cells
-
-CAPTION = "ppl: perplexity; under each value its 95% interval and n"
+from harpe.report.read.run import read_run
+from harpe.report.tables.results import chief_table
+from harpe.report.tables.results import main_table as main_cells
+from harpe.report.tables.table import NOT_RUN, Cell
+from harpe.report.tables.table import Table as Cells
 
 
 def main_table(run: Path) -> Table:
-    """The main table: a row a method; in every cell the value, its 95 % interval and n. It fits 80 columns uncut.
+    """The main table of a run directory; in every cell the value, its 95 % interval and n. It fits 80 columns uncut.
 
-    That of a comparison is `comparison_table`.
+    That of a comparison has its chief columns: perplexities, and the mean of each kind of scores.
     """
-    if is_comparison(run):
-        return comparison_table(run)
     value = read_run(run)
-    return _table(value.title, CAPTION, main_cells(value))
-
-
-def run_table(run: Path) -> Table:
-    """The main table of any run directory."""
-    return comparison_table(run) if is_comparison(run) else main_table(run)
-
-
-def comparison_table(run: Path) -> Table:
-    """The chief columns of a comparison: perplexities, and the mean of each kind of scores, with 95 % intervals and n."""
-    c = read_comparison(run)
-    intervals = f"; intervals over {c.summary.interval}" if c.summary else ""
-    caption = f"ppl: perplexity; under each value its 95% interval and n, seeds × documents or samples{intervals}; better, worse: than "
-    return _table(c.title, f"{caption}{c.baseline.title}, after Holm's correction", chief_table(c))
+    intervals = "under each value its 95% interval and n"
+    if not value.comparison:
+        mean = "needle mean: of single, multi-key and multi-query"
+        return _table(value.title, f"ppl: perplexity; {mean}; {intervals}", main_cells(value))
+    covered = f"; intervals over {value.summary.interval}" if value.summary.interval else ""
+    verdicts = f"better, worse: than {value.baseline.title}, after Holm's correction"
+    caption = f"ppl: perplexity; {intervals}, seeds × documents or samples{covered}; {verdicts}"
+    return _table(value.title, caption, chief_table(value))
 
 
 def _table(title: str, caption: str, cells: Cells) -> Table:
@@ -74,12 +63,16 @@ def score_table(folder: Path) -> Table:
         table.add_column(head, justify="left" if head in ("measure", "where") else "right")
     perplexity = read_json(folder / "perplexity.json")
     for b in perplexity["bins"]:
-        table.add_row("loss (nats)", f"positions {b['start']}-{b['end']}", f"{b['nll']:.3f}", f"{b['low']:.3f} - {b['high']:.3f}")
+        table.add_row(
+            "loss (nats)", f"positions {b['start']}-{b['end']}", f"{b['nll']:.3f}", f"{b['low']:.3f} - {b['high']:.3f}"
+        )
     short = perplexity["short"]
     table.add_row("perplexity", f"windows of {short['length']}", *_number(short, "perplexity", 1, 2))
     if (folder / "needles.json").exists():
         for task in read_json(folder / "needles.json")["tasks"]:
-            table.add_row(task["task"], f"{task['length']} tokens, n = {task['samples']}", *_number(task, "score", 100, 0, "%"))
+            table.add_row(
+                task["task"], f"{task['length']} tokens, n = {task['samples']}", *_number(task, "score", 100, 0, "%")
+            )
     return table
 
 
@@ -102,7 +95,13 @@ def sources_table(folder: Path) -> Table:
         both = [(f"{row[key]:,}", f"{row[key + '_drawn']:,}") for key in ("documents", "tokens")]
         both += [(f"{row[key]:.1%}", f"{row[key + '_drawn']:.1%}") for key in ("share", "long_share")]
         pairs = [Text(f"{there}\n{drawn}") for there, drawn in both]
-        table.add_row(Text(row["source"] or "all"), "there\ndrawn", *pairs, *(f"\n{c}" for c in copies), f"\n{row['copies']['most']}")
+        table.add_row(
+            Text(row["source"] or "all"),
+            "there\ndrawn",
+            *pairs,
+            *(f"\n{c}" for c in copies),
+            f"\n{row['copies']['most']}",
+        )
     return table
 
 

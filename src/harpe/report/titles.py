@@ -28,8 +28,9 @@ class Titled:
 
 
 def retitled(rows: Sequence[R]) -> tuple[R, ...]:
-    """Rows (dataclasses with name, title and trained) with titles that tell them apart: earlier versions gave one title to several."""
-    titles = distinct_titles([Titled(row.name, row.title, "", row.trained, getattr(row, "options", {})) for row in rows])
+    """Rows (dataclasses with name, title, trained and options) with titles that tell them apart: earlier versions gave
+    one title to several."""
+    titles = distinct_titles([Titled(row.name, row.title, "", row.trained, row.options) for row in rows])
     return tuple(replace(row, title=title) for row, title in zip(rows, titles, strict=True))
 
 
@@ -64,7 +65,9 @@ def _differences(rows: Sequence[Titled]) -> list[str] | None:
         keys = dict.fromkeys(key for other in same for key in other.options)
         for key in keys:
             if any(other.options.get(key) != row.options.get(key) for other in same):
-                parts.append(f"{key} {_value(row.options[key])}" if row.options.get(key) is not None else f"default {key}")
+                parts.append(
+                    f"{key} {_value(row.options[key])}" if row.options.get(key) is not None else f"default {key}"
+                )
         if any(other.trained != row.trained for other in same):
             parts.append("trained" if row.trained else "not trained")
         words.append(", ".join(parts))

@@ -12,7 +12,7 @@ import numpy as np
 from harpe.evaluation.statistics.resampling import RESAMPLES, Units, paired
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.measurement import check_scores
-from harpe.report.read import read_run
+from harpe.report.read.run import read_run
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def gathered(methods: Sequence[str], seeds: Sequence[int], scores: Callable[[str
 def write_positions(run: Path) -> None:
     """positions.json of a run directory: every row minus the control beside a HARPE row, else minus the model as it was."""
     value = read_run(run)
-    reference = value.control if value.control and value.harpe else value.before
+    reference = value.reference
     if reference is None:
         return
-    losses = gathered([method.name for method in value.methods], [0], lambda name, seed: run / name / "scores")
-    found = position_differences(losses, reference.name, {method.name for method in value.methods if method.trained})
+    losses = gathered([row.name for row in value.rows], [0], lambda name, seed: run / name / "scores")
+    found = position_differences(losses, reference.name, {row.name for row in value.rows if row.trained})
     if found is not None:
         write_json(run / "positions.json", found)

@@ -9,7 +9,7 @@ from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.measurement import measured, refuse_other
 from harpe.models.identity import checkpoint_identity
-from harpe.report.comparison_read import is_comparison
+from harpe.report.read.run import is_comparison
 
 
 def check_models(run: Path) -> None:

@@ -25,7 +25,7 @@ from harpe.models.load import load_config, load_model, load_tokenizer, to_accele
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.measuring import PerplexityOptions
 from harpe.ownership import refuse_foreign
-from harpe.report.perplexity_figures import ENDINGS, perplexity_figures
+from harpe.report.figures.perplexity import ENDINGS, perplexity_figures
 from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores
 from harpe.runs.overlap import training_overlap

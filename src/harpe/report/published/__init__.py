@@ -54,7 +54,10 @@ def published(name: str) -> Published:
     """
     known = sorted(path.stem for path in FOLDER.glob("*.json"))
     if name not in known:
-        raise HarpeError(f"published: there are no published figures named {name}, only {', '.join(known)}. Leave it out of the recipe.")
+        raise HarpeError(
+            f"published: there are no published figures named {name}, only {', '.join(known)}. Leave it out of the "
+            "recipe."
+        )
     value = read_json(FOLDER / f"{name}.json")
     tables = {}
     for number, table in value["tables"].items():

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from harpe.report.tables import signed
+from harpe.report.wording import signed
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Step:
 
     def words(self) -> str:
         value, interval = signed(self.value, self.low, self.high, 3)
-        return f"positions {self.start:,} to {self.end:,}: {value} ({interval}) nats a token{'' if self.clear else ', not clear'}"
+        doubt = "" if self.clear else ", not clear"
+        return f"positions {self.start:,} to {self.end:,}: {value} ({interval}) nats a token{doubt}"
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,7 @@ def parse_positions(value: dict[str, Any]) -> PositionDifferences:
         ends = [[float(number) for number in found[key]] for key in ("value", "low", "high")]
         if not bins or any(len(numbers) != len(bins) for numbers in ends):
             raise ValueError(f"the differences of {name} are not one for each of {len(bins)} bins")
-        methods[str(name)] = tuple(Step(*edges, *three) for edges, three in zip(bins, zip(*ends, strict=True), strict=True))
+        methods[str(name)] = tuple(
+            Step(*edges, *three) for edges, three in zip(bins, zip(*ends, strict=True), strict=True)
+        )
     return PositionDifferences(str(value["reference"]), int(value["documents"]), int(value["resamples"]), methods)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.bases.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.ownership import COMMENT
-from harpe.report.figures import Plot, base_style, even_ticks, linear, log_ticks, logarithmic, short_number
+from harpe.report.figures.bases import base_style
+from harpe.report.figures.plot import Plot, even_ticks, linear, log_ticks, logarithmic, short_number
 
 LANES = 12
 """Most bases whose ripples are drawn one above the other."""
@@ -51,14 +52,15 @@ def _some(bases: Sequence[float], count: int) -> list[float]:
 
 
 def waveforms(value: dict[str, Any]) -> str:
-    """A lane for every base with its ripple around the middle of the length, and below them which positions the whole set covers."""
+    """A lane for every base with its ripple around the middle of the length; below, what the whole set covers."""
     bases, head_dim, length = value["bases"], value["head_dim"], value["length"]
     shown, middle = _some(bases, LANES), (first_position(length) + length) // 2
     lane, top, left, right = 34, 58, 96, 722
     foot = top + lane * len(shown)
     label = (
-        f"Ripples of {len(shown)} of the {len(bases)} bases at distances {middle:,} to {middle + SHOWN:,}: filled where a base has a peak. "
-        "Below, the distances at which the highest of all the bases is above zero. Where one base has a valley, others have peaks."
+        f"Ripples of {len(shown)} of the {len(bases)} bases at distances {middle:,} to {middle + SHOWN:,}: filled "
+        "where a base has a peak. Below, the distances at which the highest of all the bases is above zero. Where one "
+        "base has a valley, others have peaks."
     )
     plot = Plot(label, 760, foot + 92, (left, top, right, foot))
     x = linear(middle, middle + SHOWN, left, right)
@@ -66,14 +68,20 @@ def waveforms(value: dict[str, Any]) -> str:
     fine = np.linspace(middle, middle + SHOWN, 5 * SHOWN + 1)
     whole = ripples(bases, head_dim, np.array([float(middle)]))[:, : SHOWN + 1]
     plot.text(left, 22, "ripple of the attention waveform around the middle of the length", "t name", "start")
-    plot.text(left, 42, "filled: the base has a peak there   ▼ top of a peak   ▲ bottom of a valley", "t small", "start")
+    plot.text(
+        left, 42, "filled: the base has a peak there   ▼ top of a peak   ▲ bottom of a valley", "t small", "start"
+    )
     for number, base in enumerate(shown):
         low, high = top + lane * (number + 1) - 3.0, top + lane * number + 3.0
         drawn = _ripple_at(base, head_dim, fine)
         y = linear(-2.6, 2.6, low, high)
         plot.line(left, y(0), right, y(0), "grid")
         colour = base_style(base, bases, "fill")
-        area = [(x(fine[0]), y(0)), *((x(m), y(max(v, 0.0))) for m, v in zip(fine, drawn, strict=True)), (x(fine[-1]), y(0))]
+        area = [
+            (x(fine[0]), y(0)),
+            *((x(m), y(max(v, 0.0))) for m, v in zip(fine, drawn, strict=True)),
+            (x(fine[-1]), y(0)),
+        ]
         plot.path(area, "area", colour, closed=True)
         plot.path([(x(m), y(v)) for m, v in zip(fine, drawn, strict=True)], "wave", base_style(base, bases, "stroke"))
         inner = drawn[1:-1]
@@ -86,9 +94,10 @@ def waveforms(value: dict[str, Any]) -> str:
     width = (right - left) / (SHOWN + 1)
     for index, hit in enumerate(covered):
         px = left + index * width
+        colour, said = (COVERED, "covered") if hit else (UNCOVERED, "not covered")
         plot.add(
-            f'<rect x="{px:.1f}" y="{foot + 10}" width="{width - 1:.1f}" height="16" fill="{COVERED if hit else UNCOVERED}">'
-            f"<title>{positions[index]:,}: {'covered' if hit else 'not covered'} ({int((whole[:, index] > 0).sum())} bases)</title></rect>"
+            f'<rect x="{px:.1f}" y="{foot + 10}" width="{width - 1:.1f}" height="16" fill="{colour}">'
+            f"<title>{positions[index]:,}: {said} ({int((whole[:, index] > 0).sum())} bases)</title></rect>"
         )
     plot.text(left - 8, foot + 23, f"all {len(bases)}", "t name", "end")
     for k in range(5):
@@ -106,7 +115,9 @@ def _ripple_at(base: float, head_dim: int, m: NDArray[np.float64]) -> NDArray[np
     return np.asarray(np.cos(np.outer(m, frequency)) @ weight / math.sqrt((weight**2).sum() / 2))
 
 
-def _uncovered_by_bins(bases: Sequence[float], head_dim: int, length: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+def _uncovered_by_bins(
+    bases: Sequence[float], head_dim: int, length: int, edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Share of positions under no peak in each bin, over the sample that sets are chosen on."""
     start = first_position(length)
     covered = np.asarray(sampled_cover(bases, head_dim, length).any(axis=0), dtype=np.bool_)
@@ -127,18 +138,30 @@ def coverage(value: dict[str, Any]) -> str:
         (f"{len(bases)} evenly spaced", EVEN, list(uniform_bases(len(bases), low, high)), found["uniform"]["covered"]),
         ("this set", OURS, bases, value["complementarity"]["covered"]),
     )
-    curves = [(name, colour, _uncovered_by_bins(some, head_dim, length, edges), share) for name, colour, some, share in sets]
-    label = "Share of distances under no peak of any base, along the length. Covered over the whole length: " + ", ".join(
-        f"{name} {share:.3%}" for name, _, _, share in curves
+    curves = [
+        (name, colour, _uncovered_by_bins(some, head_dim, length, edges), share) for name, colour, some, share in sets
+    ]
+    label = (
+        "Share of distances under no peak of any base, along the length. Covered over the whole length: "
+        + ", ".join(f"{name} {share:.3%}" for name, _, _, share in curves)
     )
     plot = Plot(label + ".", 760, 360, (70, 44, 540, 302))
     most = max(float(values.max()) for _, _, values, _ in curves) * 1.12 or 0.01
     x, y = linear(0, length, plot.left, plot.right), linear(0, most, plot.bottom, plot.top)
     ticks = {length * k / 4: f"{round(length * k / 4):,}" for k in range(5)}
     marks = {at: f"{100 * at:.6g}%" for at in even_ticks(0, most, 5)}
-    plot.axes(x, ticks, y, marks, "distance between two tokens", "share of distances under no peak of any base (lower is better)")
+    plot.axes(
+        x,
+        ticks,
+        y,
+        marks,
+        "distance between two tokens",
+        "share of distances under no peak of any base (lower is better)",
+    )
     for _, colour, values, _ in curves:
-        steps = [point for k, v in enumerate(values.tolist()) for point in ((x(edges[k]), y(v)), (x(edges[k + 1]), y(v)))]
+        steps = [
+            point for k, v in enumerate(values.tolist()) for point in ((x(edges[k]), y(v)), (x(edges[k + 1]), y(v)))
+        ]
         plot.path(steps, "curve", f"stroke:{colour}")
     shares = [(name, colour, share) for name, colour, _, share in curves[::-1]]
     shares += [("95% of random sets", "", random["p95"]), ("half of random sets", "", random["median"])]
@@ -156,7 +179,8 @@ def coverage(value: dict[str, Any]) -> str:
 def number_line(value: dict[str, Any]) -> str:
     """The set and the published one on one logarithmic line."""
     bases = value["bases"]
-    label = f"Bases on a logarithmic line: this set, {bases[0]:,.0f} to {bases[-1]:,.0f}, above the published set, 1M to 4.54M."
+    label = f"Bases on a logarithmic line: this set, {bases[0]:,.0f} to {bases[-1]:,.0f}, above the published set, "
+    label += "1M to 4.54M."
     return number_lines({f"this set ({len(bases)})": bases, "published (32)": list(PUBLISHED_SET)}, label)
 
 
@@ -181,7 +205,14 @@ def number_lines(sets: dict[str, list[float]], label: str) -> str:
     return as_file(plot)
 
 
-def scatter(label: str, xs: NDArray[np.float64], ys: NDArray[np.float64], bases: Sequence[float], axes: tuple[str, str], words: str) -> str:
+def scatter(
+    label: str,
+    xs: NDArray[np.float64],
+    ys: NDArray[np.float64],
+    bases: Sequence[float],
+    axes: tuple[str, str],
+    words: str,
+) -> str:
     """One point for every base; axes from the smallest to the largest value."""
     plot = Plot(label, 760, 340, (70, 44, 738, 282))
     room = [0.04 * (float(v.max() - v.min()) or 1.0) for v in (xs, ys)]
@@ -195,5 +226,9 @@ def scatter(label: str, xs: NDArray[np.float64], ys: NDArray[np.float64], bases:
     return as_file(plot)
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {"waveforms": waveforms, "coverage": coverage, "number-line": number_line}
+FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "waveforms": waveforms,
+    "coverage": coverage,
+    "number-line": number_line,
+}
 """Name of the file, without ending, and what draws it."""

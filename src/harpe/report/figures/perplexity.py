@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harpe.report.base_figures import OURS, as_file
-from harpe.report.figures import Plot, Scale, even_ticks, linear, logarithmic
+from harpe.report.figures.base_sets import OURS, as_file
+from harpe.report.figures.plot import Plot, Scale, even_ticks, linear, logarithmic, powers_of_two
 
 ENDINGS = ("", "-positions")
 """Of the names of figures."""
 
 
 def perplexity_figures(value: dict[str, Any]) -> dict[str, str]:
-    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss by position."""
+    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss."""
     figures = {"-positions": by_position(value)}
     return {"": by_length(value), **figures} if value["kind"] == "prefixes" and len(value["points"]) > 1 else figures
 
@@ -53,13 +53,21 @@ def by_length(value: dict[str, Any]) -> str:
     """Perplexity of documents cut to each length."""
     points = value["points"]
     last = points[-1]
-    label = f"Perplexity of documents cut to {points[0]['length']:,} to {last['length']:,} tokens, {last['perplexity']:.4g} at the longest."
+    label = f"Perplexity of documents cut to {points[0]['length']:,} to {last['length']:,} tokens, "
+    label += f"{last['perplexity']:.4g} at the longest."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
     rows = [(float(p["length"]), p["perplexity"], p["low"], p["high"]) for p in points]
     low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
     x, y = linear(0, last["length"], plot.left, plot.right), linear(low, high, plot.bottom, plot.top)
     ticks = {last["length"] * k / 4: f"{round(last['length'] * k / 4):,}" for k in range(5)}
-    plot.axes(x, ticks, y, {at: f"{at:.6g}" for at in even_ticks(low, high, 5)}, "tokens that documents are cut to", "perplexity")
+    plot.axes(
+        x,
+        ticks,
+        y,
+        {at: f"{at:.6g}" for at in even_ticks(low, high, 5)},
+        "tokens that documents are cut to",
+        "perplexity",
+    )
     _curve(plot, x, y, rows)
     way = "over tokens" if value["average"] == "tokens" else "as YaRN's script does, over documents"
     _heading(plot, value, f"averaged {way}; band: 95% interval, bootstrap over {len(last['nll'])} documents")
@@ -72,18 +80,37 @@ def by_position(value: dict[str, Any]) -> str:
     bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
     whole = value["kind"] == "prefixes"
     last = bins[-1]
-    label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to {last['end']:,}."
+    label = (
+        f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to "
+    )
+    label += f"{last['end']:,}."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
-    rows = [((max(b["start"], 1) * b["end"]) ** 0.5 if whole else (b["start"] + b["end"]) / 2, b["nll"], b["low"], b["high"]) for b in bins]
+    rows = [
+        (
+            (max(b["start"], 1) * b["end"]) ** 0.5 if whole else (b["start"] + b["end"]) / 2,
+            b["nll"],
+            b["low"],
+            b["high"],
+        )
+        for b in bins
+    ]
     low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
     end = float(last["end"])
-    x = logarithmic(max(bins[0]["start"], 1), end, plot.left, plot.right) if whole else linear(0, end, plot.left, plot.right)
-    if whole:
-        powers = [2**k for k in range(64) if 2**k <= end]
-        ticks = {float(p): f"{p:,}" for p in powers[:: -max(-(-len(powers) // 9), 1)]}
-    else:
-        ticks = {end * k / 4: f"{round(end * k / 4):,}" for k in range(5)}
-    plot.axes(x, ticks, linear(low, high, plot.bottom, plot.top), {at: f"{at:.6g}" for at in even_ticks(low, high, 5)}, "position", "")
+    x = (
+        logarithmic(max(bins[0]["start"], 1), end, plot.left, plot.right)
+        if whole
+        else linear(0, end, plot.left, plot.right)
+    )
+    quarters = {end * k / 4: f"{round(end * k / 4):,}" for k in range(5)}
+    ticks = powers_of_two(0, end, 9) if whole else quarters
+    plot.axes(
+        x,
+        ticks,
+        linear(low, high, plot.bottom, plot.top),
+        {at: f"{at:.6g}" for at in even_ticks(low, high, 5)},
+        "position",
+        "",
+    )
     plot.text(plot.left, plot.top - 12, "loss (nats a token)", "t name", "start")
     _curve(plot, x, linear(low, high, plot.bottom, plot.top), rows)
     few = min(b["documents"] for b in bins)
