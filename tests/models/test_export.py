@@ -24,7 +24,7 @@ from harpe.models import export as export_module
 from harpe.models import per_head
 from harpe.models.load import embedded_model_path, load_model
 from harpe.models.per_head import PROTOCOL
-from harpe.positions import rotation
+from harpe.positions import phases, rotation
 
 from .exported import GENERATING, HERE, LONG, NAMES, SHORT, environment, extended, logits, prepared
 from .tiny_families import bases_of, heads_of
@@ -229,9 +229,9 @@ def test_exports_of_two_versions_do_not_share_hooks_in_one_process(tmp_path: Pat
 def test_hooks_of_another_version_that_came_later_are_told_at_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = extended(model := prepared("llama"), bases_of(model))
     logits(model, SHORT)
-    later = functools.wraps(per_head.FAMILIES[type(model.config)].module.apply_rotary_pos_emb)(lambda *args: None)
+    later = functools.wraps(per_head.family_of(model.config).module.apply_rotary_pos_emb)(lambda *args: None)
     later._harpe_hook = PROTOCOL + 1  # type: ignore[attr-defined]
-    monkeypatch.setattr(per_head.FAMILIES[type(model.config)].module, "apply_rotary_pos_emb", later)
+    monkeypatch.setattr(per_head.family_of(model.config).module, "apply_rotary_pos_emb", later)
     with pytest.raises(RuntimeError, match=f"hooks of version {PROTOCOL + 1}, here {PROTOCOL}"):
         logits(model, SHORT)
 
@@ -282,12 +282,12 @@ def test_the_file_is_plain_readable_code_of_torch_and_transformers(told: Any, ro
     assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
     assert "import harpe" not in text and "import triton" not in text
     for command in (["check", "--isolated", "--select", "E,F,W,I,UP,B"], ["format", "--isolated", "--diff"]):
-        arguments = [*command, "--line-length", "140", "--target-version", "py311", str(path)]
+        arguments = [*command, "--line-length", "120", "--target-version", "py311", str(path)]
         done = subprocess.run([sys.executable, "-m", "ruff", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("module", [rotation, per_head])
+@pytest.mark.parametrize("module", [phases, rotation, per_head])
 def test_the_formula_is_carried_as_it_stands(told: Any, root: Path, module: Any) -> None:
     text = (root / "llama" / "modeling_harpe.py").read_text()
     functions = [value for value in vars(module).values() if inspect.isfunction(value) and value.__module__ == module.__name__]

@@ -173,7 +173,7 @@ def test_ligers_rope_is_not_used_for_per_head_models(when: str, monkeypatch: pyt
 
 def test_a_family_patched_before_harpe_saw_it_is_read_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     from harpe.models import families
-    from harpe.models.per_head import FAMILIES
+    from harpe.models.per_head import register_family
 
     model = tiny("cohere")
     module = module_of(model)
@@ -182,7 +182,7 @@ def test_a_family_patched_before_harpe_saw_it_is_read_from_its_source(monkeypatc
         raise AssertionError("a kernel for one table was called")
 
     monkeypatch.setattr(module, "apply_rotary_pos_emb", foreign)
-    monkeypatch.delitem(FAMILIES, type(model.config), raising=False)
+    register_family(type(model.config), None)
     assert families.find_family(model.config).layout.interleaved
     logits(with_bases(model), ids_of(1, 20))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import triton
 import triton.language as tl
 
 from harpe.positions import rotation, rotation_triton
-from harpe.positions.rotation import Layout, base_frequencies, encode_positions, phase_steps, rotate_per_head, with_factor
+from harpe.positions.phases import base_frequencies, decode, phase_steps, with_factor
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head, use_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -23,13 +25,19 @@ FAR = [[10_000_000, 1_048_576, 131_071, 3, 0, -7], [2**40, -(2**40), 5, 5, 1, 2]
 
 
 @pytest.fixture(autouse=True)
-def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the interpreter the tensors are on the CPU, where `rotation` would not call a kernel."""
     if INTERPRETED:
         monkeypatch.setattr(rotation, "_rotate", rotation_triton.rotate)
         monkeypatch.setattr(rotation, "HELD_ANGLES", 0)  # as with CUDA tensors: the kernel takes positions and steps
-    else:
-        monkeypatch.setattr(rotation, "KERNEL", rotation_triton.rotate)
+    before = use_kernel(None if INTERPRETED else rotation_triton.rotate)
+    yield
+    use_kernel(before)
+
+
+def by_tiles(q: torch.Tensor, k: torch.Tensor, first: Any, second: Any, interleaved: bool, direction: int) -> Any:
+    """The rotation by torch's operations."""
+    return rotation._rotate_tiles(q, k, decode(first, second), Layout(interleaved, direction))
 
 
 def case(heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None) -> Any:
@@ -93,7 +101,7 @@ def test_it_is_the_rotation_of_the_definition_and_its_gradient(
 def test_it_is_the_cpu_path_at_every_position(dtype: torch.dtype) -> None:
     q, k, table = case(2, 2, 16, 8, dtype)
     positions = torch.tensor(FAR)
-    wanted = rotation._rotate_tiles(q.cpu(), k.cpu(), positions, table.cpu(), False, 1)
+    wanted = by_tiles(q.cpu(), k.cpu(), positions, table.cpu(), False, 1)
     got = rotation_triton.rotate(q, k, positions.to(DEVICE), table, False, 1)
     for a, b in zip(got, wanted, strict=True):
         close(a.cpu(), b.double(), dtype)
@@ -211,7 +219,7 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
     ids = torch.randint(0, 50, (2, 9), device=DEVICE)
     positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5], list(range(1_000_000, 1_000_009))], device=DEVICE)
     calls, found = [], []
-    for function in (rotation_triton.rotate, rotation._rotate_tiles):
+    for function in (rotation_triton.rotate, by_tiles):
 
         def rotate(*args: Any, function: Any = function) -> Any:
             calls.append(function)
@@ -220,7 +228,7 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
         monkeypatch.setattr(rotation, "_rotate", rotate)
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
-    assert calls == [rotation_triton.rotate] * 4 + [rotation._rotate_tiles] * 4  # two layers, forward and backward
+    assert calls == [rotation_triton.rotate] * 4 + [by_tiles] * 4  # two layers, forward and backward
     for a, b in zip(*found, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
@@ -240,8 +248,8 @@ def test_large_tensors_agree_with_the_torch_path(dtype: torch.dtype, layout: Lay
         got = rotate_per_head(q, k, *pair, layout, 2)
         grads = torch.autograd.grad(got, (q, k), [x.detach() for x in got])
         with torch.no_grad():
-            wanted = rotation._rotate_tiles(q, k, *pair, *layout)
-            back = rotation._rotate_tiles(*wanted, *pair, layout.interleaved, -layout.direction)
+            wanted = by_tiles(q, k, *pair, *layout)
+            back = by_tiles(*wanted, *pair, layout.interleaved, -layout.direction)
         for a, b in zip((*got, *grads), (*wanted, *back), strict=True):
             assert (a - b).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2) * b.abs().max()
 
@@ -255,5 +263,5 @@ def test_a_tensor_of_more_than_2_31_elements_is_right_to_its_end() -> None:
     table = torch.tensor(phase_steps(base_frequencies([1e4 * (h + 1) for h in range(8)], 128)), device=DEVICE)
     positions = torch.arange(length, device=DEVICE)[None]
     got, _ = rotation_triton.rotate(q, q[:, :, :8], positions, table, False, 1)
-    wanted, _ = rotation._rotate_tiles(q[:, -64:], q[:, -64:, :8], positions[:, -64:], table, False, 1)
+    wanted, _ = by_tiles(q[:, -64:], q[:, -64:, :8], positions[:, -64:], table, False, 1)
     assert (got[:, -64:] - wanted).abs().max() <= 2e-2

@@ -14,17 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harpe.positions import rotation
-from harpe.positions.rotation import (
-    HELD_ANGLES,
-    Layout,
-    base_frequencies,
-    cos_and_sin,
-    encode_positions,
-    of_heads,
-    phase_steps,
-    rotate_per_head,
-    with_factor,
-)
+from harpe.positions.phases import base_frequencies, cos_and_sin, of_heads, phase_steps, with_factor
+from harpe.positions.rotation import HELD_ANGLES, Layout, encode_positions, free_scratch, rotate_per_head
 
 BASES = [1e4, 1e6, 4.54e6]
 LAYOUTS = list(itertools.starmap(Layout, itertools.product((False, True), (1, -1))))
@@ -174,12 +165,12 @@ def test_rows_of_a_batch_with_padding_of_their_own_are_rotated_as_alone() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_memory_that_is_kept_is_float32_whatever_the_default_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_the_memory_that_is_kept_is_float32_whatever_the_default_dtype(dtype: torch.dtype) -> None:
     """Servers and from_pretrained make the model's dtype the default one."""
     q, k = random_qk(1, 500, 3, 2, 16, torch.bfloat16)
     pair = compact(torch.arange(500)[None], table_of(BASES, 8))
     expected = rotate_per_head(q, k, *pair, Layout(), 2)
-    monkeypatch.setattr(rotation, "_SCRATCH", rotation._Scratch())
+    free_scratch()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -287,13 +278,13 @@ def test_temporaries_stay_below_24_mib_for_one_thread_and_256_for_any_number(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q, k = (torch.zeros(1, length, n, 128, dtype=dtype) for n in (heads * group, heads))
     positions, table = torch.arange(length)[None], torch.ones(heads, 64, dtype=torch.int64)
-    monkeypatch.setattr(rotation, "_SCRATCH", rotation._Scratch())
+    free_scratch()
     rotate_per_head(q, k, *compact(positions, table), Layout(), 2)
     with Live() as live:
         out = rotate_per_head(q, k, *compact(positions, table), Layout(), 2)
     assert live.now == sum(x.nbytes for x in out)  # so nothing more has been kept, and the counting works
-    kept = rotation._SCRATCH.memory
-    assert kept is not None and 2**18 <= live.most - live.now + kept.nbytes <= most
+    kept = free_scratch()
+    assert kept > 0 and 2**18 <= live.most - live.now + kept <= most
 
 
 @pytest.mark.parametrize(("heads", "group"), [(32, 1), (8, 4), (1, 32)])
@@ -317,6 +308,7 @@ def test_held_angles_are_16_mib_at_most() -> None:
 
 RSS = """
 import re, torch
+from harpe.positions.phases import *
 from harpe.positions.rotation import *
 torch.set_num_threads(1)
 table = torch.tensor(phase_steps(base_frequencies([1e4 * (1 + h) for h in range(32)], 8)))

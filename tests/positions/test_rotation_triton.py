@@ -37,12 +37,13 @@ def test_every_claim_holds_on_a_cuda_gpu() -> None:
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])
 def test_it_is_installed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, there_is_a_gpu: bool) -> None:
     from harpe.models.install import install
-    from harpe.positions import rotation, rotation_triton
+    from harpe.positions import rotation_triton
+    from harpe.positions.rotation import use_kernel
 
-    monkeypatch.setattr(rotation, "KERNEL", None)
+    before = use_kernel(None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
     install()
-    assert rotation.KERNEL is (rotation_triton.rotate if there_is_a_gpu else None)
+    assert use_kernel(before) is (rotation_triton.rotate if there_is_a_gpu else None)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -20,10 +20,11 @@ from harpe._version import __version__
 from harpe.models import marker, per_head
 from harpe.models.families import find_family
 from harpe.models.geometry import text_config
-from harpe.positions import rotation
+from harpe.positions import phases, rotation
 
 MODULE = "modeling_harpe"
 PARTS = (
+    ("Angles of positions", phases),
     ("Rotating q and k", rotation),
     ("Putting it into transformers", per_head),
     ("A mark against reading the weights as a stock model", marker),
@@ -31,7 +32,7 @@ PARTS = (
 """What is carried, in the order in which each part needs those before it."""
 TAIL = "from typing import Any\n\nimport torch\nfrom transformers import PreTrainedConfig"
 """Imports of the generated end."""
-WIDTH = 140
+WIDTH = 120
 
 
 def stock_class(cls: type) -> type:
@@ -85,7 +86,10 @@ def modeling_source(model: PreTrainedModel) -> str:
 
 
 def _comment(tree: ast.Module) -> str:
-    """A module's docstring as a comment, without its last paragraph (that the file is carried)."""
+    """A module's docstring as a comment, without its last paragraph (that the file is carried).
+
+    "# " is put before every line, so the docstrings of `PARTS` have lines of at most `WIDTH` - 2 columns.
+    """
     text = (ast.get_docstring(tree) or "").rsplit("\n\n", 1)[0]
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 

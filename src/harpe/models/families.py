@@ -21,8 +21,9 @@ import torch
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from harpe.errors import HarpeError
-from harpe.models.per_head import FAMILIES, Family, nested_types
-from harpe.positions.rotation import Layout, encode_positions, phase_steps, rotate_per_head
+from harpe.models.per_head import Family, known_family, nested_types, register_family
+from harpe.positions.phases import phase_steps
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 LAYOUTS = tuple(Layout(interleaved, direction) for interleaved in (False, True) for direction in (1, -1))
 PAIR = "cos, sin = position_embeddings"
@@ -37,9 +38,10 @@ def find_family(config: PreTrainedConfig, name: str = "the model") -> Family:
     HarpeError
         With the reason, where one base per head cannot be put into this family.
     """
-    known = next((FAMILIES[cls] for cls in type(config).__mro__ if cls in FAMILIES), None)
+    known = known_family(config)
     if known is None:
-        known = FAMILIES[type(config)] = _discover(config, name)
+        known = _discover(config, name)
+        register_family(type(config), known)
     return known
 
 

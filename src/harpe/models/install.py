@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from harpe.models import remapped_attention
 from harpe.models.families import find_family
 from harpe.models.per_head import allow_rope_type, initialise, register_rope_type
-from harpe.positions import rotation
+from harpe.positions.rotation import use_kernel
 
 
 def install() -> None:
@@ -20,7 +20,7 @@ def install() -> None:
     register_rope_type(_initialise)
     remapped_attention.register()
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-        rotation.KERNEL = importlib.import_module("harpe.positions.rotation_triton").rotate
+        use_kernel(importlib.import_module("harpe.positions.rotation_triton").rotate)
     for name in ("phi3", "phimoe", "phi4_multimodal"):  # their configurations refuse rope types that they do not know
         module = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
         for cls in vars(module).values():

@@ -30,7 +30,8 @@ from harpe.models.bands import Band, bands, plain_bands
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key
 from harpe.models.per_head import ROPE_TYPE, build_table, stock_frequencies
-from harpe.positions.rotation import Layout, cos_and_sin, hold, phase_steps, rotate_per_head
+from harpe.positions.phases import cos_and_sin, hold, phase_steps
+from harpe.positions.rotation import Layout, rotate_per_head
 
 NAME = "harpe_remapped"
 """What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead of loading a

@@ -19,8 +19,8 @@ from harpe.errors import HarpeError
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
 from harpe.models.head import hidden_states
-from harpe.models.per_head import Family, is_per_head, key_value_heads, nested_types
-from harpe.positions.rotation import of_layer
+from harpe.models.per_head import Family, key_value_heads, nested_types
+from harpe.positions.phases import is_per_head, of_layer
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

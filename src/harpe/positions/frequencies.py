@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from harpe.errors import HarpeError
-from harpe.positions.rotation import base_frequencies
+from harpe.positions.phases import base_frequencies
 
 
 def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from harpe.positions.rotation import RADIANS
+from harpe.positions.phases import RADIANS
 
 ANGLES = 2048
 """Angles of a program: 16 a thread, few enough that cos, sin and a pair of operands stay in registers."""
@@ -186,7 +186,7 @@ def rotate(
     direction: int,
     inplace: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotated q and k, without a graph for gradients: `harpe.positions.rotation` calls this as its `KERNEL`.
+    """Rotated q and k, without a graph for gradients: for `harpe.positions.rotation.use_kernel`.
 
     Parameters
     ----------
