@@ -41,8 +41,10 @@ SCORES = {"cpu": 2**20, "cuda": 2**27}
 at a time also means few keys outside their bands."""
 PIECE = 4096
 """Tokens that are turned at a time."""
+FormBands = Callable[[torch.Tensor, torch.Tensor], list[Band]]
+"""From true positions of queries and keys to a layer's bands."""
 _TYPES: dict[str, type[SelfExtend] | type[DualChunk]] = {"self_extend": SelfExtend, "dual_chunk": DualChunk}
-_STEPS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,15 @@ def enforce(config: Any) -> None:
 
 
 def clear_steps() -> None:
-    """Forget what was read from configurations that have changed since."""
-    _STEPS.clear()
+    """Forget the steps of all layers, when configurations have changed."""
+    _steps.clear()
+
+
+def _steps_of(module: torch.nn.Module, config: PreTrainedConfig, layer: int, device: torch.device) -> torch.Tensor:
+    """`layer_steps` of an attention module, formed at its first pass."""
+    if module not in _steps:
+        _steps[module] = layer_steps(config, layer).to(device)
+    return _steps[module].to(device)
 
 
 def span_mask(
@@ -164,13 +173,19 @@ def turn(x: torch.Tensor, by: torch.Tensor, steps: torch.Tensor, layout: Layout)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
-def _band_slice(band: Callable[[torch.Tensor], Band], span: Span, start: int, end: int, size: int) -> slice:
-    """Indices of the keys that queries `start` .. `end` - 1 see in a band, for the whole batch. Works on the CPU: no wait for a GPU."""
+def _key_slices(form: FormBands, span: Span, start: int, end: int, size: int) -> list[slice]:
+    """For every band the indices of the keys that queries `start` .. `end` - 1 see, in any sequence of the batch.
+
+    Formed on the CPU, from the first and the last of these queries: a GPU need not be waited for.
+    """
     padding = torch.tensor(sorted(set(span.padding)), device="cpu")[:, None]
-    edges = band(torch.tensor([[span.query_start + start, span.query_start + end - 1]], device="cpu") - padding)
-    first = int((edges.first[:, :1] + padding).min()) - span.key_start
-    last = int((edges.end[:, 1:] + padding).max()) - span.key_start
-    return slice(min(max(first, 0), size), min(max(last, 0), size))
+    ends = torch.tensor([[span.query_start + start, span.query_start + end - 1]], device="cpu") - padding
+    slices = []
+    for band in form(ends, ends):
+        first = int((band.first[:, :1] + padding).min()) - span.key_start
+        last = int((band.end[:, 1:] + padding).max()) - span.key_start
+        slices.append(slice(min(max(first, 0), size), min(max(last, 0), size)))
+    return slices
 
 
 def _attend(
@@ -229,18 +244,15 @@ def remapped_attention(
     scaling = key.shape[3] ** -0.5 if scaling is None else scaling
     turned = layer in changed_layers(config)
 
-    def of(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
+    def form(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
         return bands(positions, keys, attention) if turned else plain_bands(positions, keys, span.window)
 
-    found = of(span.query, span.key)
+    found = form(span.query, span.key)
     sides: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     if turned:
-        if module not in _STEPS:
-            _STEPS[module] = layer_steps(config, layer).to(key.device)
-        steps, layout = _STEPS[module].to(key.device), find_family(config).layout
+        steps, layout = _steps_of(module, config, layer, key.device), find_family(config).layout
     length, size = query.shape[2], key.shape[2]
-    for number, band in enumerate(found):
-        part = _band_slice(lambda q, number=number: of(q, q)[number], span, 0, length, size)  # type: ignore[misc]
+    for band, part in zip(found, _key_slices(form, span, 0, length, size), strict=True):
         if part.start >= part.stop:
             sides.append(None)
             continue
@@ -251,8 +263,7 @@ def remapped_attention(
     outputs = []
     for start in range(0, length, rows):
         end, parts = min(start + rows, length), []
-        for number, (band, side) in enumerate(zip(found, sides, strict=True)):
-            keys = _band_slice(lambda q, number=number: of(q, q)[number], span, start, end, size)  # type: ignore[misc]
+        for band, side, keys in zip(found, sides, _key_slices(form, span, start, end, size), strict=True):
             if side is None or keys.start >= keys.stop:
                 continue
             there = span.key[:, None, keys]
