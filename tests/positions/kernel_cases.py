@@ -1,4 +1,5 @@
-"""What the Triton kernel must do: run by test_rotation_triton.py, in Triton's interpreter (TRITON_INTERPRET=1) or on a CUDA GPU."""
+"""What the Triton kernel must do: run by test_rotation_triton.py, in Triton's interpreter (TRITON_INTERPRET=1) or on a
+CUDA GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 BASES = [1e4, 4.54e6]
 LAYOUTS = list(itertools.starmap(Layout, itertools.product((False, True), (1, -1))))
 FAR = [[10_000_000, 1_048_576, 131_071, 3, 0, -7], [2**40, -(2**40), 5, 5, 1, 2]]
-"""Positions of two sequences. Those of 2**40 are compared with the CPU path alone: float64 products have lost their digits there."""
+"""Positions of two sequences. Those of 2**40 are compared with the CPU path alone: float64 products have lost their
+digits there."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,9 @@ def by_tiles(q: torch.Tensor, k: torch.Tensor, first: Any, second: Any, interlea
     return rotation._rotate_tiles(q, k, decode(first, second), Layout(interleaved, direction))
 
 
-def case(heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None) -> Any:
+def case(
+    heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None
+) -> Any:
     torch.manual_seed(0)
     q, k = (torch.randn(2, length, n, dim, device=DEVICE).to(dtype) for n in (heads * group, heads))
     table = torch.tensor(phase_steps(base_frequencies(BASES[:heads], 2 * pairs)), device=DEVICE)
@@ -82,7 +86,14 @@ def test_cos_and_sin_of_a_phase_are_right_to_2e_7() -> None:
     ids=["multi-head", "grouped, 24 dimensions, factor", "one key head, partial"],
 )
 def test_it_is_the_rotation_of_the_definition_and_its_gradient(
-    reference: Any, layout: Layout, dtype: torch.dtype, heads: int, group: int, dim: int, pairs: int, factor: float | None
+    reference: Any,
+    layout: Layout,
+    dtype: torch.dtype,
+    heads: int,
+    group: int,
+    dim: int,
+    pairs: int,
+    factor: float | None,
 ) -> None:
     q, k, table = case(heads, group, dim, pairs, dtype, factor=factor)
     positions = torch.tensor([FAR[0], [0, 1, 2, 0, 1, 70_000]], device=DEVICE)
@@ -126,10 +137,14 @@ def test_in_place_overwrites_with_the_same_bits_and_leaves_the_rest(layout: Layo
 def test_in_place_refuses_elements_that_share_memory() -> None:
     q, k, table = case(2, 1, 16, 8, torch.float32)
     with pytest.raises(ValueError, match="expanded"):
-        rotation_triton.rotate(q[:, :1].expand(2, 6, 2, 16), k, torch.tensor(FAR, device=DEVICE), table, False, 1, inplace=True)
+        rotation_triton.rotate(
+            q[:, :1].expand(2, 6, 2, 16), k, torch.tensor(FAR, device=DEVICE), table, False, 1, inplace=True
+        )
 
 
-@pytest.mark.parametrize("kind", ["heads first", "slices of one projection", "last dimension strided", "expanded", "reversed batch"])
+@pytest.mark.parametrize(
+    "kind", ["heads first", "slices of one projection", "last dimension strided", "expanded", "reversed batch"]
+)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_any_strides_of_q_and_k_are_read(reference: Any, kind: str, interleaved: bool) -> None:
     q, k, table = case(2, 2, 16, 8, torch.float32)
@@ -160,7 +175,8 @@ def test_positions_may_be_one_row_for_the_batch_expanded_or_a_slice() -> None:
 
 
 def test_many_blocks_of_tokens_and_a_last_one_that_is_not_full(reference: Any) -> None:
-    """More tokens than a program takes, across the border of two sequences, and enough programs that each turns its whole group."""
+    """More tokens than a program takes, across the border of two sequences, and enough programs that each turns its
+    whole group."""
     for pairs, length in ((64, 75), (4, 1000)):
         torch.manual_seed(1)
         q, k = torch.randn(2, length, 2, 2 * pairs, device=DEVICE), torch.randn(2, length, 1, 2 * pairs, device=DEVICE)
@@ -176,15 +192,19 @@ def test_many_blocks_of_tokens_and_a_last_one_that_is_not_full(reference: Any) -
 
 def test_nothing_is_done_with_no_tokens() -> None:
     q, k, table = case(2, 2, 16, 8, torch.float32, length=0)
-    assert rotation_triton.rotate(q, k, torch.empty(2, 0, dtype=torch.int64, device=DEVICE), table, False, 1)[0].shape == (2, 0, 4, 16)
+    assert rotation_triton.rotate(q, k, torch.empty(2, 0, dtype=torch.int64, device=DEVICE), table, False, 1)[
+        0
+    ].shape == (2, 0, 4, 16)
 
 
 @pytest.mark.parametrize("axis", ["batch", "token", "head", "dimension"])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_offsets_beyond_2_31_elements_are_right(reference: Any, axis: str, direction: int) -> None:
-    """The last elements of one axis, 2**31 + 2**20 from the first, in memory of which only their pages are ever touched.
+    """The last elements of one axis, 2**31 + 2**20 from the first, in memory of which only their pages are ever
+    touched.
 
-    The strides themselves fit an int32, as those of real tensors do: it is their products that must not be formed in one.
+    The strides themselves fit an int32, as those of real tensors do: it is their products that must not be formed in
+    one.
     """
     sizes, steps = [2, 2, 2, 4], [16, 8, 4, 1]
     where = ("batch", "token", "head", "dimension").index(axis)
@@ -212,7 +232,13 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
 
     install()
     rope = {"rope_type": "harpe", "rope_theta": 1e4, "bases": BASES, "attention_factor": 1.1}
-    size = {"hidden_size": 60, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+    size = {
+        "hidden_size": 60,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(vocab_size=50, head_dim=12, initializer_range=0.1, rope_parameters=rope, **size)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(DEVICE)

@@ -1,1 +1,2 @@
-"""Base sets: waveforms, searches, ranges, and which head gets which base. Mathematics only: no checkpoint is read here."""
+"""Base sets: waveforms, searches, ranges, and which head gets which base. Mathematics only: no checkpoint is read
+here."""

@@ -1,1 +1,2 @@
-"""What several processes share: ranks, the work among them, processes that end with their parent. Knows no model and no run."""
+"""What several processes share: ranks, the work among them, processes that end with their parent. Knows no model and no
+run."""

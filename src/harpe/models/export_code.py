@@ -1,7 +1,8 @@
-"""The code that an exported checkpoint carries: one readable file of torch and transformers, written from harpe's own sources.
+"""The code that an exported checkpoint carries: one readable file of torch and transformers, written from harpe's own
+sources.
 
-The rotation and the hooks are copied as they stand, so that training, evaluation and the exported file have one formula. What is
-generated is the end: which family it is, and classes under the names of transformers' own.
+The rotation and the hooks are copied as they stand, so that training, evaluation and the exported file have one
+formula. What is generated is the end: which family it is, and classes under the names of transformers' own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def stock_class(cls: type) -> type:
 
 
 def auto_map(model: PreTrainedModel) -> dict[str, str]:
-    """For config.json: which classes of the file the Auto classes make, in the order in which transformers writes it."""
+    """For config.json: which classes of the file the Auto classes make, in the order in which transformers writes
+    it."""
     causal = f"{MODULE}.{stock_class(type(model)).__name__}"
     classes = {
         "AutoConfig": f"{MODULE}.{stock_class(type(model.config)).__name__}",
@@ -67,7 +69,11 @@ def modeling_source(model: PreTrainedModel) -> str:
     trees = [ast.parse(inspect.getsource(module)) for _, module in PARTS]
     stock = "\n".join(f"from {name.rpartition('.')[0]} import {name.rpartition('.')[2]}" for name in modules)
     environment = Environment(
-        loader=PackageLoader("harpe.models"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
+        loader=PackageLoader("harpe.models"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     return environment.get_template(f"{MODULE}.py.j2").render(
         version=__version__,
@@ -131,4 +137,8 @@ def _line(module: str, names: Iterable[str]) -> str:
     """One `from` import, constants before classes before functions."""
     ordered: Any = sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     line = f"from {module} import {', '.join(ordered)}"
-    return line if len(line) <= WIDTH else f"from {module} import (\n" + "".join(f"    {name},\n" for name in ordered) + ")"
+    return (
+        line
+        if len(line) <= WIDTH
+        else f"from {module} import (\n" + "".join(f"    {name},\n" for name in ordered) + ")"
+    )

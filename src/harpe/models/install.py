@@ -1,4 +1,5 @@
-"""Teaches transformers what harpe's models need: the rope type "harpe", its kernel, and the attention of methods without training."""
+"""Teaches transformers what harpe's models need: the rope type "harpe", its kernel, and the attention of methods
+without training."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from harpe.positions.rotation import use_kernel
 
 
 def install() -> None:
-    """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is made."""
+    """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is
+    made."""
     register_rope_type(_initialise)
     remapped_attention.register()
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
