@@ -182,8 +182,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_lock(folder: Path) -> None:
-    """Remove a folder that stood for one that was being made (`_beside`), unless a process holds it or it holds
-    something else."""
+    """Remove the folder in which another was being made (`_beside`), unless it is held or has other content."""
     if folder.is_dir() and not folder.is_symlink() and not holds_something(folder):
         with suppress(HarpeError, OSError):
             with locked(folder):
@@ -215,8 +214,7 @@ def _beside(target: Path) -> Path:
 
 
 def _settle(folder: Path) -> None:
-    """Give all files in a folder the permissions of the umask (safetensors writes 0600), and bring all of it to the
-    disk."""
+    """Give a folder's files the permissions of the umask (safetensors writes 0600), and fsync them."""
     permissions = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for root, _, names in os.walk(folder):
         for name in names:

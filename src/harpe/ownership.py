@@ -32,8 +32,7 @@ _MARKS = {
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file carries harpe's mark; a link never does. Behind the ending may stand the number of a process, as
-    in FILE.jsonl.1."""
+    """Whether a file carries harpe's mark; a link never does. A process's number may end its name (FILE.jsonl.1)."""
     if path.is_symlink():  # writing would put a file in its place, or lines into another folder's file
         return False
     ending = path.with_suffix("").suffix if path.suffix[1:].isdigit() else path.suffix

@@ -25,8 +25,7 @@ def members(heads: int, layers: int, layer_bases: LayerBases) -> int:
 
 
 def shuffled(count: int, *names: object) -> list[int]:
-    """0 .. count - 1 in an order that the names fix: by SHA-256, so that it is the same on every machine and for every
-    version."""
+    """0 .. count - 1 in the order of SHA-256 of the names: the same on every machine and in every version."""
     digests = [hashlib.sha256(" ".join(map(str, (*names, index))).encode()).digest() for index in range(count)]
     return sorted(range(count), key=digests.__getitem__)
 

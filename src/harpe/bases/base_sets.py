@@ -67,16 +67,14 @@ def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
 
 
 def uniform_bases(heads: int, low: float, high: float) -> tuple[float, ...]:
-    """b_h = low + h (high - low) / (heads - 1), h = 0 .. heads - 1 (HARPE, section 3.2). One head gets the middle of
-    the range."""
+    """b_h = low + h (high - low) / (heads - 1), h = 0 .. heads - 1 (HARPE, section 3.2). One head gets the mean."""
     if heads == 1:
         return ((low + high) / 2,)
     return tuple(low + h * (high - low) / (heads - 1) for h in range(heads))
 
 
 def log_uniform_bases(heads: int, low: float, high: float) -> tuple[float, ...]:
-    """b_h = low (high / low)^(h / (heads - 1)): equal ratios, ends exact (not in the paper). One head gets the
-    geometric middle."""
+    """b_h = low (high / low)^(h / (heads - 1)), with exact ends; not in the paper. One head gets the geometric mean."""
     if heads == 1:
         return (math.sqrt(low) * math.sqrt(high),)
     return (low, *(low * (high / low) ** (h / (heads - 1)) for h in range(1, heads - 1)), high)

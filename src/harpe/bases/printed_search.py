@@ -28,8 +28,7 @@ def summed_distances(selected_M: NDArray[np.bool_]) -> NDArray[np.int64]:
 def all_extrema(
     candidates: NDArray[np.float64], head_dim: int, length: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where the waveforms have strict local maxima, and minima, at the positions `START` .. length: bool [N, M]
-    each."""
+    """Strict local maxima, and minima, of the waveforms at the positions `START` .. length: bool [N, M] each."""
     positions = length - START + 1
     peaks, valleys = (np.zeros((len(candidates), positions), dtype=np.bool_) for _ in range(2))
     group = max(1, GROUP_SAMPLES // positions)

@@ -71,8 +71,7 @@ class Found:
 
 
 def suffix_of(path: Path) -> str:
-    """What the name of a file ends in, small: `.jsonl`, `.jsonl.zst`; of names without a known suffix, the last one or
-    ""."""
+    """A file's suffix in lower case, as `.jsonl` or `.jsonl.zst`; where no suffix is known, the last one or ""."""
     parts = [suffix.lower() for suffix in path.suffixes[-2:]]
     if len(parts) == 2 and parts[1] in PACKED_SUFFIXES and parts[0] in SUFFIXES:
         return "".join(parts)

@@ -119,8 +119,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return torch.from_numpy(np.arange(self.length, dtype=np.int64) - origin)
 
     def blocks(self, size: int = 2**18, before: int = 0) -> Iterator[np.ndarray]:
-        """The stream of all sequences in pieces of `size` new tokens, each behind the last `before` tokens of the piece
-        before."""
+        """All sequences as one stream in pieces: `size` new tokens after the last `before` of the previous piece."""
         for start in range(0, self.tokens, size):
             yield self._map()[max(0, start - before) : start + size]
 
@@ -269,8 +268,7 @@ def number_of(source: str, names: dict[str, int]) -> int:
 
 
 class _Reading:
-    """Documents as they pass by, with what is kept of them: sources in the order of their first document, and a hash of
-    it all."""
+    """Passes documents on, and keeps their sources, in the order of the first document, and a hash of everything."""
 
     def __init__(self, documents: Iterable[Document], one_source: bool) -> None:
         self._documents, self._one_source = documents, one_source

@@ -35,8 +35,7 @@ class Document:
     """Where the text is from: a path inside the folder, `FILE:LINE`, `FILE:ROW` or `DATASET:ROW`."""
     text: str
     source: str = ""
-    """The part of the corpus that it belongs to, where parts are told apart: a value of the source field, or a
-    sub-folder."""
+    """The part of the corpus that it belongs to, if parts are named: a value of the source field, or a sub-folder."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +242,7 @@ _NONE = object()
 
 
 def _value(row: dict[str, Any], field: str) -> Any:
-    """What a row holds in a field, which may be nested; null where an object around it is null, `_NONE` where there is
-    no such field."""
+    """A row's value in a field that may be nested; None if an object around it is null, `_NONE` without the field."""
     value: Any = row
     for part in [field] if field in row else field.split("."):
         if value is None:

@@ -36,8 +36,7 @@ class Upsampling:
     length: int = PUBLISHED_LENGTH
     """Tokens from which on a document is long."""
     factor: float = 1.0
-    """How much more often a token of a long document is drawn than one of a short document of its source; 1: as
-    often."""
+    """How many times as often a token of a long document is drawn as one of a short document of its source."""
     long_share: float | None = None
     """In place of a factor: the share of every source's tokens that long documents get, where they have less."""
     max_copies: int = 1
@@ -108,8 +107,7 @@ class Groups:
 
 
 def make_groups(corpus: Corpus, upsampling: Upsampling) -> Groups:
-    """Divide the documents and give every group its share: sources keep theirs, and inside a source the rule
-    decides."""
+    """Divide the documents into groups with shares: a source keeps its own; inside of it the rule decides."""
     of = 2 * corpus.sources.astype(np.int64)
     if upsampling.asked:
         of += corpus.lengths >= upsampling.length
@@ -197,8 +195,7 @@ def _group_until(
     seed: int,
     until: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Documents of one group in their order, and when they come in the merging (its clock counts tokens of the stream),
-    up to `until`."""
+    """A group's documents in order, each with its time in the merge (in tokens of the stream), up to `until`."""
     members, weight = shuffled[groups.of[shuffled] == group], float(groups.shares[group])
     documents, times = [], []
     for copy in range(max_copies):

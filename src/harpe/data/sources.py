@@ -26,8 +26,7 @@ _HUB_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>.+))?")
 
 
 class Documents(Iterator[Document]):
-    """Documents one at a time, and an account of what they come from; what has no text in it is counted and left
-    out."""
+    """Documents one at a time, and an account of their sources. Documents without text are counted and left out."""
 
     def __init__(self, documents: Iterator[tuple[str, Document]], found: Found | None = None) -> None:
         self._documents = documents
@@ -57,8 +56,7 @@ class Documents(Iterator[Document]):
 
 
 def account_text(account: dict[str, dict[str, int]]) -> str:
-    """An account in words: `Read: 12 documents (10 .jsonl.gz, 2 .txt) of 3 files (1 .jsonl.gz, 2 .txt). Passed over: 2
-    .bin, 1 hidden.`"""
+    """In words: `Read: 12 documents (10 .jsonl.gz, 2 .txt) of 3 files (...). Passed over: 2 .bin, 1 hidden.`"""
     documents, files = account["documents"], account["files"]
     read = _number(sum(documents.values()), "document") + (
         f" ({counted(documents)})" if documents and documents.keys() != {"rows"} else ""
@@ -127,8 +125,7 @@ def read_documents(
 
 
 def is_on_disk(source: str | Path) -> bool:
-    """Whether `source` is a file or folder; HarpeError where it is none and cannot be the name of a Hugging Face data
-    set either."""
+    """Whether `source` is a file or folder; HarpeError if it cannot be a Hugging Face data set's name either."""
     if Path(source).expanduser().exists():
         return True
     if isinstance(source, Path) or _looks_like_a_path(source) or not _HUB_NAME.fullmatch(source):

@@ -40,8 +40,7 @@ class TokenBound:
         self._around = tokenizer.num_special_tokens_to_add() + (0 if self._per_byte == 1 else AROUND)
 
     def most(self, text: str) -> float:
-        """At least the number of ids of the text with the tokenizer's special tokens around it; infinite where there is
-        no bound."""
+        """An upper bound of the text's number of ids, special tokens included; infinite where there is none."""
         if not self.known:
             return float("inf")
         normal = self._normalizer.normalize_str(text) if self._normalizer is not None else text

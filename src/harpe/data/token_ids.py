@@ -52,8 +52,7 @@ def _words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer begins texts with: BOS with most, nothing with some (Qwen, GPT-NeoX), two ids with others
-    (GLM)."""
+    """Ids that the tokenizer begins a text with: mostly BOS; none in Qwen and GPT-NeoX, two in GLM."""
     return tokens_around(tokenizer)[0]
 
 
@@ -72,8 +71,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def piece_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A piece that stands in the middle of a text: without the space that SentencePiece sets in front of whole
-    texts."""
+    """Ids of a piece from the middle of a text: without the space that SentencePiece puts before whole texts."""
     before = plain_ids(tokenizer, "a")
     whole = plain_ids(tokenizer, f"a{text}")
     if before and whole[: len(before)] == before:

@@ -29,8 +29,7 @@ def lifeline() -> Iterator[int]:
 
 
 def end_with_parent() -> None:
-    """From now on, end this process when the other end of its standard input is closed; and its group, where it leads
-    one."""
+    """End this process, and the group that it leads, as soon as the other end of its standard input is closed."""
     end, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # whoever asks a question here is told at once that nobody answers
     os.close(nothing)

@@ -32,8 +32,7 @@ class ReadingCost:
     """Operations of the logits of one position."""
 
     def reading(self, start: int, end: int) -> int:
-        """Operations of reading the tokens at positions start .. end - 1 where those before are in the key/value
-        cache."""
+        """Operations to read the tokens at positions start .. end - 1 after those in the key/value cache."""
         pairs = sum(_seen(end, window) - _seen(start, window) for window in self.windows)
         return (end - start) * self.matrices + pairs * self.pair
 

@@ -87,8 +87,7 @@ def continuations(
 def completions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], budget: int
 ) -> list[str]:
-    """Greedy continuations of prompts (token ids) as texts without special tokens; each ends at a token of `end_ids` or
-    after `budget`."""
+    """Greedy continuations of prompts (token ids) to an end id or `budget` tokens, as texts without special tokens."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)

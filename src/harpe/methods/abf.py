@@ -18,8 +18,7 @@ divisor of the target."""
 
 
 def abf(geometry: ModelGeometry, length: int, bounds: BaseRange, *, base: float | None = None) -> list[Stage]:
-    """One stage at the target length with one base for all heads: `base`, else the top of the range, as in HARPE's
-    baseline."""
+    """One stage at the target length with one base for all heads: `base`, else the range's top (HARPE's baseline)."""
     return [Stage(shared_encoding(bounds.high if base is None else base, geometry), length, share=1.0)]
 
 

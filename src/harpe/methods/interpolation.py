@@ -26,8 +26,7 @@ def pi(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> 
 
 
 def ntk(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
-    """NTK-aware scaling (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1): base b0 s^(d/(d-2)), s the
-    scale."""
+    """NTK-aware scaling by s: base b0 s^(d/(d-2)) (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
     check_unscaled(geometry, "NTK-aware scaling")
     base = ntk_base(geometry.base, _scale(geometry, length, factor), geometry.rotary_dim)
     return [Stage(shared_encoding(base, geometry), length, share=1.0)]

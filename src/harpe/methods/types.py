@@ -46,8 +46,7 @@ class Encoding:
     """One row of bases for every layer, where layers differ, None for a layer that keeps its positions; `bases` is then
     the first row."""
     stock: dict[str, Any] | None = None
-    """Parameters of a rope type of transformers (`rope_type`, `rope_theta`, `factor` …), where that is more than one
-    larger base."""
+    """Parameters of transformers' rope types (`rope_type`, `rope_theta`, `factor` …); None: only the base changes."""
     attention: SelfExtend | DualChunk | None = None
     """Positions changed inside the attention instead (no training)."""
 

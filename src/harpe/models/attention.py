@@ -71,8 +71,7 @@ def restore_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def _check_rotation(model: PreTrainedModel, config: Any) -> None:
-    """Run two tokens at two places with an attention that returns zeros: q and k of a layer must differ by a rotation
-    and nothing else."""
+    """Run two tokens at two places with an attention that returns zeros: q and k must differ by a rotation alone."""
     if model.device.type == "meta":
         return
     family, changed = find_family(config), set(changed_layers(config))

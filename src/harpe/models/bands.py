@@ -36,8 +36,7 @@ def plain_bands(query: torch.Tensor, key: torch.Tensor, window: int | None) -> l
 
 
 def self_extend_bands(query: torch.Tensor, key: torch.Tensor, attention: SelfExtend) -> list[Band]:
-    """Neighbours (i - j < w) at exact distance; farther keys at (i // G + w - w // G) - j // G (Jin et al. 2024,
-    section 3.3)."""
+    """Distance i - j where it is below w, else (i // G + w - w // G) - j // G (Jin et al. 2024, section 3.3)."""
     window, group = attention.window, attention.group
     edge = (query - window + 1).clamp(min=0)
     return [

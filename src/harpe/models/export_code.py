@@ -42,8 +42,7 @@ def stock_class(cls: type) -> type:
 
 
 def auto_map(model: PreTrainedModel) -> dict[str, str]:
-    """For config.json: which classes of the file the Auto classes make, in the order in which transformers writes
-    it."""
+    """For config.json: the file's class for every Auto class, in the order in which transformers writes them."""
     causal = f"{MODULE}.{stock_class(type(model)).__name__}"
     classes = {
         "AutoConfig": f"{MODULE}.{stock_class(type(model.config)).__name__}",

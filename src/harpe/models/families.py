@@ -127,8 +127,7 @@ def _second_copy(module: ModuleType) -> ModuleType:
 
 
 def _try_layouts(config: PreTrainedConfig, function: Any, rotary: type) -> Layout | None:
-    """The layout in which our rotation gives what the family's own gives, on random numbers; None where there is
-    none."""
+    """The layout in which our rotation agrees with the family's own on random numbers; None: in no layout."""
     view = copy.copy(config)
     nested = nested_types(config)
     kept = ("partial_rotary_factor",)

@@ -23,15 +23,13 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def rope_key(config: PreTrainedConfig) -> str | None:
-    """The entry of `rope_parameters` that global layers read, where layer types have entries of their own; None where
-    all share one."""
+    """The entry of `rope_parameters` that global layers read; None: all layer types share one."""
     nested = nested_types(config)
     return next((key for key in GLOBAL if key in nested), nested[0]) if nested else None
 
 
 def check_rope(config: PreTrainedConfig, name: str) -> dict[str, Any]:
-    """The rope parameters of the global layers of a decoder that harpe can change; raises HarpeError for all others,
-    with the reason."""
+    """Rope parameters of a decoder's global layers; HarpeError, with the reason, if harpe cannot change them."""
     rope = getattr(config, "rope_parameters", None)
     if not rope and any(key.startswith("rotary") for key in config.to_dict()):
         raise HarpeError(
@@ -135,8 +133,7 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
 
 
 def _differ(config: PreTrainedConfig) -> bool:
-    """Whether attributes such as the number of heads differ by layer; reading one of them from such a configuration is
-    an error."""
+    """Whether attributes such as the number of heads differ by layer; reading one from the configuration raises."""
     return bool(getattr(config, "is_heterogeneous", False))
 
 

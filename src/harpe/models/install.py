@@ -17,8 +17,7 @@ from harpe.positions.rotation import use_kernel
 
 
 def install() -> None:
-    """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is
-    made."""
+    """Teach transformers the rope type "harpe". Safe to call again. A family is hooked when its first model is made."""
     register_rope_type(_initialise)
     remapped_attention.register()
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:

@@ -52,8 +52,7 @@ _steps: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Span:
-    """What stands in the place of an attention mask: true positions of the queries and keys, and which keys are
-    padding."""
+    """Passed in place of an attention mask: true positions of the queries and keys, and which keys are padding."""
 
     query: torch.Tensor
     """int64 [B or 1, Q]."""
@@ -168,8 +167,7 @@ def span_mask(
 
 
 def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
-    """Steps of a layer's rotation, int64 [1 or H_k, N], from its configuration (attention factors are in q and k
-    already)."""
+    """Steps of a layer's rotation, int64 [1 or H_k, N]; q and k have been multiplied by attention factors already."""
     key = rope_key(config)
     rope = config.rope_parameters if key is None else config.rope_parameters[key]
     if rope.get("rope_type") == ROPE_TYPE:
@@ -253,8 +251,7 @@ def remapped_attention(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' protocol for an attention function: query [B, H_q, Q, D], key and value [B, H_k, K, D] -> [B, Q,
-    H_q, D]."""
+    """An attention function of transformers: query [B, H_q, Q, D], key and value [B, H_k, K, D] -> [B, Q, H_q, D]."""
     config: Any = module.config
     span, attention, layer = attention_mask, attention_of(config), int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(span, Span):

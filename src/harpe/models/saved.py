@@ -31,8 +31,7 @@ def check_saved(folder: Path) -> None:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (https://huggingface.co/docs/safetensors: 8 bytes,
-    header, data)."""
+    """Whether a safetensors file (8 bytes, header, data) is as long as its header says."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

@@ -88,8 +88,7 @@ def phase_steps(frequencies: Sequence[Sequence[float]]) -> list[list[int]]:
 
 
 def with_factor(steps: Tensor, factor: float | Tensor) -> Tensor:
-    """int64 [..., H, N, 2]: steps [..., H, N] beside the float64 bits of an attention factor, by which cos and sin are
-    multiplied."""
+    """int64 [..., H, N, 2]: steps [..., H, N], and the float64 bits of a factor that multiplies cos and sin."""
     bits = torch.as_tensor(factor, dtype=torch.float64, device=steps.device).view(torch.int64)
     return torch.stack((steps, bits.expand_as(steps)), dim=-1)
 

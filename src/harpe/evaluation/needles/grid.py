@@ -70,8 +70,7 @@ class GridSample:
         return length - len(self.turn.question) - self.turn.budget
 
     def needle_offset(self, length: int, depth: float) -> int:
-        """Where the needle starts: token depth * length, but not inside of the prefix, and whole before the
-        question."""
+        """The needle's start: token depth * length, but after the prefix, and all of it before the question."""
         return min(max(int(depth * length), self.prefix), self.end(length) - len(self.needle))
 
     def cell(self, length: int, depth: float) -> NeedleSample:

@@ -123,8 +123,7 @@ class NeedleWriter:
         return piece_ids(self.tokenizer, text)
 
     def haystack(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """`length` tokens [length] int64: a stretch of one document, or of several in a row where none is long
-        enough."""
+        """`length` tokens, int64 [length], from one document, or from several in a row if none is long enough."""
         sizes = np.array([len(h) for h in self.haystacks])
         long_enough = np.flatnonzero(sizes >= length)
         if len(long_enough):
@@ -170,8 +169,7 @@ class NeedleWriter:
     def _drawn(
         self, task: NeedleTask, length: int, index: int, depth: float | None
     ) -> tuple[np.random.Generator, tuple[Turn, ...], list[list[int]], int]:
-        """What a sample holds beside its haystack: its random numbers from there on, questions, needles, and how many
-        tokens they take."""
+        """All of a sample but its haystack: the generator as it is then, questions, needles, number of tokens."""
         rng = np.random.default_rng(
             [self.seed, length, index, *task.name.encode(), int(1e6 * depth) if depth is not None else 0]
         )
@@ -189,8 +187,7 @@ class NeedleWriter:
         return rng, turns, pieces, fixed
 
     def check(self, task: NeedleTask, length: int, count: int) -> None:
-        """HarpeError where one of the first `count` samples of a task does not fit into `length` tokens; no haystack is
-        drawn."""
+        """HarpeError if one of a task's first `count` samples does not fit into `length` tokens. Draws no haystack."""
         for index in range(count):
             self._drawn(task, length, index, None)
 

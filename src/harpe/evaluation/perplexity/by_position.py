@@ -21,8 +21,7 @@ from harpe.models.head import hidden_states, token_nll
 
 
 def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
-    """Bins of positions [start, end): halves of the context downward from `length` to an eighth of the original one,
-    and the rest."""
+    """Bins [start, end) of positions: `length` halved down to an eighth of the original context, and the rest."""
     edges = [length]
     while edges[-1] > max(original_length // 8, 8):
         edges.append(edges[-1] // 2)

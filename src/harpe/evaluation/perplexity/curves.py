@@ -64,8 +64,7 @@ def document_losses(
 
 
 def prefix_totals(losses: np.ndarray, lengths: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Sums of the losses [S - 1] of a document's first L tokens, and how many there are, for every L of `lengths` (at
-    least 2)."""
+    """For every L of `lengths` (at least 2): sum and number of the losses [S - 1] of a document's first L tokens."""
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     counts = [min(length - 1, len(losses)) for length in lengths]
     return [float(sums[n]) for n in counts], counts
@@ -111,8 +110,7 @@ def window_totals(
 
 
 def position_edges(length: int) -> list[int]:
-    """Edges of the bins that losses by position are summed in: 0, 16, 32, 64 … and `length` - 1, the number of
-    losses."""
+    """Edges of the bins for losses by position: 0, 16, 32, 64 … and `length` - 1, the number of losses."""
     return [0, *(2**k for k in range(4, 64) if 2**k < length - 1), length - 1]
 
 

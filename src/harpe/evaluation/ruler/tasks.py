@@ -39,8 +39,7 @@ class RulerTask:
 
     @property
     def any_answer(self) -> bool:
-        """Whether one of the references is enough (`string_match_part`), or each of them counts
-        (`string_match_all`)."""
+        """True: one of the references is enough (`string_match_part`). False: each counts (`string_match_all`)."""
         return self.kind == "qa"
 
 

@@ -84,7 +84,6 @@ def template_of(kind: str, chat: str = "base") -> str:
 
 
 def split_prefix(text: str, kind: str) -> tuple[str, str]:
-    """The text up to the beginning of the answer, and that beginning: found by its first ten characters, from the
-    right."""
+    """The text before the answer's beginning, and that beginning; its first ten characters are searched backwards."""
     cut = text.rfind(TASK_TEMPLATES[kind][1][:10])
     return text[:cut], text[cut:]

@@ -19,8 +19,7 @@ DRAWING = {"temperature", "top_p", "top_k", "min_p", "use_cache"}
 
 
 def check_greedy(requests: Sequence[Any]) -> None:
-    """Refuse requests for answers that are drawn, or found in another way than the most probable token after the
-    other."""
+    """Refuse requests whose answers would not be greedy: sampled, or found in any other way."""
     for settings in {str(request.args[1]): request.args[1] for request in requests}.values():
         odd = {
             key: v for key, v in settings.items() if key not in ENDS | DRAWING and (v is True or v not in (None, 0, 1))

@@ -105,8 +105,7 @@ def _piqa(folder: Path) -> list[dict[str, Any]]:
 
 
 def _local(name: str, source: str, examples: Rows, scored: Rows, **changes: Any) -> list[dict[str, Any]]:
-    """A definition under another name, with examples and scored rows apart: an example whose question is scored too is
-    left out."""
+    """A task under another name, with examples of its own: those that are scored rows too are left out."""
     asked = {row.get("query") or row["question"] for row in scored}
     examples = [row for row in examples if (row.get("query") or row["question"]) not in asked]
     splits = {"training_split": None, "validation_split": None, "test_split": "scored", "fewshot_split": "examples"}
@@ -158,8 +157,7 @@ def _arc(folder: Path) -> list[dict[str, Any]]:
 
 
 def _triviaqa(folder: Path) -> list[dict[str, Any]]:
-    """Rows of context ("Question: ...\\nAnswer:"), answer and aliases, of which the first `TRIVIA_EXAMPLES` are not
-    scored."""
+    """Rows of context ("Question: ...\\nAnswer:"), answer and aliases. The first `TRIVIA_EXAMPLES` are not scored."""
     rows = [
         {
             "question": entry["context"].removeprefix("Question: ").removesuffix("\nAnswer:"),

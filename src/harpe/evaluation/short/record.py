@@ -62,8 +62,7 @@ class Record:
         self._records.add({"request": _key(attr, req), "answer": res})
 
     def complete(self, kind: str, ask: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
-        """The answers to all requests in their order; `ask` is called with this process's share of the blocks that lack
-        any."""
+        """Answers to all requests, in order; `ask` gets this process's share of the blocks that are not complete."""
         keys = [_key(kind, request.args) for request in requests]
         blocks = [block for block in self._blocks(requests) if not all(keys[i] in self._records.rows for i in block)]
         mine = self._ranks.share(blocks)

@@ -23,8 +23,7 @@ class Interval:
 
 
 def wilson(hits: float, samples: int) -> Interval:
-    """A share of samples with Wilson's score interval (Wilson 1927): sensible at 0 and at 1, where the bootstrap has no
-    width."""
+    """A share with Wilson's score interval (Wilson 1927), which has a width at 0 and 1; the bootstrap's has none."""
     if samples < 1:
         raise ValueError("no samples")
     share = hits / samples
@@ -35,8 +34,7 @@ def wilson(hits: float, samples: int) -> Interval:
 
 
 def _resampled(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Which units each resample holds: int64 [some, count] until there are RESAMPLES, a few million numbers at a
-    time."""
+    """The units of each resample: int64 [some, count], a few million numbers at a time, RESAMPLES rows in all."""
     rng, left = np.random.default_rng(seed), RESAMPLES
     while left:
         rows = min(left, max(1, 4_000_000 // count))

@@ -111,8 +111,7 @@ def resample(
 
 
 def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int | bool) -> Draws:
-    """`first` minus `second`, seed by seed and unit by unit; a method of one seed stands against every seed of the
-    other."""
+    """`first` minus `second` by seed and unit; a method of one seed is compared with every seed of the other."""
     a, b = np.atleast_2d(np.asarray(first, float)), np.atleast_2d(np.asarray(second, float))
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
@@ -120,8 +119,7 @@ def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int |
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that hold for all of them together (Holm 1979, "A simple sequentially rejective multiple test
-    procedure")."""
+    """Holm's adjusted p-values (1979, "A simple sequentially rejective multiple test procedure")."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
