@@ -36,7 +36,8 @@ from harpe._version import __version__
 from harpe.files import read_json, write_json, write_text
 from harpe.models.install import install
 from harpe.positions import rotation
-from harpe.positions.rotation import Layout, base_frequencies, encode_positions, phase_steps, rotate_per_head
+from harpe.positions.phases import base_frequencies, phase_steps
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 STOCK = apply_rotary_pos_emb  # before our hooks are put into the module
 LENGTHS = (4096, 16_384, 65_536, 131_072, 524_288)

@@ -11,4 +11,5 @@ class HarpeError(ValueError):
 
 
 class OtherFailed(HarpeError):
-    """Another one of the processes that work together could not go on. It tells why, and this one ends without another word."""
+    """Another one of the processes that work together could not go on. It tells why, and this one ends without another
+    word."""

@@ -30,7 +30,8 @@ PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}\.partial")
 """Names of what is being written: .NAME.PID.RANDOM.partial. A killed process leaves one behind."""
 
 FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed", "iostream error")
-"""What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full disk."""
+"""What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full
+disk."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,10 +59,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that is renamed to it at the end: whole or not at all, and on the disk when this returns.
+    """A temporary folder beside `path` that is renamed to it at the end: whole or not at all, and on the disk when this
+    returns.
 
-    Of several processes that make the same folder, one works, and the others are told so at once. What a killed one left is removed.
-    Permissions are those that the umask gives.
+    Of several processes that make the same folder, one works, and the others are told so at once. What a killed one
+    left is removed. Permissions are those that the umask gives.
 
     Parameters
     ----------
@@ -130,8 +132,8 @@ def check_new_folder(path: Path) -> None:
     Raises
     ------
     HarpeError
-        For a file, a folder that holds something, a link to nowhere, a mount point, the folder that the command runs in, and a place
-        where nothing can be written.
+        For a file, a folder that holds something, a link to nowhere, a mount point, the folder that the command runs
+        in, and a place where nothing can be written.
     """
     path, target = Path(path), Path(path).resolve()
     if path.is_symlink() and not path.exists():
@@ -140,7 +142,9 @@ def check_new_folder(path: Path) -> None:
         _remove_lock(_beside(target))  # of a process that was killed when the folder had its name
         raise HarpeError(f"{path} exists already and is not an empty folder; it is not overwritten. Name another one.")
     if path.exists() and path.samefile(Path.cwd()):
-        raise HarpeError(f"{path} is the folder that this command runs in. The new folder appears as a whole: name one inside it.")
+        raise HarpeError(
+            f"{path} is the folder that this command runs in. The new folder appears as a whole: name one inside it."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         trial = _partial(target)
@@ -153,8 +157,8 @@ def check_new_folder(path: Path) -> None:
                 trial.rmdir()
     except OSError as error:
         raise HarpeError(
-            f"{path} cannot be made or replaced by a whole new folder ({error.strerror}), as where it is a mount point. Name another one, "
-            "or one inside it."
+            f"{path} cannot be made or replaced by a whole new folder ({error.strerror}), as where it is a mount "
+            "point. Name another one, or one inside it."
         ) from error
 
 
@@ -178,7 +182,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_lock(folder: Path) -> None:
-    """Remove a folder that stood for one that was being made (`_beside`), unless a process holds it or it holds something else."""
+    """Remove the folder in which another was being made (`_beside`), unless it is held or has other content."""
     if folder.is_dir() and not folder.is_symlink() and not holds_something(folder):
         with suppress(HarpeError, OSError):
             with locked(folder):
@@ -194,7 +198,9 @@ def full_disk_told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or (not isinstance(error, OSError) and any(words in str(error) for words in FULL)):
-            raise HarpeError(f"The disk is full: {path} could not be written. Free some space and start again or resume.") from error
+            raise HarpeError(
+                f"The disk is full: {path} could not be written. Free some space and start again or resume."
+            ) from error
         raise
 
 
@@ -208,7 +214,7 @@ def _beside(target: Path) -> Path:
 
 
 def _settle(folder: Path) -> None:
-    """Give all files in a folder the permissions of the umask (safetensors writes 0600), and bring all of it to the disk."""
+    """Give a folder's files the permissions of the umask (safetensors writes 0600), and fsync them."""
     permissions = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for root, _, names in os.walk(folder):
         for name in names:
@@ -240,7 +246,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         When the disk is full; where a file would be replaced that has no mark (`harpe.ownership`).
     """
     refuse_foreign(Path(path))
-    write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **WRITTEN_BY, **value}, indent=2, ensure_ascii=False) + "\n")
+    write_text(
+        path, json.dumps({"schema_version": SCHEMA_VERSION, **WRITTEN_BY, **value}, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -278,7 +286,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The rows of a JSONL file, and whether the last line was none and is dropped; HarpeError for a broken line elsewhere.
+    """The rows of a JSONL file, and whether the last line was none and is dropped; HarpeError for a broken line
+    elsewhere.
 
     Only a newline ends a line: texts may hold other separators, and half a character.
     """

@@ -22,15 +22,17 @@ OWN = frozenset((LOCK, HOLDER))
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made where it is missing; a second process is told at once who holds it, and does not wait.
+    """Hold a folder, which is made where it is missing; a second process is told at once who holds it, and does not
+    wait.
 
-    The lock is flock's on `folder`/.harpe.lock, by filelock. The kernel gives it back when its process ends, however it ends, and also over
-    NFS, where it counts for all machines (a machine that went down holds it until the server notices, some minutes at most). On a file
-    system without flock (Lustre mounted without it) filelock takes the file itself for the lock, with a warning; there a killed process of
-    another machine leaves it behind, and it has to be deleted by hand.
+    The lock is flock's on `folder`/.harpe.lock, by filelock. The kernel gives it back when its process ends, however it
+    ends, and also over NFS, where it counts for all machines (a machine that went down holds it until the server
+    notices, some minutes at most). On a file system without flock (Lustre mounted without it) filelock takes the file
+    itself for the lock, with a warning; there a killed process of another machine leaves it behind, and it has to be
+    deleted by hand.
 
-    The file stays when the lock is given back, since to delete it would let two others lock two files of that name. Only where the folder
-    holds nothing else it goes, and with it the folders that this made.
+    The file stays when the lock is given back, since to delete it would let two others lock two files of that name.
+    Only where the folder holds nothing else it goes, and with it the folders that this made.
 
     Raises
     ------
@@ -45,10 +47,13 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise HarpeError(
-            f"{folder} is in use by {_holder(folder)}. Two at a time would spoil it: wait until that has ended, or name another folder."
+            f"{folder} is in use by {_holder(folder)}. Two at a time would spoil it: wait until that has ended, or "
+            "name another folder."
         ) from None
     except OSError as error:
-        raise HarpeError(f"{folder} cannot be used as a folder to write in ({error.strerror or error}). Name another one.") from error
+        raise HarpeError(
+            f"{folder} cannot be used as a folder to write in ({error.strerror or error}). Name another one."
+        ) from error
     try:
         with suppress(OSError):
             (folder / HOLDER).write_text(json.dumps(_this_process()) + "\n", encoding="utf-8")

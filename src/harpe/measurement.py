@@ -1,8 +1,9 @@
 """What results are of: kept beside them, and compared before anything is taken for what is asked for.
 
-A measurement is a dict of plain values: `model` and `tokenizer` by content, the texts by hash, the options, the dtype of the arithmetic,
-and `measuring`, a number that is raised where harpe measures in another way. `name`, what the model is called, is there for readers alone.
-Summaries hold its SHA-256 as `measurement`, records hold all of it in their first line.
+A measurement is a dict of plain values: `model` and `tokenizer` by content, the texts by hash, the options, the dtype
+of the arithmetic, and `measuring`, a number that is raised where harpe measures in another way. `name`, what the model
+is called, is there for readers alone. Summaries hold its SHA-256 as `measurement`, records hold all of it in their
+first line.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def refuse_other(there: Measurement, now: Measurement, where: Path, advice: str)
     for key in dict.fromkeys((*KINDS, *there, *now)):
         if key not in NOT_COMPARED:
             for path, old, new in _differences((key,), there.get(key), now.get(key)):
-                found.setdefault(KINDS.get(key, "with other options"), []).append(f"{path}: {_shown(old)} there, {_shown(new)} now")
+                found.setdefault(KINDS.get(key, "with other options"), []).append(
+                    f"{path}: {_shown(old)} there, {_shown(new)} now"
+                )
     if found:
         words = ", and ".join(f"{kind} ({'; '.join(parts)})" for kind, parts in found.items())
         raise HarpeError(f"{where} holds results {words}. {advice}")
@@ -79,7 +82,9 @@ def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text if len(text) <= 80 else f"{text[:77]}…"
+    return (
+        text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text if len(text) <= 80 else f"{text[:77]}…"
+    )
 
 
 def write_records(path: Path, rows: Iterable[dict[str, Any]], of: Measurement) -> None:
@@ -102,7 +107,8 @@ def records_of(path: Path) -> Measurement:
 
 
 def check_summary(path: Path, of: Measurement | None) -> None:
-    """Refuse a summary, or records, that are of something else than what lies beside them; a file that is not there is right.
+    """Refuse a summary, or records, that are of something else than what lies beside them; a file that is not there is
+    right.
 
     Raises
     ------
@@ -112,8 +118,15 @@ def check_summary(path: Path, of: Measurement | None) -> None:
     if not path.is_file():
         return
     summary = path.suffix == ".json"  # records: FILE.jsonl, FILE.jsonl.RANK
-    there = read_json(path).get("measurement") if summary else measurement_id(found) if (found := records_of(path)) else None
-    if there != (measurement_id(of) if of is not None and "measuring" in of else None):  # earlier versions wrote neither
+    there = (
+        read_json(path).get("measurement")
+        if summary
+        else measurement_id(found)
+        if (found := records_of(path))
+        else None
+    )
+    # earlier versions wrote neither
+    if there != (measurement_id(of) if of is not None and "measuring" in of else None):
         raise HarpeError(
             f"{path} is of another measurement than the one that is told beside it: it was copied there, or what tells "
             "it was. Delete it to measure again, or name another folder."
@@ -129,7 +142,8 @@ def check_scores(folder: Path) -> None:
 
 
 def measured(scores: Path) -> dict[Path, Measurement]:
-    """What the scores of one model are of, by the file that says so: those of `harpe evaluate`, and of the other verbs in a comparison.
+    """What the scores of one model are of, by the file that says so: those of `harpe evaluate`, and of the other verbs
+    in a comparison.
 
     Raises
     ------

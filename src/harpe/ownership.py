@@ -1,7 +1,8 @@
 """Nothing that harpe did not write is ever replaced: what it writes where a user may have files begins with a mark.
 
-The marks: the second key of a JSON object; the first line of records in JSONL; the generator of an HTML page; a comment before SVG and
-Markdown; the columns of a CSV table. They are looked for in the first bytes alone, so that a data set of any size is told in no time.
+The marks: the second key of a JSON object; the first line of records in JSONL; the generator of an HTML page; a comment
+before SVG and Markdown; the columns of a CSV table. They are looked for in the first bytes alone, so that a data set of
+any size is told in no time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _MARKS = {
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file carries harpe's mark; a link never does. Behind the ending may stand the number of a process, as in FILE.jsonl.1."""
+    """Whether a file carries harpe's mark; a link never does. A process's number may end its name (FILE.jsonl.1)."""
     if path.is_symlink():  # writing would put a file in its place, or lines into another folder's file
         return False
     ending = path.with_suffix("").suffix if path.suffix[1:].isdigit() else path.suffix
@@ -48,21 +49,24 @@ def may_write(path: Path) -> bool:
 
 
 def refuse_foreign(*paths: Path) -> None:
-    """Refuse to write over what harpe did not write. Called with everything that a verb will write, before it writes anything.
+    """Refuse to write over what harpe did not write. Called with everything that a verb will write, before it writes
+    anything.
 
     Raises
     ------
     HarpeError
-        Where something without harpe's mark has one of these names (a file, a folder, a link), or a file stands where one of their
-        folders should.
+        Where something without harpe's mark has one of these names (a file, a folder, a link), or a file stands where
+        one of their folders should.
     """
     for path in paths:
         if path.is_symlink():
-            raise HarpeError(f"{path} is a link: it is neither replaced nor written through. Name another place for the results.")
+            raise HarpeError(
+                f"{path} is a link: it is neither replaced nor written through. Name another place for the results."
+            )
         if not may_write(path):
             raise HarpeError(
-                f"{path} is there already, and harpe did not write it, or an earlier version that left no mark: it is not overwritten. "
-                "Move it to another place, or name another one for the results."
+                f"{path} is there already, and harpe did not write it, or an earlier version that left no mark: it is "
+                "not overwritten. Move it to another place, or name another one for the results."
             )
         parent = next((each for each in path.parents if os.path.lexists(each)), None)
         if parent is not None and not parent.is_dir():

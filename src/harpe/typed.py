@@ -21,7 +21,8 @@ def build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
     Raises
     ------
     HarpeError
-        For unknown keys (with the nearest name), missing ones, and values of another type; `where` says where they stand.
+        For unknown keys (with the nearest name), missing ones, and values of another type; `where` says where they
+        stand.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -38,8 +39,8 @@ def build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """The value as a hint wants it: None, numbers (also as text, because YAML reads 1e-3 as text), strings, truth values, literals, lists,
-    mappings, dataclasses, and unions of them; other hints are not checked.
+    """The value as a hint wants it: None, numbers (also as text, because YAML reads 1e-3 as text), strings, truth
+    values, literals, lists, mappings, dataclasses, and unions of them; other hints are not checked.
 
     Raises
     ------
@@ -47,7 +48,11 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         Where the value is of another type.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "").replace("collections.abc.", "")
+    name = (
+        getattr(hint, "__name__", str(hint))
+        if origin is None
+        else str(hint).replace("typing.", "").replace("collections.abc.", "")
+    )
     refusal = HarpeError(f"{where} is {value!r} and should be of type {name}.")
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

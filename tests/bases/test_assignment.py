@@ -32,12 +32,20 @@ def test_ascending_and_descending_rows_are_the_same_in_every_layer() -> None:
     layer_bases=st.sampled_from(["same", "permuted", "own"]),
     seed=st.integers(0, 99),
 )
-def test_every_member_is_given_out_and_none_twice(heads: int, layers: int, assignment: Any, layer_bases: Any, seed: int) -> None:
+def test_every_member_is_given_out_and_none_twice(
+    heads: int, layers: int, assignment: Any, layer_bases: Any, seed: int
+) -> None:
     if layer_bases == "permuted" and assignment not in ("random", "adaptive"):
         return
     bases = bases_of(members(heads, layers, layer_bases))
     head_distances = np.random.default_rng(seed).random((layers, heads)).tolist()
-    options: dict[str, Any] = {"heads": heads, "layers": layers, "layer_bases": layer_bases, "seed": seed, "head_distances": head_distances}
+    options: dict[str, Any] = {
+        "heads": heads,
+        "layers": layers,
+        "layer_bases": layer_bases,
+        "seed": seed,
+        "head_distances": head_distances,
+    }
     rows = assign(bases, assignment, **options)
     assert len(rows) == layers and {len(row) for row in rows} == {heads}
     if layer_bases == "own":
@@ -72,7 +80,10 @@ def test_heads_that_look_farther_get_larger_bases() -> None:
         (bases[0], bases[2], bases[1]),
     )
     # over both layers the heads look 17.5, 8.5 and 13 tokens back
-    assert assign(bases, "adaptive", heads=3, layers=2, head_distances=head_distances) == ((bases[2], bases[0], bases[1]),) * 2
+    assert (
+        assign(bases, "adaptive", heads=3, layers=2, head_distances=head_distances)
+        == ((bases[2], bases[0], bases[1]),) * 2
+    )
     six = bases_of(6)
     assert assign(six, "adaptive", heads=3, layers=2, layer_bases="own", head_distances=head_distances) == (
         (six[5], six[3], six[4]),

@@ -49,9 +49,14 @@ def test_one_head_gets_one_base_in_the_range_from_every_strategy() -> None:
 def naive_printed(heads: int, head_dim: int, length: int, candidates: list[float]) -> list[float]:
     extrema = []
     for base in candidates:
-        w = [math.fsum(math.cos(m * base ** (-2 * i / head_dim)) for i in range(head_dim // 2)) for m in range(1000, length + 1)]
+        w = [
+            math.fsum(math.cos(m * base ** (-2 * i / head_dim)) for i in range(head_dim // 2))
+            for m in range(1000, length + 1)
+        ]
         inner = range(1, len(w) - 1)
-        extrema.append(({m for m in inner if w[m - 1] < w[m] > w[m + 1]}, {m for m in inner if w[m - 1] > w[m] < w[m + 1]}))
+        extrema.append(
+            ({m for m in inner if w[m - 1] < w[m] > w[m + 1]}, {m for m in inner if w[m - 1] > w[m] < w[m + 1]})
+        )
     picked, peaks, valleys = [0], set(extrema[0][0]), set(extrema[0][1])
     while len(picked) < heads:
         sums = {

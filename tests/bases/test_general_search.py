@@ -1,4 +1,5 @@
-"""Complementarity against sums in plain loops, and the properties that the general rule must have for every geometry."""
+"""Complementarity against sums in plain loops, and the properties that the general rule must have for every
+geometry."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def naive_complementarity(bases: list[float], head_dim: int, start: int, length:
     return float(np.mean(highest > 0)), longest
 
 
-@pytest.mark.parametrize(("bases", "head_dim", "length"), [([1e6], 128, 2000), ([1e5, 3e5, 2e5], 32, 3000), ([5e5, 6e5] * 2, 64, 1024)])
+@pytest.mark.parametrize(
+    ("bases", "head_dim", "length"), [([1e6], 128, 2000), ([1e5, 3e5, 2e5], 32, 3000), ([5e5, 6e5] * 2, 64, 1024)]
+)
 @pytest.mark.parametrize("block", [2**9, 2**23])
 def test_complementarity_is_the_definition_in_plain_sums(
     bases: list[float], head_dim: int, length: int, block: int, monkeypatch: pytest.MonkeyPatch
@@ -52,7 +55,8 @@ def test_complementarity_is_the_definition_in_plain_sums(
     monkeypatch.setattr(measure, "BLOCK_SAMPLES", block * 8)  # small blocks: stretches run across their borders
     found = complementarity(bases, head_dim, length)
     share, longest = naive_complementarity(bases, head_dim, found.start, length)
-    assert found.covered == pytest.approx(share, abs=1.1 / length)  # a value at 0 up to rounding may fall to either side
+    # a value at 0 up to rounding may fall to either side
+    assert found.covered == pytest.approx(share, abs=1.1 / length)
     assert found.longest_uncovered == longest
 
 
@@ -105,7 +109,10 @@ def test_the_general_rule_beats_the_published_set_and_95_of_100_random_ones_in_t
     setting: dict[str, Any] = {"heads": 32, "head_dim": 128, "length": 131_072, "low": 1e6, "high": 5e6}
     chosen = choose_bases("peak-valley", rule="general", **setting)
     found = complementarity(chosen.bases, 128, 131_072)
-    published, uniform = complementarity(PUBLISHED_SET, 128, 131_072), complementarity(uniform_bases(32, 1e6, 5e6), 128, 131_072)
+    published, uniform = (
+        complementarity(PUBLISHED_SET, 128, 131_072),
+        complementarity(uniform_bases(32, 1e6, 5e6), 128, 131_072),
+    )
     assert found.covered > published.covered > uniform.covered
     assert found.longest_uncovered <= published.longest_uncovered
     assert found.covered > np.percentile(random_sets(**setting, count=200), 95)
@@ -121,7 +128,9 @@ def test_the_general_rule_beats_the_published_set_and_95_of_100_random_ones_in_t
         (16, 96, 200_000, 1e7, 5e7),
     ],
 )
-def test_elsewhere_it_beats_95_of_100_random_sets(heads: int, head_dim: int, length: int, low: float, high: float) -> None:
+def test_elsewhere_it_beats_95_of_100_random_sets(
+    heads: int, head_dim: int, length: int, low: float, high: float
+) -> None:
     bases = general_base_search(heads, head_dim, length, general_candidates(heads, low, high)).bases
     sample = sampled_cover(bases, head_dim, length).any(axis=0).mean()
     assert sample > np.percentile(random_sets(heads, head_dim, length, low, high, count=200), 95)

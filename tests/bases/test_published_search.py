@@ -171,7 +171,9 @@ def test_small_searches_agree_with_the_rule_in_plain_loops(
     assert expected is not None
     picked, cover = expected
     order = tuple(candidates[index] for index in picked)
-    assert published_base_search(heads, head_dim, length, low, high, stride) == BaseSearch(tuple(sorted(order)), order, tuple(cover))
+    assert published_base_search(heads, head_dim, length, low, high, stride) == BaseSearch(
+        tuple(sorted(order)), order, tuple(cover)
+    )
 
 
 def test_a_search_without_cover_in_the_plain_loops_is_refused() -> None:
@@ -230,7 +232,8 @@ def test_ties_go_to_the_nearer_extrema_and_then_to_the_lower_base() -> None:
 
 
 def test_a_position_that_is_both_is_dropped_from_the_selected_extrema() -> None:
-    # Candidate 1 lies on both valleys of the seed. At 100 and 200 nothing is left then for candidate 2 to lie on; 300 is left.
+    # Candidate 1 lies on both valleys of the seed. At 100 and 200 nothing is left then for candidate 2 to lie on; 300
+    # is left.
     peaks = as_positions([], [100, 200], [100, 200], [300])
     valleys = as_positions([100, 200], [300], [], [])
     assert select_by_cover(peaks, valleys, 3) == ([0, 1, 3], [0, 2, 1])
@@ -306,7 +309,10 @@ def test_groups_of_any_size_give_the_same_bases(monkeypatch: pytest.MonkeyPatch,
         ({"stride": math.nan}, "--stride is nan"),
         ({"stride": math.inf}, "--stride is inf"),
         ({"stride": 1e-310}, "more than 100000 candidates"),
-        ({"heads": 6}, "gives 5 candidates between --min 10000 and --max 50000, fewer than the 6 bases that --heads asks for"),
+        (
+            {"heads": 6},
+            "gives 5 candidates between --min 10000 and --max 50000, fewer than the 6 bases that --heads asks for",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence_that_names_the_option(change: dict[str, Any], says: str) -> None:

@@ -30,7 +30,9 @@ def test_the_critical_base_is_that_of_published_llama3_checkpoints(length: int, 
     assert critical_base(500_000, 8192, length) == pytest.approx(published, rel=1e-3)
 
 
-@pytest.mark.parametrize(("base", "trained", "length"), [(10_000, 4096, 131_072), (500_000, 8192, 262_144), (10_000, 256, 2048)])
+@pytest.mark.parametrize(
+    ("base", "trained", "length"), [(10_000, 4096, 131_072), (500_000, 8192, 262_144), (10_000, 256, 2048)]
+)
 def test_as_many_pairs_turn_fully_at_the_target_as_did_in_pretraining(base: float, trained: int, length: int) -> None:
     # counted with a fine grid of exponents in place of d/2 pairs: the count must not depend on d
     exponents = [i / 100_000 for i in range(100_001)]

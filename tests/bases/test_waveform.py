@@ -22,7 +22,9 @@ def test_the_waveform_is_the_formula(base: float, head_dim: int) -> None:
     start, end = 1000, 131_072
     (found,) = attention_waveform([base], head_dim, start, end)
     sampled = [*range(start, start + 3), *range(1250, 1260), *range(65_000, 65_010), *range(end - 9, end + 1)]
-    np.testing.assert_allclose(found[np.array(sampled) - start], [formula(base, head_dim, m) for m in sampled], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        found[np.array(sampled) - start], [formula(base, head_dim, m) for m in sampled], rtol=0, atol=1e-10
+    )
 
 
 def test_every_position_of_a_row_is_the_naive_float64_sum() -> None:

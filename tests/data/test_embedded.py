@@ -118,7 +118,9 @@ def test_packages_installed_below_the_standard_library_are_left_out(package: tup
 
 def test_a_duplicate_counts_once_and_binary_files_not_at_all(package: tuple[str, Path]) -> None:
     name, root = package
-    _write(root, {"a.py": _source("same"), "b.py": _source("same"), "c.py": b"\xff" * 9000, "d.txt": _source("no Python")})
+    _write(
+        root, {"a.py": _source("same"), "b.py": _source("same"), "c.py": b"\xff" * 9000, "d.txt": _source("no Python")}
+    )
     assert _names(name) == {"a.py"}
 
 
@@ -132,7 +134,9 @@ def test_only_files_within_the_size_limits_are_taken(package: tuple[str, Path]) 
 
 def test_the_corpus_hash_names_content_and_order() -> None:
     files = embedded.training_files(STDLIB)
-    oracle = hashlib.sha256(b"".join(hashlib.sha256(file.text.encode()).hexdigest().encode() for file in files)).hexdigest()
+    oracle = hashlib.sha256(
+        b"".join(hashlib.sha256(file.text.encode()).hexdigest().encode() for file in files)
+    ).hexdigest()
     assert embedded.corpus_hash(files) == oracle
     assert embedded.corpus_hash(files[1:]) != oracle
     assert embedded.corpus_hash(files[::-1]) != oracle

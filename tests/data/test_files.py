@@ -1,4 +1,5 @@
-"""Data folders as they are found: packed files, .json, links, cloned data sets; and the account of what was read and what was not."""
+"""Data folders as they are found: packed files, .json, links, cloned data sets; and the account of what was read and
+what was not."""
 
 from __future__ import annotations
 
@@ -29,7 +30,12 @@ def _zst(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(raw)
 
 
-PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": _zst, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".zst": _zst,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def _lines(*texts: str) -> bytes:
@@ -124,7 +130,8 @@ def test_json_is_an_array_of_objects_or_one_after_the_other(
 
 
 @pytest.mark.parametrize(
-    "content", ['[{"text": "a"}, {"text": "b"', '[{"text": "a"}', '[{"text": "a"}] x', '[{"text": "a"}, nonsense and more of it]']
+    "content",
+    ['[{"text": "a"}, {"text": "b"', '[{"text": "a"}', '[{"text": "a"}] x', '[{"text": "a"}, nonsense and more of it]'],
 )
 def test_broken_json_is_told_with_its_file_and_row(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
@@ -160,7 +167,10 @@ def test_json_is_not_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_json_files_without_the_text_field_are_settings_in_a_folder_and_refused_by_name(tmp_path: Path) -> None:
-    _fill(tmp_path, {"main.py": "code", "package.json": '{"name": "x"}', "tsconfig.json": "{ // words\n}", "list.json": "[1, 2]"})
+    _fill(
+        tmp_path,
+        {"main.py": "code", "package.json": '{"name": "x"}', "tsconfig.json": "{ // words\n}", "list.json": "[1, 2]"},
+    )
     assert _texts(tmp_path) == ["code"]
     assert _account(tmp_path)["passed_over"] == {".json without documents": 3}
     assert "has no such field" in _sentence(tmp_path / "package.json")
@@ -179,7 +189,9 @@ def test_json_files_without_the_text_field_are_settings_in_a_folder_and_refused_
         ("b.json", '[{"text": "one"}]'.encode("utf-16"), "is not UTF-8"),
     ],
 )
-def test_json_that_is_broken_from_its_beginning_is_told_and_not_passed_over(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+def test_json_that_is_broken_from_its_beginning_is_told_and_not_passed_over(
+    tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
     _fill(tmp_path, {"a.jsonl": _lines("one"), name: content})
     sentence = _sentence(tmp_path)
     assert what in sentence and name in sentence
@@ -291,8 +303,8 @@ def test_the_account_says_what_was_read_and_what_was_passed_over(tmp_path: Path)
         "passed_over": {".bin": 1, ".docx": 1, "empty .txt": 1, "hidden": 2, "without a suffix": 1},
     }
     assert account_text(documents.account()) == (
-        "Read: 3 documents (2 .jsonl, 1 .txt) of 3 files (1 .jsonl, 1 .md, 1 .txt). Passed over: 2 empty documents of .jsonl, 2 hidden, "
-        "1 .bin, 1 .docx, 1 empty .txt, 1 empty documents of .md, 1 without a suffix."
+        "Read: 3 documents (2 .jsonl, 1 .txt) of 3 files (1 .jsonl, 1 .md, 1 .txt). Passed over: 2 empty documents of "
+        ".jsonl, 2 hidden, 1 .bin, 1 .docx, 1 empty .txt, 1 empty documents of .md, 1 without a suffix."
     )
 
 

@@ -24,7 +24,9 @@ def naive(texts: list[list[int]], stream: list[int], n: int) -> tuple[list[int],
 
 
 def blocks(stream: list[int], size: int, n: int) -> list[np.ndarray]:
-    return [np.asarray(stream[max(0, start - n + 1) : start + size], np.uint16) for start in range(0, len(stream), size)]
+    return [
+        np.asarray(stream[max(0, start - n + 1) : start + size], np.uint16) for start in range(0, len(stream), size)
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
@@ -81,13 +83,17 @@ def test_hashes_that_coincide_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_packed_data_set_is_streamed_whole(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("embedded")
-    documents = [Document(str(i), f"def f_{i}(x):\n    return [x * {i}, x + {i * i}, x ** {i + 3}]\n" * 3) for i in range(40)]
+    documents = [
+        Document(str(i), f"def f_{i}(x):\n    return [x * {i}, x + {i * i}, x ** {i + 3}]\n" * 3) for i in range(40)
+    ]
     data = prepare(documents, tokenizer, 64, tmp_path / "packed")
     assert isinstance(data, PackedDataset)
     stream = np.concatenate([data[i]["input_ids"].numpy() for i in range(len(data))]).tolist()
     for size in (5, 100, 10**6):
         pieces = list(data.blocks(size, before=12))
-        assert np.concatenate([p[-min(size, len(stream) - i * size) :] for i, p in enumerate(pieces)]).tolist() == stream
+        assert (
+            np.concatenate([p[-min(size, len(stream) - i * size) :] for i, p in enumerate(pieces)]).tolist() == stream
+        )
         texts = [tokenizer(d.text, add_special_tokens=False).input_ids for d in documents[:9]] + [stream[::-1]]
         found = count_overlap(texts, data.blocks(size, before=12))
         assert found is not None and (list(found.grams), list(found.found)) == naive(texts, stream, 13)

@@ -1,4 +1,5 @@
-"""Packing against a few-line packing in plain lists, and what becomes of a data set that is broken, cut off or killed."""
+"""Packing against a few-line packing in plain lists, and what becomes of a data set that is broken, cut off or
+killed."""
 
 from __future__ import annotations
 
@@ -38,9 +39,13 @@ BOS, EOS, WORDS = 0, 1, 50
 
 def _tokenizer(template: str = "$A", words: int = WORDS, **special: Any) -> PreTrainedTokenizerFast:
     """Words `w3` … with the ids 3 …, set between the special tokens of the template."""
-    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{n}": n for n in range(3, words)}, "<unk>"))
+    backend = Tokenizer(
+        models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{n}": n for n in range(3, words)}, "<unk>")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **special)
 
 
@@ -65,7 +70,9 @@ def _ids(document: Document) -> list[int]:
     return [int(word[1:]) for word in document.text.split()]
 
 
-def _naive(documents: list[list[int]], length: int, seed: int = 0, limit: int | None = None) -> tuple[list[list[int]], list[int]]:
+def _naive(
+    documents: list[list[int]], length: int, seed: int = 0, limit: int | None = None
+) -> tuple[list[list[int]], list[int]]:
     """Sequences, and the starts of documents in them, by lists alone."""
     stream: list[int] = []
     starts: list[int] = []
@@ -111,7 +118,9 @@ def test_gpt2_documents_have_one_separator_between_them(tmp_path: Path) -> None:
     tokenizer = _gpt2()
     texts = ["one", "größer", "a longer third text, with 日本語"]
     alphabet = tokenizer.get_vocab()
-    byte_ids = [[alphabet[str(tokenizer.convert_ids_to_tokens(i))] for i in tokenizer(text).input_ids] for text in texts]
+    byte_ids = [
+        [alphabet[str(tokenizer.convert_ids_to_tokens(i))] for i in tokenizer(text).input_ids] for text in texts
+    ]
     assert [len(ids) for ids in byte_ids] == [len(text.encode()) for text in texts]
     data = prepare([Document("", text) for text in texts], tokenizer, 8, tmp_path / "data")
     assert _sequences(data) == _naive([[*ids, 256] for ids in byte_ids], 8)[0]
@@ -131,7 +140,9 @@ def test_any_documents_are_packed_as_naively(lengths: list[int], length: int, se
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "data")
         if not sequences:
-            with pytest.raises(HarpeError, match=f"{sum(map(len, whole))} tokens in {len(whole)} documents.* needs {length}"):
+            with pytest.raises(
+                HarpeError, match=f"{sum(map(len, whole))} tokens in {len(whole)} documents.* needs {length}"
+            ):
                 prepare(documents, _tokenizer(**LLAMA), length, out, seed=seed, max_tokens=limit)
             return
         data = prepare(documents, _tokenizer(**LLAMA), length, out, seed=seed, max_tokens=limit)
@@ -188,7 +199,11 @@ def test_the_hash_depends_on_where_documents_start(tmp_path: Path) -> None:
 
 def test_batches_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / "a")
-    for name, limit, value in (("b", "BATCH_CHARACTERS", 100), ("c", "BATCH_DOCUMENTS", 3), ("d", "BATCH_CHARACTERS", 1)):
+    for name, limit, value in (
+        ("b", "BATCH_CHARACTERS", 100),
+        ("c", "BATCH_DOCUMENTS", 3),
+        ("d", "BATCH_CHARACTERS", 1),
+    ):
         monkeypatch.setattr(packing, limit, value)
         assert prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / name).hash == whole.hash
 
@@ -213,7 +228,9 @@ def test_no_more_text_is_read_at_a_time_than_a_batch(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("words", "dtype", "width"), [(2**16, "uint16", 2), (2**16 + 1, "uint32", 4)])
-def test_ids_are_stored_in_the_smallest_type_that_holds_the_vocabulary(tmp_path: Path, words: int, dtype: str, width: int) -> None:
+def test_ids_are_stored_in_the_smallest_type_that_holds_the_vocabulary(
+    tmp_path: Path, words: int, dtype: str, width: int
+) -> None:
     documents = [Document("", f"w{words - 1} w3 w{words - 1} w65535")]
     data = prepare(documents, _tokenizer(words=words), 4, tmp_path / "data")
     assert _sequences(data) == [[words - 1, 3, words - 1, 65535]]
@@ -313,7 +330,9 @@ def test_an_empty_corpus_is_told(tmp_path: Path, documents: list[Document]) -> N
         ({"length": 16, "seed": -1}, "--seed is -1"),
     ],
 )
-def test_options_out_of_range_are_told_before_anything_is_read(tmp_path: Path, options: dict[str, int], words: str) -> None:
+def test_options_out_of_range_are_told_before_anything_is_read(
+    tmp_path: Path, options: dict[str, int], words: str
+) -> None:
     read = []
 
     def documents() -> Iterator[Document]:
@@ -419,7 +438,8 @@ def killed(path, value):
 
 packing.write_json = killed
 documents = [Document("", "w3 w4 w5", "a")] * 50
-packing.prepare(documents, PreTrainedTokenizerFast.from_pretrained("tokenizer"), 16, Path("out/data"), upsampling=Upsampling(2, 3))
+tokenizer = PreTrainedTokenizerFast.from_pretrained("tokenizer")
+packing.prepare(documents, tokenizer, 16, Path("out/data"), upsampling=Upsampling(2, 3))
 """
     _tokenizer(**LLAMA).save_pretrained(tmp_path / "tokenizer")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -435,7 +455,10 @@ def _sources() -> list[Document]:
     sizes = [("a", 3, 20, int(n)) for n in [*random.integers(5, 40, 150), *random.integers(100, 200, 8)]]
     sizes += [("b", 20, 40, int(n)) for n in [*random.integers(5, 40, 60), *random.integers(100, 200, 4)]]
     order = random.permutation(len(sizes))
-    texts = [(source, " ".join(f"w{n}" for n in random.integers(low, high, size))) for source, low, high, size in (sizes[i] for i in order)]
+    texts = [
+        (source, " ".join(f"w{n}" for n in random.integers(low, high, size)))
+        for source, low, high, size in (sizes[i] for i in order)
+    ]
     return [Document(str(n), text, source) for n, (source, text) in enumerate(texts)]
 
 
@@ -451,38 +474,57 @@ def test_the_upsampled_stream_holds_what_its_index_says_and_keeps_the_sources_sh
     assert all(tuple(piece) in whole for piece in pieces[:-1])  # documents are drawn whole, the last one may be cut
     assert max(Counter(tuple(piece) for piece in pieces).values()) == 2
     every = sum(len(ids) for ids in whole)
-    for row, low, high in zip(sorted(data.index["sources"], key=lambda row: row["source"]), (3, 20), (20, 40), strict=True):
+    for row, low, high in zip(
+        sorted(data.index["sources"], key=lambda row: row["source"]), (3, 20), (20, 40), strict=True
+    ):
         own = [piece for piece in pieces if low <= piece[1] < high]
         there = [ids for ids in whole if low <= ids[1] < high]
         assert row["tokens_drawn"] == sum(map(len, own)) and row["tokens"] == sum(map(len, there))
         assert abs(row["tokens_drawn"] / data.tokens - sum(map(len, there)) / every) < 2 * 202 / data.tokens
         long = [piece for piece in own[:-1] if len(piece) >= 100]
-        assert row["long_share_drawn"] == pytest.approx(sum(map(len, long)) / row["tokens_drawn"], abs=202 / row["tokens_drawn"])
+        assert row["long_share_drawn"] == pytest.approx(
+            sum(map(len, long)) / row["tokens_drawn"], abs=202 / row["tokens_drawn"]
+        )
         has = sum(len(ids) for ids in there if len(ids) >= 100)
         wanted = 10 * has / (10 * has + row["tokens"] - has)
-        assert row["long_share_drawn"] == pytest.approx(wanted, abs=2 * 202 / row["tokens_drawn"]) and wanted > 2 * row["long_share"] > 0
+        assert (
+            row["long_share_drawn"] == pytest.approx(wanted, abs=2 * 202 / row["tokens_drawn"])
+            and wanted > 2 * row["long_share"] > 0
+        )
 
 
 def test_upsampling_is_repeated_from_the_same_seed_only(tmp_path: Path) -> None:
     def made(name: str, seed: int = 5, rule: Upsampling | None = None) -> str:
-        return prepare(_sources(), _tokenizer(**LLAMA), 16, tmp_path / name, seed=seed, upsampling=rule or Upsampling(100, 10.0)).hash
+        return prepare(
+            _sources(), _tokenizer(**LLAMA), 16, tmp_path / name, seed=seed, upsampling=rule or Upsampling(100, 10.0)
+        ).hash
 
     first = made("a")
     assert first == made("b")
-    assert len({first, made("c", seed=6), made("d", rule=Upsampling(100, 9.0)), made("e", rule=Upsampling(120, 10.0))}) == 4
+    assert (
+        len({first, made("c", seed=6), made("d", rule=Upsampling(100, 9.0)), made("e", rule=Upsampling(120, 10.0))})
+        == 4
+    )
 
 
 def test_one_source_without_upsampling_is_the_plain_packing(tmp_path: Path) -> None:
     documents = _documents()
     plain = prepare(documents, _tokenizer(**LLAMA), 16, tmp_path / "a", seed=3, max_tokens=160)
-    assert prepare(documents, _tokenizer(**LLAMA), 16, tmp_path / "b", seed=3, max_tokens=160, upsampling=Upsampling()).hash == plain.hash
+    assert (
+        prepare(
+            documents, _tokenizer(**LLAMA), 16, tmp_path / "b", seed=3, max_tokens=160, upsampling=Upsampling()
+        ).hash
+        == plain.hash
+    )
     assert plain.index["sources"][0]["documents"] == len(documents)
     assert plain.index["corpus"]["tokens"] == sum(len(_ids(document)) + 2 for document in documents)
 
 
 def test_the_corpus_is_named_by_its_texts_and_sources(tmp_path: Path) -> None:
     def named(name: str, documents: list[Document]) -> str:
-        return str(prepare(documents, _tokenizer(), 4, tmp_path / name, upsampling=Upsampling()).index["corpus"]["sha256"])
+        return str(
+            prepare(documents, _tokenizer(), 4, tmp_path / name, upsampling=Upsampling()).index["corpus"]["sha256"]
+        )
 
     one = named("a", [Document("1", "w3 w4 w5 w6", "x"), Document("2", "w7 w8", "y")])
     assert one == hashlib.sha256(b"x\n11\nw3 w4 w5 w6y\n5\nw7 w8").hexdigest()
@@ -494,7 +536,8 @@ def test_a_field_with_too_many_values_is_no_source(tmp_path: Path, monkeypatch: 
     documents = [Document(str(n), "w3 w4 w5", f"title {n}") for n in range(6)]
     with pytest.raises(HarpeError, match="more than 5 sources, the last one 'title 5'"):
         prepare(documents, _tokenizer(), 4, tmp_path / "a", upsampling=Upsampling())
-    assert prepare(documents, _tokenizer(), 4, tmp_path / "b").index["sources"][0]["documents"] == 6  # not asked for: not told apart
+    # not asked for: not told apart
+    assert prepare(documents, _tokenizer(), 4, tmp_path / "b").index["sources"][0]["documents"] == 6
 
 
 def test_a_data_set_that_was_cut_off_is_refused(tmp_path: Path) -> None:
@@ -544,7 +587,8 @@ def test_document_starts_that_are_no_array_are_refused_and_never_unpickled(tmp_p
 
 
 @pytest.mark.parametrize(
-    "change", [{"length": None}, {"length": "many"}, {"dtype": "object"}, {"length": 0}, {"sequences": 1}, {"tokens": -16}]
+    "change",
+    [{"length": None}, {"length": "many"}, {"dtype": "object"}, {"length": 0}, {"sequences": 1}, {"tokens": -16}],
 )
 def test_an_index_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     prepare(_documents(), _tokenizer(**LLAMA), 16, tmp_path / "data")

@@ -1,4 +1,5 @@
-"""Upsampling against a merge in fractions and plain lists, against the published program, and against its own arithmetic."""
+"""Upsampling against a merge in fractions and plain lists, against the published program, and against its own
+arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def corpus(*sources: list[int], names: tuple[str, ...] | None = None) -> Corpus:
 
 
 def mixed(seed: int = 0) -> Corpus:
-    """Web: many short documents and few long ones; books: long ones only; posts: short ones only; papers: half and half."""
+    """Web: many short documents and few long ones; books: long ones only; posts: short ones only; papers: half and
+    half."""
     random = np.random.default_rng(seed)
     web = [*random.integers(20, 1000, 3000), *random.integers(1000, 6000, 60)]
     return corpus(
@@ -47,7 +49,8 @@ def shares_of(documents: list[tuple[int, int]]) -> dict[tuple[int, bool], float]
 
 
 def asked_for(c: Corpus, factor: float | None = None, long_share: float | None = None) -> dict[tuple[int, bool], float]:
-    """The shares that the rule promises, from its words: sources keep theirs; a long token counts `factor` times, or has a share."""
+    """The shares that the rule promises, from its words: sources keep theirs; a long token counts `factor` times, or
+    has a share."""
     total, wanted = sum(c.lengths.tolist()), {}
     for source in range(len(c.names)):
         lengths = [n for n, s in zip(c.lengths.tolist(), c.sources.tolist(), strict=True) if s == source]
@@ -102,7 +105,9 @@ def naive(c: Corpus, factor: Fraction, copies: int, tokens: int, seed: int) -> l
     part=st.floats(0.05, 1),
     seed=st.integers(0, 1000),
 )
-def test_a_draw_is_the_merge_in_fractions(sources: list[list[int]], factor: int, copies: int, part: float, seed: int) -> None:
+def test_a_draw_is_the_merge_in_fractions(
+    sources: list[list[int]], factor: int, copies: int, part: float, seed: int
+) -> None:
     c, rule = corpus(*sources), Upsampling(LONG, factor, None, copies)
     if rule.asked and max(map(max, sources)) < LONG:
         return
@@ -111,7 +116,8 @@ def test_a_draw_is_the_merge_in_fractions(sources: list[list[int]], factor: int,
 
 
 def test_the_shares_are_those_of_the_published_program() -> None:
-    """Which passes through a shuffled corpus and keeps a short document with probability 1 in 10, until a source has its budget."""
+    """Which passes through a shuffled corpus and keeps a short document with probability 1 in 10, until a source has
+    its budget."""
     c = mixed()
     total, tokens = c.tokens, 200_000
     kept: list[tuple[int, int]] = []
@@ -124,7 +130,9 @@ def test_the_shares_are_those_of_the_published_program() -> None:
                 budget[source] -= length
                 kept.append((source, length))
     published = shares_of(kept)
-    ours = shares_of([(int(c.sources[d]), int(c.lengths[d])) for s in range(10) for d in draw(c, Upsampling(LONG, 10), tokens, s)])
+    ours = shares_of(
+        [(int(c.sources[d]), int(c.lengths[d])) for s in range(10) for d in draw(c, Upsampling(LONG, 10), tokens, s)]
+    )
     assert published.keys() == ours.keys()
     for key, share in published.items():
         # the program overshoots a source's budget by part of a document: of books, a third of a budget here
@@ -242,11 +250,18 @@ def test_the_table_counts_what_a_naive_count_counts() -> None:
         long = [d for d in own if c.lengths[d] >= LONG]
         there, there_long = sum(int(c.lengths[d]) for d in own), sum(int(c.lengths[d]) for d in long)
         used, used_long = sum(per_token[d] for d in own), sum(per_token[d] for d in long)
-        assert (row["source"], row["documents"], row["tokens"], row["long_documents"]) == (c.names[s], len(own), there, len(long))
+        assert (row["source"], row["documents"], row["tokens"], row["long_documents"]) == (
+            c.names[s],
+            len(own),
+            there,
+            len(long),
+        )
         assert row["tokens_drawn"] == used and row["documents_drawn"] == sum(d in per_token for d in own)
         assert row["long_documents_drawn"] == sum(d in per_token for d in long)
         assert row["share"] == pytest.approx(there / c.tokens) and row["share_drawn"] == pytest.approx(used / tokens)
-        assert row["long_share"] == pytest.approx(there_long / there) and row["long_share_drawn"] == pytest.approx(used_long / used)
+        assert row["long_share"] == pytest.approx(there_long / there) and row["long_share_drawn"] == pytest.approx(
+            used_long / used
+        )
         assert row["copies"]["most"] == max(order.tolist().count(d) for d in own)
         assert row["copies"]["long"] == (pytest.approx(used_long / there_long) if long else None)
 
@@ -260,7 +275,10 @@ def test_what_cannot_be_drawn_is_told_with_the_source_and_the_numbers() -> None:
     with pytest.raises(HarpeError) as caught:
         tokens_to_draw(c, rule, 5700)
     message = str(caught.value)
-    assert "--tokens 5,700 would take 2,000 tokens from documents of at least 1,000 tokens of the source web, which have 1,000" in message
+    assert (
+        "--tokens 5,700 would take 2,000 tokens from documents of at least 1,000 tokens of the source web, which have "
+        "1,000" in message
+    )
     assert "every document at most once, 2,850 tokens" in message and "--max-copies 2." in message
     assert tokens_to_draw(c, Upsampling(LONG, 10, None, 2), 5700) == 5700
     with pytest.raises(HarpeError, match=r"documents, which have 14,000\..*--max-copies 2\."):

@@ -92,12 +92,15 @@ def test_jsonl_gives_one_document_a_line(tmp_path: Path) -> None:
     assert list(read_documents(path)) == [Document(f"rows.jsonl:{n}", text) for n, text in enumerate(texts, 1)]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_parquet_gives_one_document_a_row_in_every_string_type(tmp_path: Path, kind: pa.DataType) -> None:
     texts = [f"text {number}" for number in range(600)]  # more than two batches
     table = pa.table({"id": list(range(600)), "text": texts})
     stored = table.schema.set(1, pa.field("text", kind))
-    # Beside the rows write_table stores the type. By hand here, since pyarrow 18 cannot write views; it reads them as strings.
+    # Beside the rows write_table stores the type. By hand here, since pyarrow 18 cannot write views; it reads them as
+    # strings.
     with pq.ParquetWriter(tmp_path / "rows.parquet", table.schema, store_schema=False) as file:
         file.write_table(table)
         file.add_key_value_metadata({"ARROW:schema": base64.b64encode(stored.serialize()).decode()})
@@ -184,7 +187,9 @@ def test_a_file_that_is_no_parquet_is_told(tmp_path: Path, content: bytes) -> No
     assert str(tmp_path / "a.parquet") in _sentence(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize("name", ["./gone", "/gone/corpus", "~/gone", "../gone", "gone.jsonl", "a/b/c", "gone folder", "gone.TXT"])
+@pytest.mark.parametrize(
+    "name", ["./gone", "/gone/corpus", "~/gone", "../gone", "gone.jsonl", "a/b/c", "gone folder", "gone.TXT"]
+)
 def test_a_missing_path_is_told_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would fail
     assert _sentence(name) == f"--data {name}: there is no such file or folder. Check the path."
@@ -231,8 +236,15 @@ for name in ("org/name", "name", "org/name:config"):
     except HarpeError as error:
         print(error)
 """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     lines = told.stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["org/name", "name", "org/name:config"]
     assert all(line.startswith("--data ") and "HF_HUB_OFFLINE forbids" in line for line in lines)
@@ -253,7 +265,9 @@ class _Rows:
             raise ConnectionError("the line\nwent dead")
 
 
-def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     asked: list[Any] = []
@@ -271,10 +285,15 @@ def test_a_hub_data_set_is_streamed_with_configuration_split_and_revision(tmp_pa
     assert "a number" in _sentence("name", text_field="n")
 
 
-def test_the_source_of_a_row_is_read_from_a_nested_field_of_every_kind_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_a_row_is_read_from_a_nested_field_of_every_kind_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
-    rows = [{"text": f"text {n}", "meta": {"set": name, "n": n}, "url": "x"} for n, name in enumerate(["web", "books", "web"])]
+    rows = [
+        {"text": f"text {n}", "meta": {"set": name, "n": n}, "url": "x"}
+        for n, name in enumerate(["web", "books", "web"])
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: _Rows(rows, list(rows[0])))
@@ -307,7 +326,9 @@ def test_sources_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["text"], None])
-def test_a_hub_data_set_that_breaks_off_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None) -> None:
+def test_a_hub_data_set_that_breaks_off_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None
+) -> None:
     import datasets
 
     monkeypatch.chdir(tmp_path)

@@ -29,12 +29,17 @@ def _fast(kind: str) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
     elif kind == "byte fallback":
         backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="[UNK]", fuse_unk=True))
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))], show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))], show_progress=False
+        )
     elif kind == "unigram":
         backend = Tokenizer(models.Unigram())
         backend.normalizer = normalizers.NFKD()
@@ -46,7 +51,9 @@ def _fast(kind: str) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
     backend.train_from_iterator(WORDS, trainer)
-    backend.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, backend.token_to_id(BEGIN))])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, backend.token_to_id(BEGIN))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token="[UNK]")
 
 
@@ -54,7 +61,9 @@ KINDS = ("byte-level", "byte fallback", "unigram", "word piece")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unigram"])
-def test_a_spelled_special_token_is_text_or_the_token_as_asked_and_the_given_tokenizer_stays_as_it_is(kind: str) -> None:
+def test_a_spelled_special_token_is_text_or_the_token_as_asked_and_the_given_tokenizer_stays_as_it_is(
+    kind: str,
+) -> None:
     tokenizer = _fast(kind)
     text, end = f"one{END}two {BEGIN} three", tokenizer.eos_token_id
     split, whole = reading_tokenizer(tokenizer, True), reading_tokenizer(tokenizer, False)
@@ -108,7 +117,12 @@ def test_no_text_has_more_tokens_than_the_bound(kind: str) -> None:
     tokenizer = load_tokenizer("embedded") if kind == "embedded" else _fast(kind)
     bound, rng = TokenBound(tokenizer), random.Random(0)
     alphabets = ["ab \n", "äöü ", "漢字仮名", "😀🦌👩‍🦰", "\ufdfa\u1f82\u0390", "\x00\x7f\u200b", f"{END}{BEGIN} "]
-    texts = ["", " ", END * 5, *("".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 200))) for _ in range(300))]
+    texts = [
+        "",
+        " ",
+        END * 5,
+        *("".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 200))) for _ in range(300)),
+    ]
     for text in texts:
         assert len(tokenizer(text)["input_ids"]) <= bound.most(text), text
 

@@ -1,4 +1,5 @@
-"""What stands around a text: its beginning where one begins, end-of-text where a document ends, and nothing around a piece."""
+"""What stands around a text: its beginning where one begins, end-of-text where a document ends, and nothing around a
+piece."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def finished(backend: Tokenizer, template: str, specials: list[str], **named: st
     return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
 
 
-def bytes_of(template: str = "$A", specials: tuple[str, ...] = ("<|endoftext|>",), **named: str) -> PreTrainedTokenizerFast:
+def bytes_of(
+    template: str = "$A", specials: tuple[str, ...] = ("<|endoftext|>",), **named: str
+) -> PreTrainedTokenizerFast:
     """Byte-level, as Qwen, GPT-NeoX and Llama 3."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
@@ -51,7 +54,13 @@ def pieces_of(template: str, dummy: bool = True, **named: str) -> PreTrainedToke
 
 def unigram(template: str) -> PreTrainedTokenizerFast:
     """As T5: end-of-text behind every text, whatever `add_eos_token` says."""
-    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), (MARK, -2.0), *((c, -3.0) for c in "abcdefghijklmnopqrstuvwxyzOT.,12")]
+    scores = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -9.0),
+        (MARK, -2.0),
+        *((c, -3.0) for c in "abcdefghijklmnopqrstuvwxyzOT.,12"),
+    ]
     backend = Tokenizer(models.Unigram(scores, unk_id=2))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     return finished(backend, template, ["</s>"], eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
@@ -69,7 +78,11 @@ TOKENIZERS: dict[str, tuple[PreTrainedTokenizerBase, list[str], list[str]]] = {
     "GPT-NeoX, add_eos_token": (bytes_of("$A <|endoftext|>", **END), [], ["<|endoftext|>"]),
     "OPT": (bytes_of("<|endoftext|> $A", **END), ["<|endoftext|>"], []),
     "OPT, add_eos_token": (bytes_of("<|endoftext|> $A <|endoftext|>", **END), ["<|endoftext|>"], []),
-    "GLM": (bytes_of("[gMASK] <sop> $A", ("[gMASK]", "<sop>", "<eop>"), eos_token="<eop>"), ["[gMASK]", "<sop>"], ["<eop>"]),
+    "GLM": (
+        bytes_of("[gMASK] <sop> $A", ("[gMASK]", "<sop>", "<eop>"), eos_token="<eop>"),
+        ["[gMASK]", "<sop>"],
+        ["<eop>"],
+    ),
     "BERT": (bytes_of("[CLS] $A [SEP]", ("[CLS]", "[SEP]")), ["[CLS]"], ["[SEP]"]),
     "T5": (unigram("$A </s>"), [], ["</s>"]),
     "embedded": (load_tokenizer("embedded"), ["<|endoftext|>"], []),
@@ -80,7 +93,11 @@ TOKENIZERS: dict[str, tuple[PreTrainedTokenizerBase, list[str], list[str]]] = {
 def case(request: Any) -> tuple[PreTrainedTokenizerBase, list[int], list[int]]:
     """A tokenizer, what a text of it begins with, and what a document of it ends with."""
     tokenizer, begin, end = TOKENIZERS[request.param]
-    return tokenizer, [int(tokenizer.convert_tokens_to_ids(t)) for t in begin], [int(tokenizer.convert_tokens_to_ids(t)) for t in end]
+    return (
+        tokenizer,
+        [int(tokenizer.convert_tokens_to_ids(t)) for t in begin],
+        [int(tokenizer.convert_tokens_to_ids(t)) for t in end],
+    )
 
 
 def test_a_prompt_has_the_beginning_of_a_text_and_no_end(case: Any) -> None:
@@ -131,7 +148,10 @@ def test_llama_2s_own_tokenizer_in_every_setting(harpe_data: Path) -> None:
     """From its tokenizer.json, and as transformers' own class with and without what it may add."""
     folder = harpe_data / "tokenizers" / "llama2"
     plain = AutoTokenizer.from_pretrained(folder).encode("Paris is", add_special_tokens=False)
-    made = [AutoTokenizer.from_pretrained(folder, **options) for options in ({}, {"add_eos_token": True}, {"add_bos_token": False})]
+    made = [
+        AutoTokenizer.from_pretrained(folder, **options)
+        for options in ({}, {"add_eos_token": True}, {"add_bos_token": False})
+    ]
     backend = made[0].backend_tokenizer
     vocabulary, merges = backend.get_vocab(), json.loads(backend.to_str())["model"]["merges"]
     own = [
@@ -143,7 +163,12 @@ def test_llama_2s_own_tokenizer_in_every_setting(harpe_data: Path) -> None:
         begin, _ = tokens_around(tokenizer)
         assert text_ids(tokenizer, "Paris is") == [*begin, *plain] and 2 not in begin
         assert next(document_ids(tokenizer, ["Paris is"])) == [*begin, *plain, 2]
-    assert [begin_ids(each) for each in own] == [(1,), (1,), (), ()] and [tokens_around(each)[1] for each in own] == [(2,), (), (2,), ()]
+    assert [begin_ids(each) for each in own] == [(1,), (1,), (), ()] and [tokens_around(each)[1] for each in own] == [
+        (2,),
+        (),
+        (2,),
+        (),
+    ]
     assert tokens_around(made[1])[1] == (2,)
     assert piece_ids(made[0], " 1234") == plain_ids(made[0], "a 1234")[1:] != plain_ids(made[0], " 1234")
 
@@ -162,8 +187,14 @@ def test_llama_2s_own_tokenizer_in_every_setting(harpe_data: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("ends", [False, True])
-def test_every_chat_format_of_ruler_begins_once_with_the_tokenizers_of_its_family(template: str, begin: list[str], ends: bool) -> None:
-    tokenizer = bytes_of(" ".join([*begin, "$A", *(["<end>"] if ends else [])]), (*begin, "<end>"), bos_token=begin[0], eos_token="<end>")
+def test_every_chat_format_of_ruler_begins_once_with_the_tokenizers_of_its_family(
+    template: str, begin: list[str], ends: bool
+) -> None:
+    tokenizer = bytes_of(
+        " ".join([*begin, "$A", *(["<end>"] if ends else [])]), (*begin, "<end>"), bos_token=begin[0], eos_token="<end>"
+    )
     ids = text_ids(tokenizer, template_of("vt", template))
     assert tokenizer.convert_ids_to_tokens(ids[: len(begin)]) == begin
-    assert not set(begin) & set(tokenizer.convert_ids_to_tokens(ids[len(begin) :])) and "<end>" not in tokenizer.convert_ids_to_tokens(ids)
+    assert not set(begin) & set(
+        tokenizer.convert_ids_to_tokens(ids[len(begin) :])
+    ) and "<end>" not in tokenizer.convert_ids_to_tokens(ids)

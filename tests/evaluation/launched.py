@@ -1,7 +1,9 @@
-"""What torchrun starts in the tests: `launched.py COMMANDS.json FOLDER` runs several `harpe` commands in a row, in the same processes.
+"""What torchrun starts in the tests: `launched.py COMMANDS.json FOLDER` runs several `harpe` commands in a row, in the
+same processes.
 
-Every process counts the records that it adds and leaves them in FOLDER/shares.RANK.json, a count a file of records. Where RANK:TEXT stands
-in HARPE_TEST_FAILS, the process of that rank fails with that sentence when it reads its first document.
+Every process counts the records that it adds and leaves them in FOLDER/shares.RANK.json, a count a file of records.
+Where RANK:TEXT stands in HARPE_TEST_FAILS, the process of that rank fails with that sentence when it reads its first
+document.
 """
 
 from __future__ import annotations

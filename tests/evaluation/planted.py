@@ -13,7 +13,8 @@ from harpe.positions import rotation
 
 @contextmanager
 def angles_in_bfloat16() -> Iterator[None]:
-    """Positions, frequencies and their product in bfloat16: what `model.to(bfloat16)` does to an ordinary rotary module."""
+    """Positions, frequencies and their product in bfloat16: what `model.to(bfloat16)` does to an ordinary rotary
+    module."""
 
     def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         frequencies = (table.double() * (2 * math.pi / 2**64)).bfloat16()

@@ -9,15 +9,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]
-"""Gets the body of a request and its number (from 0); gives the status and the body of the reply. Status 0 cuts the connection."""
+"""Gets the body of a request and its number (from 0); gives the status and the body of the reply. Status 0 cuts the
+connection."""
 
 
 def completion(text: str) -> tuple[int, dict[str, Any]]:
-    return 200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [{"index": 0, "text": text}]}
+    return 200, {
+        "id": "1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "text": text}],
+    }
 
 
 class StubServer:
-    """Runs while it is a context; `bodies` keeps what was asked, `headers` how, and `at_once` how many were under way together."""
+    """Runs while it is a context; `bodies` keeps what was asked, `headers` how, and `at_once` how many were under way
+    together."""
 
     def __init__(self, answer: Answer, models: dict[str, int | None] | None = None, port: int = 0) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -42,10 +50,18 @@ class StubServer:
             def do_GET(self) -> None:
                 stub.paths.append(self.path)
                 listed = [
-                    {"id": name, "object": "model", "created": 1, "owned_by": "me", **({"max_model_len": length} if length else {})}
+                    {
+                        "id": name,
+                        "object": "model",
+                        "created": 1,
+                        "owned_by": "me",
+                        **({"max_model_len": length} if length else {}),
+                    }
                     for name, length in (models or {}).items()
                 ]
-                self.reply(*((404, {"detail": "Not Found"}) if models is None else (200, {"object": "list", "data": listed})))
+                self.reply(
+                    *((404, {"detail": "Not Found"}) if models is None else (200, {"object": "list", "data": listed}))
+                )
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))

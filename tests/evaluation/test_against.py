@@ -25,7 +25,10 @@ def short_folder(folder: Path, scores: dict[str, list[float]], **changes: Any) -
     write_json(folder / "short.json", {"protocol": {"model": folder.name}, "tasks": tasks})
     for name, values in scores.items():
         common = {"task": name, "target": 1}
-        rows = [{**common, "doc_id": i, "prompt_hash": f"{name}-{i}", "acc": value, **changes} for i, value in enumerate(values)]
+        rows = [
+            {**common, "doc_id": i, "prompt_hash": f"{name}-{i}", "acc": value, **changes}
+            for i, value in enumerate(values)
+        ]
         write_jsonl(folder / f"{name}.jsonl", rows)
     return folder
 
@@ -33,7 +36,8 @@ def short_folder(folder: Path, scores: dict[str, list[float]], **changes: Any) -
 def test_differences_are_paired_and_have_the_interval_of_the_normal_approximation(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     before = {name: (rng.random(n) < 0.5).astype(float) for name, n in (("a", 900), ("b", 400))}
-    after = {name: np.where(rng.random(len(x)) < 0.15, 1.0, x) for name, x in before.items()}  # a paired gain: far narrower than unpaired
+    # a paired gain: far narrower than unpaired
+    after = {name: np.where(rng.random(len(x)) < 0.15, 1.0, x) for name, x in before.items()}
     short_folder(tmp_path / "before", {name: x.tolist() for name, x in before.items()})
     short_folder(tmp_path / "after", {name: x.tolist() for name, x in after.items()})
     compare_short(tmp_path / "before", tmp_path / "after", ["a", "b"])
@@ -48,10 +52,15 @@ def test_differences_are_paired_and_have_the_interval_of_the_normal_approximatio
         assert row["high"] == pytest.approx(difference.mean() + 1.96 * errors[-1], abs=0.25)
         assert (row["better"], row["worse"]) == ((difference > 0).sum(), 0)
     mean = value["mean"]
-    assert mean["difference"] == pytest.approx((value["tasks"]["a"]["difference"] + value["tasks"]["b"]["difference"]) / 2)
+    assert mean["difference"] == pytest.approx(
+        (value["tasks"]["a"]["difference"] + value["tasks"]["b"]["difference"]) / 2
+    )
     assert (mean["high"] - mean["low"]) / 2 == pytest.approx(1.96 * math.hypot(*errors) / 2, rel=0.06)
     text = (tmp_path / "after" / "against.md").read_text()
-    assert f"| b | {100 * before['b'].mean():.1f} | {100 * after['b'].mean():.1f} |" in text and "| mean of the tasks |" in text
+    assert (
+        f"| b | {100 * before['b'].mean():.1f} | {100 * after['b'].mean():.1f} |" in text
+        and "| mean of the tasks |" in text
+    )
 
 
 def test_the_mean_over_tasks_counts_every_task_the_same() -> None:
@@ -72,8 +81,12 @@ def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path) -
     assert not (after / "against.json").exists()
 
 
-def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
     pytest.importorskip("openai", reason="--server needs the package openai (pip install 'harpe[eval]')")
 
     def right(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Rotations that depend on a text's length (dynamic NTK, LongRoPE): figures are those of a freshly loaded stock model."""
+"""Rotations that depend on a text's length (dynamic NTK, LongRoPE): figures are those of a freshly loaded stock
+model."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ MOVING = pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE], ids=["dynamic", "l
 
 
 def model_of(make_tiny: Any, rope: dict[str, Any]) -> Any:
-    return make_tiny("llama", rope_parameters=dict(rope), max_position_embeddings=BEFORE if rope is DYNAMIC else 4 * BEFORE)
+    return make_tiny(
+        "llama", rope_parameters=dict(rope), max_position_embeddings=BEFORE if rope is DYNAMIC else 4 * BEFORE
+    )
 
 
 def ids_of(count: int) -> list[int]:
@@ -52,13 +55,16 @@ def test_a_curve_is_that_of_the_stock_model_at_every_length(make_tiny: Any, rope
         record = prefix_record(model, ids, lengths)
         assert record["nll"] == pytest.approx([fresh_loss(fresh, ids[:length]) for length in lengths], rel=1e-5)
     assert sum(record["position_nll"]) == pytest.approx(record["nll"][-1])
-    assert abs(document_losses(model, ids)[: 16 - 1].sum() - fresh_loss(fresh, ids[:16])) > 0.01  # one pass for all would show
+    # one pass for all would show
+    assert abs(document_losses(model, ids)[: 16 - 1].sum() - fresh_loss(fresh, ids[:16])) > 0.01
 
 
 @MOVING
 def test_a_document_is_not_read_in_pieces(make_tiny: Any, rope: dict[str, Any]) -> None:
     model, ids = model_of(make_tiny, rope), ids_of(100)
-    assert document_losses(model, ids, prefill=20).sum() == pytest.approx(fresh_loss(model_of(make_tiny, rope), ids), rel=1e-5)
+    assert document_losses(model, ids, prefill=20).sum() == pytest.approx(
+        fresh_loss(model_of(make_tiny, rope), ids), rel=1e-5
+    )
 
 
 @MOVING
@@ -70,7 +76,10 @@ def test_windows_and_short_contexts_do_not_depend_on_what_was_read_before(make_t
     windows = [torch.tensor(ids[start : start + BEFORE + 1]) for start in range(0, 4 * BEFORE, BEFORE)]
     with torch.inference_mode():  # a window is the trained context, and one token more that is predicted and not read
         logits = [copy.deepcopy(fresh)(input_ids=window[None, :-1]).logits[0] for window in windows]
-    wanted = [torch.nn.functional.cross_entropy(x, w[1:], reduction="sum").item() for x, w in zip(logits, windows, strict=True)]
+    wanted = [
+        torch.nn.functional.cross_entropy(x, w[1:], reduction="sum").item()
+        for x, w in zip(logits, windows, strict=True)
+    ]
     assert records[0]["short_nll"] == pytest.approx(sum(wanted), rel=1e-5)
     (total, count), *_ = window_totals(model, ids, 40, 8)
     assert count == 39 and total == pytest.approx(fresh_loss(fresh, ids[:40]), rel=1e-5)
@@ -80,7 +89,8 @@ def test_a_text_is_read_as_by_a_model_that_has_read_nothing(make_tiny: Any) -> N
     model, text = model_of(make_tiny, DYNAMIC), torch.tensor([ids_of(50)])
     wanted = model(input_ids=text).logits
     model(input_ids=torch.tensor([ids_of(120)]))
-    assert not torch.allclose(model(input_ids=text).logits, wanted, atol=1e-3)  # transformers keeps the longest text's frequencies
+    # transformers keeps the longest text's frequencies
+    assert not torch.allclose(model(input_ids=text).logits, wanted, atol=1e-3)
     start_anew(model)
     assert torch.equal(model(input_ids=text).logits, wanted)
 

@@ -54,11 +54,17 @@ def test_pieces_of_prefill_and_logits_change_nothing(make_tiny: Any, family: str
 
 def test_a_sliding_window_of_the_model_holds_across_pieces(make_tiny: Any) -> None:
     model, ids = make_tiny("mistral", sliding_window=20), ids_of(90, 2)
-    np.testing.assert_allclose(document_losses(model, ids, prefill=11), document_losses(model, ids), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        document_losses(model, ids, prefill=11), document_losses(model, ids), rtol=2e-5, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("length", "window", "stride"), [(50, 16, 4), (49, 16, 15), (64, 16, 5), (10, 16, 4), (33, 16, 1)])
-def test_windows_score_every_token_once_as_a_naive_loop_does(make_tiny: Any, length: int, window: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "window", "stride"), [(50, 16, 4), (49, 16, 15), (64, 16, 5), (10, 16, 4), (33, 16, 1)]
+)
+def test_windows_score_every_token_once_as_a_naive_loop_does(
+    make_tiny: Any, length: int, window: int, stride: int
+) -> None:
     """The naive loop asks for one token at a time, from the first window that holds it behind another token."""
     model, ids = make_tiny("llama"), ids_of(length, 3)
     totals = window_totals(model, ids, window, stride)
@@ -91,9 +97,13 @@ def yarn(model: Any, documents: list[list[int]], bos: int, max_length: int, stri
 
 def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
     model, documents = make_tiny("llama"), [ids_of(n, n) for n in (100, 61, 75)]
-    curve = prefix_curve([prefix_record(model, ids, [20, 40, 80], begin=(0,)) for ids in documents], [20, 40, 80], "yarn")
+    curve = prefix_curve(
+        [prefix_record(model, ids, [20, 40, 80], begin=(0,)) for ids in documents], [20, 40, 80], "yarn"
+    )
     for point in curve["points"]:
-        assert point["perplexity"] == pytest.approx(yarn(model, documents, 0, point["length"], 0, truncate=True), rel=1e-5)
+        assert point["perplexity"] == pytest.approx(
+            yarn(model, documents, 0, point["length"], 0, truncate=True), rel=1e-5
+        )
     totals = [t for document in documents for t in window_totals(model, document, 24, 8, begin=(0,))]
     got = perplexity([s for s, _ in totals], [n for _, n in totals], "yarn")
     assert got == pytest.approx(yarn(model, documents, 0, 24, 8, truncate=False), rel=1e-5)
@@ -108,7 +118,9 @@ def test_a_stride_that_would_skip_tokens_is_refused(make_tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("begin", [(), (5,), (5, 6)])
-def test_every_token_of_a_text_is_scored_once_whatever_windows_begin_with(make_tiny: Any, begin: tuple[int, ...]) -> None:
+def test_every_token_of_a_text_is_scored_once_whatever_windows_begin_with(
+    make_tiny: Any, begin: tuple[int, ...]
+) -> None:
     """Behind one BOS the windows end where they do without one, so that the same windows score the same tokens."""
     model, ids = make_tiny("llama"), ids_of(50)
     text = ids[len(begin[:1]) :]

@@ -80,7 +80,9 @@ def naive(model: Any, prompt: list[int], budget: int) -> list[int]:
 
 
 def prompts() -> list[list[int]]:
-    return [torch.randint(5, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (19, 31, 8)]
+    return [
+        torch.randint(5, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (19, 31, 8)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,11 @@ def test_no_single_setting_changes_an_answer_and_the_settings_stay(make_tiny: An
 
 def test_answers_to_ruler_are_those_of_a_naive_loop(odd_model: Any, tokenizer: Any) -> None:
     samples = [{"input": "x y " * n, "answer_prefix": " is", "outputs": ["x"]} for n in (30, 5)]
-    rows = {row["sample"]: row["prediction"] for rows in answer_task(odd_model, tokenizer, RULER_TASKS["vt"], samples) for row in rows}
+    rows = {
+        row["sample"]: row["prediction"]
+        for rows in answer_task(odd_model, tokenizer, RULER_TASKS["vt"], samples)
+        for row in rows
+    }
     for number, sample in enumerate(samples):
         ids = [0, *tokenizer.encode(sample["input"] + sample["answer_prefix"], add_special_tokens=False)]
         assert rows[number] == tokenizer.decode(naive(odd_model, ids, 30), skip_special_tokens=True)
@@ -124,7 +130,9 @@ def test_answers_about_needles_and_in_the_grid_are_those_of_a_naive_loop(odd_mod
         assert text == tokenizer.decode(answer)
         ids += answer
     (grid,) = grid_samples(writer, 96, 64, 1)
-    for row in (row for rows in answer_grid(odd_model, tokenizer, [grid], [(64, 0.5), (96, 0.5)], "crop") for row in rows):
+    for row in (
+        row for rows in answer_grid(odd_model, tokenizer, [grid], [(64, 0.5), (96, 0.5)], "crop") for row in rows
+    ):
         cell = grid.cell(row["length"], 0.5)
         answer = naive(odd_model, [*cell.context, *cell.turns[0].question], cell.turns[0].budget)
         assert row["answers"] == [tokenizer.decode(answer)]
@@ -156,7 +164,9 @@ def test_the_ids_that_end_a_text_are_special_tokens_that_somebody_calls_so() -> 
     assert ends(0, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))) == []
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
+@pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')"
+)
 def test_lm_evals_generated_answers_are_those_of_a_naive_loop(odd_model: Any, tokenizer: Any) -> None:
     from lm_eval.api.instance import Instance
 
@@ -167,7 +177,9 @@ def test_lm_evals_generated_answers_are_those_of_a_naive_loop(odd_model: Any, to
 
     wrapped = short_model(None, pretrained=odd_model, tokenizer=tokenizer, batch_size=2, backend="causal")
     contexts = ["Question: who?\nAnswer:", "A longer question in the same batch, who is it?\nAnswer:"]
-    answers = wrapped.generate_until([request(c, do_sample=False, temperature=0.0) for c in contexts], disable_tqdm=True)
+    answers = wrapped.generate_until(
+        [request(c, do_sample=False, temperature=0.0) for c in contexts], disable_tqdm=True
+    )
     for context, answer in zip(contexts, answers, strict=True):
         ids = naive(odd_model, [0, *tokenizer.encode(context, add_special_tokens=False)], 6)
         assert answer == tokenizer.decode(ids, skip_special_tokens=True).split("\n\n")[0]
@@ -178,11 +190,16 @@ def test_lm_evals_generated_answers_are_those_of_a_naive_loop(odd_model: Any, to
     ):
         with pytest.raises(HarpeError, match=f"not greedy.*{told}"):
             wrapped.generate_until([request("x", **settings)])
-    whole, part = tokenizer.encode("A question: yes", add_special_tokens=False), tokenizer.encode("A question:", add_special_tokens=False)
+    whole, part = (
+        tokenizer.encode("A question: yes", add_special_tokens=False),
+        tokenizer.encode("A question:", add_special_tokens=False),
+    )
     assert wrapped._encode_pair("A question:", " yes") == ([0, *part], whole[len(part) :])
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
+@pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')"
+)
 def test_a_tokenizer_that_ends_texts_ends_no_context_of_lm_evals(make_tiny: Any, tokenizer: Any) -> None:
     """The continuation is what is scored, and nothing behind it."""
     from tokenizers.processors import TemplateProcessing
@@ -195,6 +212,12 @@ def test_a_tokenizer_that_ends_texts_ends_no_context_of_lm_evals(make_tiny: Any,
     )
     assert other("x").input_ids == [*tokenizer("x").input_ids, 0]
     model = make_tiny("llama", vocab_size=len(tokenizer))
-    both = [short_model(None, pretrained=model, tokenizer=each, batch_size=2, backend="causal") for each in (tokenizer, other)]
-    for call in (lambda m: m._encode_pair("A question:", " yes"), lambda m: m.tok_batch_encode(["x y", "z"])[0].tolist()):
+    both = [
+        short_model(None, pretrained=model, tokenizer=each, batch_size=2, backend="causal")
+        for each in (tokenizer, other)
+    ]
+    for call in (
+        lambda m: m._encode_pair("A question:", " yes"),
+        lambda m: m.tok_batch_encode(["x y", "z"])[0].tolist(),
+    ):
         assert call(both[0]) == call(both[1])

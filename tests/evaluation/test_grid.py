@@ -32,7 +32,8 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def samples(tokenizer: Any) -> list[GridSample]:
-    """Haystacks out of tokens that stand in no needle, so that texts part where the needle begins and not by chance later."""
+    """Haystacks out of tokens that stand in no needle, so that texts part where the needle begins and not by chance
+    later."""
     used = set(tokenizer("\n# magic number: 0123456789").input_ids)
     others = [i for i in range(1000, 1900) if i not in used]
     rng = np.random.default_rng(0)
@@ -96,7 +97,9 @@ def test_one_prefill_a_cell_gives_the_same_records(make_tiny: Any, tokenizer: An
         kept = [{k: v for k, v in r.items() if k not in ("margin", "seconds")} for r in records]
         return sorted(kept, key=lambda r: (r["length"], r["depth"], r["index"]))
 
-    assert plain(every_record(model, tokenizer, samples)) == plain(every_record(model, tokenizer, samples, reuse="none"))
+    assert plain(every_record(model, tokenizer, samples)) == plain(
+        every_record(model, tokenizer, samples, reuse="none")
+    )
 
 
 @pytest.mark.parametrize("reuse", ["crop", "none"])
@@ -129,7 +132,8 @@ def prefixes(sample: GridSample, answers: dict[Cell, list[int]]) -> set[tuple[in
 def test_every_token_that_cells_share_is_read_once_and_counted_once(
     make_tiny: Any, tokenizer: Any, samples: list[GridSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the set of all beginnings of all texts: what is read is its size, what is counted is the sum over its members."""
+    """Against the set of all beginnings of all texts: what is read is its size, what is counted is the sum over its
+    members."""
     model, sizes = make_tiny("llama", vocab_size=len(tokenizer)), []
     monkeypatch.setattr(greedy, "READ", 32)
     cost = reading_cost(model)
@@ -138,7 +142,9 @@ def test_every_token_that_cells_share_is_read_once_and_counted_once(
         hook = model.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True)
         records = every_record(model, tokenizer, [sample])
         hook.remove()
-        answers = {(r["length"], r["depth"]): tokenizer(r["answers"][0], add_special_tokens=False).input_ids for r in records}
+        answers = {
+            (r["length"], r["depth"]): tokenizer(r["answers"][0], add_special_tokens=False).input_ids for r in records
+        }
         answers = {cell: (ids + [0] * sample.turn.budget)[: sample.turn.budget] for cell, ids in answers.items()}
         tree = prefixes(sample, answers)
         assert sum(sizes) == len(tree)
@@ -151,7 +157,8 @@ def test_every_token_that_cells_share_is_read_once_and_counted_once(
 def counted(model: Any, ids: torch.Tensor, start: int) -> int:
     """What torch counts for reading ids[start:], one token at a time, behind a cache of those before; logits left out.
 
-    Angles are left out too: one row for all layers, which some versions of transformers make by a product of matrices and others by none.
+    Angles are left out too: one row for all layers, which some versions of transformers make by a product of matrices
+    and others by none.
     """
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
@@ -160,7 +167,9 @@ def counted(model: Any, ids: torch.Tensor, start: int) -> int:
         with FlopCounterMode(display=False) as counter:
             for i in range(start, ids.shape[1]):
                 model.base_model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
-    angles = [sum(counts.values()) for module, counts in counter.get_flop_counts().items() if module.endswith(".rotary_emb")]
+    angles = [
+        sum(counts.values()) for module, counts in counter.get_flop_counts().items() if module.endswith(".rotary_emb")
+    ]
     return counter.get_total_flops() - sum(angles)
 
 
@@ -176,7 +185,9 @@ def counted(model: Any, ids: torch.Tensor, start: int) -> int:
     ],
 )
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 9), (5, 17)])
-def test_operations_are_those_that_torch_counts(make_tiny: Any, family: str, changes: dict[str, Any], start: int, end: int) -> None:
+def test_operations_are_those_that_torch_counts(
+    make_tiny: Any, family: str, changes: dict[str, Any], start: int, end: int
+) -> None:
     model = make_tiny(family, **changes)
     model.set_attn_implementation("eager")  # fused kernels of the CPU are not counted
     if family == "mixtral":
@@ -199,10 +210,15 @@ def test_the_needle_starts_at_the_token_that_the_depth_names(tokenizer: Any, sam
             at = min(max(int(depth * length), sample.prefix), latest)
             found = document.context[at : at + len(sample.needle)]
             assert tokenizer.decode(found).split() == ["#", "magic", "number:", key, sample.turn.answers[0]]
-            assert tuple(x for i, x in enumerate(document.context) if not at <= i < at + len(sample.needle)) == sample.haystack[:latest]
+            assert (
+                tuple(x for i, x in enumerate(document.context) if not at <= i < at + len(sample.needle))
+                == sample.haystack[:latest]
+            )
 
 
-def test_a_grid_that_went_on_reads_whole_batches_and_gives_the_same(make_tiny: Any, tokenizer: Any, samples: list[GridSample]) -> None:
+def test_a_grid_that_went_on_reads_whole_batches_and_gives_the_same(
+    make_tiny: Any, tokenizer: Any, samples: list[GridSample]
+) -> None:
     model = make_tiny("llama", vocab_size=len(tokenizer))
     whole = every_record(model, tokenizer, samples, batch_tokens=192)
     done = {("single", r["length"], r["index"], r["depth"]) for r in whole[: len(CELLS) + 4]}
@@ -210,7 +226,9 @@ def test_a_grid_that_went_on_reads_whole_batches_and_gives_the_same(make_tiny: A
     assert [r["margin"] for r in rest] == [r["margin"] for r in whole[len(CELLS) :]]  # to the bit
 
 
-def test_what_cannot_be_reused_is_told_and_read_cell_by_cell(make_tiny: Any, tokenizer: Any, samples: list[GridSample]) -> None:
+def test_what_cannot_be_reused_is_told_and_read_cell_by_cell(
+    make_tiny: Any, tokenizer: Any, samples: list[GridSample]
+) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     model = make_tiny("llama", vocab_size=len(tokenizer))
     model.config.rope_parameters = rope

@@ -71,7 +71,9 @@ def test_a_tokenizer_that_ends_texts_ends_no_prefix_and_no_piece(tokenizer: Any)
     assert ending("").input_ids == [0, 0]
     haystacks = [list(range(5, 900))]
     for task in TASKS.values():
-        assert NeedleWriter(ending, haystacks, 1).sample(task, 512, 0) == NeedleWriter(tokenizer, haystacks, 1).sample(task, 512, 0)
+        assert NeedleWriter(ending, haystacks, 1).sample(task, 512, 0) == NeedleWriter(tokenizer, haystacks, 1).sample(
+            task, 512, 0
+        )
     assert NeedleWriter(ending, haystacks, 1).prefix == (0,)
 
 
@@ -94,7 +96,10 @@ def test_such_a_length_is_refused_before_anything_is_measured(
     asked = ["--length=64", "--original-length=16", f"--samples={samples}", f"--grid-samples={grid}", "--dtype=float32"]
     assert main(["evaluate", "embedded", f"--data={texts}", f"--out={folder}", *asked]) == 2
     assert not folder.exists()
-    model, protocol = make_tiny("llama", vocab_size=len(tokenizer)), Protocol(16, 256, samples=samples, grid_samples=grid)
+    model, protocol = (
+        make_tiny("llama", vocab_size=len(tokenizer)),
+        Protocol(16, 256, samples=samples, grid_samples=grid),
+    )
     with pytest.raises(HarpeError, match=r"needs at least \d+ tokens with this tokenizer; the length 16 is too short"):
         evaluate_model(model, tokenizer, HeldOut(hay[:3], hay, "test"), protocol, folder)
     assert not folder.exists()
@@ -108,7 +113,9 @@ def test_only_whole_numbers_score(writer: NeedleWriter) -> None:
     assert score(sample, [" 12"]) == 0.0
 
 
-def test_answers_are_greedy_and_earlier_answers_stay_in_the_context(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
+def test_answers_are_greedy_and_earlier_answers_stay_in_the_context(
+    make_tiny: Any, writer: NeedleWriter, tokenizer: Any
+) -> None:
     """Against a loop without a cache."""
     model = make_tiny("llama", vocab_size=len(tokenizer))
     batch = list(writer.samples(TASKS["multi_query"], 256, 2))
@@ -124,7 +131,9 @@ def test_answers_are_greedy_and_earlier_answers_stay_in_the_context(make_tiny: A
             assert tokenizer.decode(ids[start:]) == text
 
 
-def test_samples_that_are_answered_already_are_passed_over(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
+def test_samples_that_are_answered_already_are_passed_over(
+    make_tiny: Any, writer: NeedleWriter, tokenizer: Any
+) -> None:
     model = make_tiny("llama", vocab_size=len(tokenizer))
     samples = list(writer.samples(TASKS["single"], 256, 6))
     first, rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512)), None
@@ -137,17 +146,26 @@ def test_processes_share_the_batches_that_are_left(make_tiny: Any, writer: Needl
     model = make_tiny("llama", vocab_size=len(tokenizer))
     samples = [sample for n in (128, 256) for sample in writer.samples(TASKS["single"], n, 6)]
     whole = list(answer_samples(model, tokenizer, samples, batch_tokens=512))
-    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, ranks=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [
+        list(answer_samples(model, tokenizer, samples, batch_tokens=512, ranks=Processes(rank, 2))) for rank in (0, 1)
+    ]
     assert shares == [whole[0::2], whole[1::2]] and len(whole) == 5
     done = {key_of(record) for record in whole[0]}
-    shares = [list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done, ranks=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [
+        list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done, ranks=Processes(rank, 2)))
+        for rank in (0, 1)
+    ]
     assert shares == [whole[1::2], whole[2::2]]
 
 
 def test_the_embedded_model_retrieves_in_its_context_and_not_beyond(writer: NeedleWriter, tokenizer: Any) -> None:
     model = load_model("embedded", torch.float32)
-    inside = [r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 256, 30)) for r in b]
-    beyond = [r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 2048, 6)) for r in b]
+    inside = [
+        r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 256, 30)) for r in b
+    ]
+    beyond = [
+        r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 2048, 6)) for r in b
+    ]
     assert sum(inside) >= 28
     assert sum(beyond) <= 1
 

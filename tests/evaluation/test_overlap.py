@@ -21,14 +21,24 @@ OTHER = "A page about other things, which nobody asks for. " * 40
 
 
 def ruler(out: Path, **changes: Any) -> Path:
-    given = {"length": 512, "samples": 2, "tasks": "fwe,niah_multikey_2", "tokenizer": "embedded", "beyond_context": True}
+    given = {
+        "length": 512,
+        "samples": 2,
+        "tasks": "fwe,niah_multikey_2",
+        "tokenizer": "embedded",
+        "beyond_context": True,
+    }
     return run_ruler(RulerOptions(**{**given, "out": str(out), "dtype": "float32", **changes}))
 
 
 @pytest.mark.parametrize("seed", [None, 1])
 def test_ruler_counts_what_of_its_samples_the_models_run_has_trained_on(tmp_path: Path, seed: int | None) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
-    samples = [row for name in ("niah_multikey_2", "fwe") for row in read_jsonl(ruler(tmp_path / "samples") / f"{name}.jsonl")]
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
+    samples = [
+        row for name in ("niah_multikey_2", "fwe") for row in read_jsonl(ruler(tmp_path / "samples") / f"{name}.jsonl")
+    ]
     prompts = [row["input"] + row["answer_prefix"] for row in samples]
     run = tmp_path / "run"
     model, data = trained_run(run, [OTHER, prompts[0][: len(prompts[0]) // 2], prompts[3][-200:]], seed)
@@ -46,7 +56,9 @@ def test_ruler_counts_what_of_its_samples_the_models_run_has_trained_on(tmp_path
 
 
 def test_of_a_checkpoint_whose_training_is_not_known_it_says_so(tmp_path: Path) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
     found = read_json(ruler(tmp_path, model="embedded", tasks="fwe", samples=1) / "ruler.json")["overlap"]
     assert found["share"] is None and "not known" in found["reason"]
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from harpe.evaluation.perplexity.by_position import document_records, position_bins, short_windows, summarise, token_losses
+from harpe.evaluation.perplexity.by_position import (
+    document_records,
+    position_bins,
+    short_windows,
+    summarise,
+    token_losses,
+)
 from harpe.evaluation.statistics.intervals import paired_difference, weighted_mean, wilson
 
 
@@ -49,8 +55,11 @@ def test_short_windows_and_bins_are_token_weighted(make_tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("begin", [[], [5], [5, 6]])
-def test_every_short_window_begins_as_a_text_does_and_predicts_what_it_would_predict_without(make_tiny: Any, begin: list[int]) -> None:
-    """Tokens 1 to 64 of each document, each once, from a window of 16; the first token of another window makes room for BOS."""
+def test_every_short_window_begins_as_a_text_does_and_predicts_what_it_would_predict_without(
+    make_tiny: Any, begin: list[int]
+) -> None:
+    """Tokens 1 to 64 of each document, each once, from a window of 16; the first token of another window makes room for
+    BOS."""
     model = make_tiny("llama")
     ids = [*begin, *torch.randint(7, 97, (70,), generator=torch.Generator().manual_seed(7)).tolist()]
     predicted = []
@@ -68,7 +77,9 @@ def test_every_short_window_begins_as_a_text_does_and_predicts_what_it_would_pre
     assert without[0]["nll"] == records[0]["nll"] and without[0]["short_tokens"] == 64
 
 
-@pytest.mark.parametrize(("short", "long"), [(256, 2048), (512, 4096), (512, 5000), (4096, 131072), (8, 64), (100, 101)])
+@pytest.mark.parametrize(
+    ("short", "long"), [(256, 2048), (512, 4096), (512, 5000), (4096, 131072), (8, 64), (100, 101)]
+)
 def test_bins_cover_every_position_once(short: int, long: int) -> None:
     bins = position_bins(short, long)
     assert [start for start, _ in bins] == [0, *(end for _, end in bins[:-1])]

@@ -99,7 +99,10 @@ def test_records_of_another_measurement_are_not_mixed(texts: Path, tmp_path: Pat
 
 def test_loss_by_position_is_that_of_single_tokens(texts: Path, tmp_path: Path) -> None:
     """Against the model's logits at every position, averaged one by one."""
-    prefixes, windows = measure(texts, tmp_path, lengths="32,200"), measure(texts, tmp_path / "w", window=300, stride=77)
+    prefixes, windows = (
+        measure(texts, tmp_path, lengths="32,200"),
+        measure(texts, tmp_path / "w", window=300, stride=77),
+    )
     model, tokenizer = load_model("embedded", torch.float32).eval(), load_tokenizer("embedded")
     documents = [tokenizer(path.read_text(), verbose=False).input_ids for path in sorted(texts.iterdir())]
 
@@ -109,7 +112,13 @@ def test_loss_by_position_is_that_of_single_tokens(texts: Path, tmp_path: Path) 
         return [-float(logits[i, ids[i + 1]]) for i in range(len(ids) - 1)]
 
     single = [losses(ids[:200]) for ids in documents]
-    assert [(b["start"], b["end"]) for b in prefixes["positions"]] == [(0, 16), (16, 32), (32, 64), (64, 128), (128, 199)]
+    assert [(b["start"], b["end"]) for b in prefixes["positions"]] == [
+        (0, 16),
+        (16, 32),
+        (32, 64),
+        (64, 128),
+        (128, 199),
+    ]
     for b in prefixes["positions"]:
         here = [loss for of in single for loss in of[b["start"] : b["end"]]]
         assert b["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5) and b["tokens"] == len(here)
@@ -117,7 +126,8 @@ def test_loss_by_position_is_that_of_single_tokens(texts: Path, tmp_path: Path) 
     here = [loss for ids in documents for loss in losses(ids[:300])]
     assert (first["start"], first["end"], first["tokens"]) == (0, 299, len(here))
     assert first["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5)
-    here = [loss for ids in documents for loss in losses([ids[0], *ids[78:377]])[222:]]  # every window begins as a text does
+    # every window begins as a text does
+    here = [loss for ids in documents for loss in losses([ids[0], *ids[78:377]])[222:]]
     assert (second["start"], second["end"], second["tokens"]) == (299, 376, len(here))
     assert second["nll"] == pytest.approx(sum(here) / len(here), rel=1e-5)
     assert prefixes["overlap"]["share"] is None and "not known" in prefixes["overlap"]["reason"]
@@ -135,7 +145,9 @@ def test_every_figure_says_which_kind_it_shows(texts: Path, tmp_path: Path) -> N
         assert ("documents from their start" in figure) == (path.parent.name == "a")
 
 
-def test_the_summary_is_there_only_when_its_figures_are(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_is_there_only_when_its_figures_are(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A comparison that goes on passes over what has its summary."""
     there: list[set[str]] = []
     write = perplexity.write_json

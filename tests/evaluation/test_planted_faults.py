@@ -1,6 +1,8 @@
-"""The paired interval finds faults that are planted into a model; a twin that differs by rounding stays a thousand times nearer.
+"""The paired interval finds faults that are planted into a model; a twin that differs by rounding stays a thousand
+times nearer.
 
-The interval of a twin that holds zero stands in benchmarks/ (scripts/planted_faults.py), from an extended model and more documents.
+The interval of a twin that holds zero stands in benchmarks/ (scripts/planted_faults.py), from an extended model and
+more documents.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def documents() -> torch.Tensor:
 def losses(documents: torch.Tensor, bases: list[float] | None, **options: Any) -> np.ndarray:
     """Loss of every document under one base per head; None: one base, as a stock model."""
     model = load_model("embedded", torch.float32, **options)
-    harpe.apply(model, "abf", length=1024, base=BASE) if bases is None else harpe.apply(model, "harpe", length=1024, bases=bases)
+    harpe.apply(model, "abf", length=1024, base=BASE) if bases is None else harpe.apply(
+        model, "harpe", length=1024, bases=bases
+    )
     return np.concatenate([token_losses(model.eval(), part).sum(1) for part in documents.split(4)])
 
 
@@ -59,7 +63,8 @@ def test_angles_in_bfloat16_are_found(documents: torch.Tensor) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*has new positions")
 def test_a_twin_that_differs_by_rounding_stays_near(documents: torch.Tensor) -> None:
-    """A stock model with another attention: other kernels, the same function. The losses differ, so the interval has a width."""
+    """A stock model with another attention: other kernels, the same function. The losses differ, so the interval has a
+    width."""
     twin = losses(documents, None, attn_implementation="eager")
     found = difference(documents, twin)
     interval = found.interval()

@@ -1,4 +1,5 @@
-"""Records of several processes: what killed ones have left is put together in order, once each, and nothing else is touched."""
+"""Records of several processes: what killed ones have left is put together in order, once each, and nothing else is
+touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Intervals over seeds and documents against known variances and naive loops; Holm's correction against worked numbers."""
+"""Intervals over seeds and documents against known variances and naive loops; Holm's correction against worked
+numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ import pytest
 from harpe.evaluation.statistics.resampling import Units, holm, paired, resample
 
 
-def crossed(rng: np.random.Generator, seeds: int, documents: int, between: float, within: float, noise: float) -> np.ndarray:
+def crossed(
+    rng: np.random.Generator, seeds: int, documents: int, between: float, within: float, noise: float
+) -> np.ndarray:
     """Values with an effect of each seed, of each document, and noise: [seeds, documents]."""
     return (
         between * rng.standard_normal((seeds, 1))
@@ -47,7 +50,8 @@ def test_draws_are_those_of_a_naive_loop() -> None:
 
 
 def test_documents_shared_by_seeds_are_not_averaged_away() -> None:
-    """With variance between documents only, 20 seeds tell no more than one: an interval from nested draws would be 4.5 times too narrow."""
+    """With variance between documents only, 20 seeds tell no more than one: an interval from nested draws would be 4.5
+    times too narrow."""
     values = crossed(np.random.default_rng(0), 20, 50, 0.0, 1.0, 0.0)
     found = resample(values, Units.of([1.0] * 50)).interval()
     expected = 2 * 1.96 * values[0].std() / np.sqrt(50)

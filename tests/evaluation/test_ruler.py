@@ -28,12 +28,20 @@ from harpe.evaluation.ruler.tasks import TASKS, chosen
 from harpe.evaluation.ruler.words import CompoundWords
 from harpe.models.load import load_tokenizer
 
-pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
-punkt = pytest.importorskip("nltk.tokenize.punkt", reason="RULER's sentences need the package nltk (pip install 'harpe[eval]')")
+pytest.importorskip(
+    "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+)
+punkt = pytest.importorskip(
+    "nltk.tokenize.punkt", reason="RULER's sentences need the package nltk (pip install 'harpe[eval]')"
+)
 
 HASHES = json.loads((Path(__file__).parent / "ruler_hashes.json").read_text())["files"]
 """SHA-256 of files that the published program wrote."""
-NO_DATA = [row for row in HASHES if row["tokenizer"] == "embedded" and TASKS[row["task"]].kind != "qa" and row["length"] < 16384]
+NO_DATA = [
+    row
+    for row in HASHES
+    if row["tokenizer"] == "embedded" and TASKS[row["task"]].kind != "qa" and row["length"] < 16384
+]
 NO_DATA = [row for row in NO_DATA if not (TASKS[row["task"]].needle and TASKS[row["task"]].needle.haystack == "essay")]
 
 
@@ -62,7 +70,9 @@ def digest(generator: RulerGenerator, row: dict[str, Any], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("row", NO_DATA, ids=lambda row: f"{row['task']}-{row['length']}-{row['template']}")
-def test_tasks_without_data_are_the_published_programs_bytes(row: dict[str, Any], embedded: Any, tmp_path: Path) -> None:
+def test_tasks_without_data_are_the_published_programs_bytes(
+    row: dict[str, Any], embedded: Any, tmp_path: Path
+) -> None:
     generator = RulerGenerator(embedded, DataFolder(tmp_path))
     assert generator.count.by_words
     assert digest(generator, row, tmp_path) == row["sha256"]
@@ -85,7 +95,11 @@ def test_all_65_reference_samples_are_identical(name: str, generators: Any, harp
 @pytest.mark.parametrize(
     "row",
     [
-        pytest.param(row, marks=[pytest.mark.slow] if row["length"] > 16384 else [], id=f"{row['tokenizer']}-{row['task']}-{row['length']}")
+        pytest.param(
+            row,
+            marks=[pytest.mark.slow] if row["length"] > 16384 else [],
+            id=f"{row['tokenizer']}-{row['task']}-{row['length']}",
+        )
         for row in HASHES
         if row not in NO_DATA
     ],
@@ -99,10 +113,39 @@ def test_further_lengths_tokenizers_and_formats_are_the_published_programs_bytes
 NASTY = st.lists(
     st.one_of(
         st.sampled_from(
-            ["a", "The grass is green.", " ", "  ", "\n", "\n\n", "\t", "\u00a0", "1234567", "it's", "'s", "…", "é", "e\u0301", "漢字"]
+            [
+                "a",
+                "The grass is green.",
+                " ",
+                "  ",
+                "\n",
+                "\n\n",
+                "\t",
+                "\u00a0",
+                "1234567",
+                "it's",
+                "'s",
+                "…",
+                "é",
+                "e\u0301",
+                "漢字",
+            ]
         ),
         st.sampled_from(
-            ["<|endoftext|>", "</s>", " falcon", " falcons", "\u2581", "x\u2581y", "...", "12. word", '"', "\r\n", "\x1c", "🙂"]
+            [
+                "<|endoftext|>",
+                "</s>",
+                " falcon",
+                " falcons",
+                "\u2581",
+                "x\u2581y",
+                "...",
+                "12. word",
+                '"',
+                "\r\n",
+                "\x1c",
+                "🙂",
+            ]
         ),
         st.text(max_size=6),
     ),
@@ -111,9 +154,20 @@ NASTY = st.lists(
 
 
 def byte_level(pattern: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a few merges, split by `pattern` or by GPT-2's own expression, with NFC as Qwen has it."""
+    """A byte-level tokenizer with a few merges, split by `pattern` or by GPT-2's own expression, with NFC as Qwen has
+    it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġ", "a"), ("i", "s"), ("Ġ", "Ġ"), ("Ċ", "Ċ"), (".", "Ċ"), ("1", "2")]
+    merges = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("Ġ", "a"),
+        ("i", "s"),
+        ("Ġ", "Ġ"),
+        ("Ċ", "Ċ"),
+        (".", "Ċ"),
+        ("1", "2"),
+    ]
     vocabulary = {token: i for i, token in enumerate([*alphabet, *("".join(merge) for merge in merges)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.normalizer = normalizers.NFC()
@@ -133,15 +187,29 @@ def sentence_piece(extra: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokeniz
     characters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzT.123"]
     tokens = ["<unk>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *characters, *("".join(m) for m in merges)]
     backend = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        models.BPE(
+            vocab={t: i for i, t in enumerate(tokens)},
+            merges=merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
     )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     backend.add_special_tokens(["</s>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-MADE = {"GPT-2": byte_level(None), "Llama 3": byte_level(LLAMA_3), "Llama 2": sentence_piece(), "embedded": load_tokenizer("embedded")}
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MADE = {
+    "GPT-2": byte_level(None),
+    "Llama 3": byte_level(LLAMA_3),
+    "Llama 2": sentence_piece(),
+    "embedded": load_tokenizer("embedded"),
+}
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -157,7 +225,11 @@ def test_words_are_counted_as_whole_texts_are(name: str, texts: list[str]) -> No
 def test_real_tokenizers_are_counted_by_words_and_exactly(harpe_data: Path) -> None:
     text = json.loads((harpe_data / "ruler" / "squad.json").read_text())["data"][0]["paragraphs"]
     text = "\n\n".join(p["context"] for p in text)
-    gpt2 = Tokenizer(models.BPE.from_file(str(harpe_data / "tokenizers/gpt2/vocab.json"), str(harpe_data / "tokenizers/gpt2/merges.txt")))
+    gpt2 = Tokenizer(
+        models.BPE.from_file(
+            str(harpe_data / "tokenizers/gpt2/vocab.json"), str(harpe_data / "tokenizers/gpt2/merges.txt")
+        )
+    )
     gpt2.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     neox = PreTrainedTokenizerFast(tokenizer_file=str(harpe_data / "tokenizers/gpt-neox-20b/20B_tokenizer.json"))
     for tokenizer in (
@@ -228,14 +300,19 @@ def test_the_sentences_of_a_beginning_are_found_without_splitting_it(words: list
         assert essays.sentences(count) == tokenizer.tokenize(text.strip())
 
 
-@pytest.mark.parametrize(("name", "length"), [("vt", 200), ("niah_single_1", 130), ("cwe", 200), ("fwe", 120), ("niah_multikey_3", 400)])
+@pytest.mark.parametrize(
+    ("name", "length"), [("vt", 200), ("niah_single_1", 130), ("cwe", 200), ("fwe", 120), ("niah_multikey_3", 400)]
+)
 def test_a_length_that_cannot_be_reached_ends_with_a_sentence(name: str, length: int, embedded: Any) -> None:
     with pytest.raises(HarpeError, match="cannot be made with"):
         list(RulerGenerator(embedded).samples(TASKS[name], length, 1))
 
 
 def test_questions_that_cannot_shrink_or_run_out_end_with_a_sentence(embedded: Any, tmp_path: Path) -> None:
-    rows = [{"question": f"q{i}", "answer": "a", "context": [[f"t{i}.{j}", ["word " * 200]] for j in range(10)]} for i in range(3)]
+    rows = [
+        {"question": f"q{i}", "answer": "a", "context": [[f"t{i}.{j}", ["word " * 200]] for j in range(10)]}
+        for i in range(3)
+    ]
     (tmp_path / "hotpotqa.json").write_text(json.dumps(rows))
     generator = RulerGenerator(embedded, DataFolder(tmp_path))
     with pytest.raises(HarpeError, match="qa_2 cannot be made with 1024"):
@@ -255,7 +332,11 @@ def test_a_context_without_room_for_what_is_hidden_ends_with_a_sentence() -> Non
 
 
 def test_unknown_tasks_are_told_with_the_nearest_names() -> None:
-    assert [task.name for task in chosen(["qa_1", "niah"])][-1] == "qa_1" and len(chosen(["niah"])) == 8 and len(chosen(["all"])) == 13
+    assert (
+        [task.name for task in chosen(["qa_1", "niah"])][-1] == "qa_1"
+        and len(chosen(["niah"])) == 8
+        and len(chosen(["all"])) == 13
+    )
     with pytest.raises(HarpeError, match="niah_multikey_1"):
         chosen(["niah_multkey_1"])
 
@@ -263,7 +344,9 @@ def test_unknown_tasks_are_told_with_the_nearest_names() -> None:
 def test_downloads_are_checked_and_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there.json").write_text('{"data": []}')
     sha256 = hashlib.sha256(b'{"data": []}').hexdigest()
-    monkeypatch.setitem(fetching.ADDRESSES, "squad", ((tmp_path / "gone.json").as_uri(), (tmp_path / "there.json").as_uri()))
+    monkeypatch.setitem(
+        fetching.ADDRESSES, "squad", ((tmp_path / "gone.json").as_uri(), (tmp_path / "there.json").as_uri())
+    )
     with pytest.raises(HarpeError, match=r"gone\.json could not be read.*it is not used.*ruler/squad\.json"):
         fetching.fetch("squad", tmp_path / "out")
     assert not (tmp_path / "out").exists()

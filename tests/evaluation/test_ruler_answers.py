@@ -32,7 +32,9 @@ from harpe.suites.ruler import run_ruler
         ("cwe", "", ["a"], 0.0),
     ],
 )
-def test_scores_are_string_match_all_and_for_questions_any_match(task: str, answer: str, references: list[str], expected: float) -> None:
+def test_scores_are_string_match_all_and_for_questions_any_match(
+    task: str, answer: str, references: list[str], expected: float
+) -> None:
     assert score(TASKS[task], answer, references) == expected
 
 
@@ -47,22 +49,32 @@ def test_answers_in_a_padded_batch_are_greedy_and_stop_at_the_end_of_text(make_t
             with torch.inference_mode():
                 ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
-    assert completions(model, tokenizer, prompts, 8) == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert completions(model, tokenizer, prompts, 8) == [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in expected
+    ]
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(expected[1][4])
     stop = expected[1].index(expected[1][4])
-    assert completions(model, tokenizer, prompts[1:2], 8) == [tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)]
+    assert completions(model, tokenizer, prompts[1:2], 8) == [
+        tokenizer.decode(expected[1][: stop + 1], skip_special_tokens=True)
+    ]
 
 
 def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
     tokenizer = load_tokenizer("embedded")
     model = make_tiny("llama", vocab_size=len(tokenizer))
-    samples = [{"input": "x " * n, "answer_prefix": " is", "outputs": ["x"], "token_position_answer": n} for n in (30, 5, 60, 12, 31)]
+    samples = [
+        {"input": "x " * n, "answer_prefix": " is", "outputs": ["x"], "token_position_answer": n}
+        for n in (30, 5, 60, 12, 31)
+    ]
     batches = list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200))
     assert sorted(row["sample"] for batch in batches for row in batch) == list(range(5)) and len(batches) > 1
     done = {row["sample"] for row in batches[0]} | {batches[1][0]["sample"]}
     rest = list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, done=done))
     assert rest == batches[1:]
-    shares = [list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, ranks=Processes(rank, 2))) for rank in (0, 1)]
+    shares = [
+        list(answer_task(model, tokenizer, TASKS["vt"], samples, batch_tokens=200, ranks=Processes(rank, 2)))
+        for rank in (0, 1)
+    ]
     assert shares == [batches[0::2], batches[1::2]]
 
 
@@ -88,7 +100,9 @@ def test_a_line_separator_inside_an_answer_ends_no_line(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
     said: list[str] = []
 
     class Listener(Reporter):
@@ -96,7 +110,14 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
             said.append(text)
 
     def options(**changes: Any) -> RulerOptions:
-        given = {"model": "embedded", "length": 512, "samples": 3, "tasks": "fwe", "dtype": "float32", "beyond_context": True}
+        given = {
+            "model": "embedded",
+            "length": 512,
+            "samples": 3,
+            "tasks": "fwe",
+            "dtype": "float32",
+            "beyond_context": True,
+        }
         return RulerOptions(**{**given, "out": str(tmp_path / "a"), **changes})
 
     with pytest.raises(HarpeError, match=r"beyond the 256 tokens.*--beyond-context"):

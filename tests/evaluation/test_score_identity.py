@@ -1,4 +1,5 @@
-"""Scores are of one model, tokenizer, texts and options by content: others are refused with what differs, copies are the same."""
+"""Scores are of one model, tokenizer, texts and options by content: others are refused with what differs, copies are
+the same."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def place(make_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a/model and b/model, alike but for their weights; texts.txt; questions as PIQA has them."""
     folder, tokenizer = tmp_path_factory.mktemp("place"), load_tokenizer("embedded")
     for seed, name in enumerate(MODELS):
-        save_checkpoint(make_tiny("llama", vocab_size=len(tokenizer), seed=seed), tokenizer, folder / name / "model", 512)
+        save_checkpoint(
+            make_tiny("llama", vocab_size=len(tokenizer), seed=seed), tokenizer, folder / name / "model", 512
+        )
     (folder / "texts.txt").write_text(" ".join(f"value {i % 7} is {i}," for i in range(300)))
     questions = folder / "data" / "short_bench" / "piqa"
     questions.mkdir(parents=True)
@@ -40,7 +43,16 @@ def place(make_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(verb: str, place: Path, model: Path, out: Path, *more: str) -> list[str]:
     texts, plain = f"--data={place / 'texts.txt'}", ["--dtype=float32", *more]
     return {
-        "evaluate": ["evaluate", str(model), texts, "--length=64", "--samples=0", "--grid-samples=1", f"--out={out}", *plain],
+        "evaluate": [
+            "evaluate",
+            str(model),
+            texts,
+            "--length=64",
+            "--samples=0",
+            "--grid-samples=1",
+            f"--out={out}",
+            *plain,
+        ],
         "perplexity": ["perplexity", str(model), texts, "--lengths=16,64", f"--out={out / 'p.json'}", *plain],
         "ruler": ["ruler", f"--model={model}", "--length=256", "--tasks=fwe", "--samples=2", f"--out={out}", *plain],
         "short": ["short", str(model), "--tasks=piqa", "--offline", f"--data={place / 'data'}", f"--out={out}", *plain],
@@ -85,7 +97,8 @@ def test_scores_of_one_model_are_not_taken_for_anothers_and_a_copy_is_the_same_m
     weight = load_file(copy / "model.safetensors")  # trained on where it lies
     save_file({name: value + 1e-3 for name, value in weight.items()}, copy / "model.safetensors", {"format": "pt"})
     assert main(scored(copy)) == 2
-    shutil.copytree(place / "a" / "model", tmp_path / "other")  # the same model, and a tokenizer whose texts end in another token
+    # the same model, and a tokenizer whose texts end in another token
+    shutil.copytree(place / "a" / "model", tmp_path / "other")
     entries = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
     (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps({**entries, "eos_token": " tower"}))
     capsys.readouterr()
@@ -94,7 +107,9 @@ def test_scores_of_one_model_are_not_taken_for_anothers_and_a_copy_is_the_same_m
     assert content(tmp_path / "s") == there
 
 
-def test_what_belongs_to_another_measurement_is_not_read_back(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_belongs_to_another_measurement_is_not_read_back(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [tmp_path / name for name in MODELS]
     for name, folder in zip(MODELS, folders, strict=True):
         assert main(command("evaluate", place, place / name / "model", folder)) == 0
@@ -124,7 +139,10 @@ def test_a_model_that_was_exchanged_after_it_was_measured_is_told(place: Path, t
     assert main(command("evaluate", place, run / "model", run / "scores")) == 0
     check_models(tmp_path / "run")
     shutil.copy(place / "b" / "model" / "model.safetensors", run / "model" / "model.safetensors")
-    with pytest.raises(HarpeError, match=r"scores/protocol\.json holds results of another model \(weights: .* measure .*harpe/model again"):
+    with pytest.raises(
+        HarpeError,
+        match=r"scores/protocol\.json holds results of another model \(weights: .* measure .*harpe/model again",
+    ):
         check_models(tmp_path / "run")
     shutil.rmtree(run / "model")  # a run without its models may be read
     check_models(tmp_path / "run")
@@ -133,7 +151,9 @@ def test_a_model_that_was_exchanged_after_it_was_measured_is_told(place: Path, t
 def test_before_and_after_are_told_apart_by_name_and_are_of_the_same_samples(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
     before, after = tmp_path / "before", tmp_path / "after"
     assert main(command("ruler", place, place / "a" / "model", before)) == 0
     compare = command("ruler", place, place / "b" / "model", after, f"--against={before}")
@@ -151,7 +171,9 @@ def test_before_and_after_are_told_apart_by_name_and_are_of_the_same_samples(
     assert (before / "fwe.jsonl").read_text() == text
 
 
-def test_questions_that_changed_in_their_file_are_other_questions(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_questions_that_changed_in_their_file_are_other_questions(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("lm_eval", reason="the short benchmarks need lm-eval (pip install 'harpe[eval]')")
     shutil.copytree(place / "data", tmp_path / "data")
     ask = command("short", tmp_path, place / "a" / "model", tmp_path / "s")

@@ -24,12 +24,22 @@ from harpe.suites.short import measure_short
 
 from .stub_server import StubServer, completion
 
-pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+pytest.importorskip(
+    "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+)
 pytest.importorskip("openai", reason="--server needs the package openai (pip install 'harpe[eval]')")
 
 
 def options(folder: Path, address: str, **changes: Any) -> RulerOptions:
-    given = {"server": address, "model": "m", "tokenizer": "embedded", "length": 1024, "samples": 6, "tasks": "fwe,vt", "out": str(folder)}
+    given = {
+        "server": address,
+        "model": "m",
+        "tokenizer": "embedded",
+        "length": 1024,
+        "samples": 6,
+        "tasks": "fwe,vt",
+        "out": str(folder),
+    }
     return RulerOptions(**{**given, **changes})
 
 
@@ -42,7 +52,8 @@ def same_answers(one: Path, other: Path) -> None:
     """To the byte, but for where the servers were."""
     assert (one / "answers.jsonl").read_text().split("\n")[1:] == (other / "answers.jsonl").read_text().split("\n")[1:]
     mine, theirs = (
-        {k: v for k, v in read_json(folder / "ruler.json").items() if k not in ("server", "measurement")} for folder in (one, other)
+        {k: v for k, v in read_json(folder / "ruler.json").items() if k not in ("server", "measurement")}
+        for folder in (one, other)
     )
     assert mine == theirs
 
@@ -52,7 +63,9 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     together = threading.Barrier(3)  # breaks the test unless three requests are under way at once
 
@@ -65,7 +78,9 @@ def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(tmp_
     samples = {name: read_jsonl(tmp_path / f"{name}.jsonl") for name in ("vt", "fwe")}
     asked = {(body["prompt"], body["max_tokens"]) for body in stub.bodies}
     assert len(stub.bodies) == 12
-    assert asked == {(s["input"] + s["answer_prefix"], TASKS[name].tokens) for name, rows in samples.items() for s in rows}
+    assert asked == {
+        (s["input"] + s["answer_prefix"], TASKS[name].tokens) for name, rows in samples.items() for s in rows
+    }
     settings = ("model", "temperature", "top_p", "frequency_penalty", "repetition_penalty")
     assert {tuple(body[name] for name in settings) for body in stub.bodies} == {("m", 0, 1, 0, 1.0)}
     assert {header["authorization"] for header in stub.headers} == {"Bearer a-key"} and stub.at_once == 3
@@ -111,7 +126,10 @@ def test_a_server_that_does_not_know_the_repetition_penalty_is_asked_without(tmp
         run_ruler(options(tmp_path / "other", other.address, tasks="vt"))
     assert len(strict.bodies) == 7 and not any("repetition_penalty" in body for body in strict.bodies[1:])
     same_answers(tmp_path / "strict", tmp_path / "other")
-    with StubServer(lambda body, number: (422, {"detail": "too long"})) as stub, pytest.raises(HarpeError, match="too long"):
+    with (
+        StubServer(lambda body, number: (422, {"detail": "too long"})) as stub,
+        pytest.raises(HarpeError, match="too long"),
+    ):
         run_ruler(options(tmp_path / "long", stub.address, tasks="vt", requests=1))
     assert len(stub.bodies) == 1
 
@@ -121,7 +139,9 @@ def test_a_prompt_that_spells_its_beginning_is_sent_without_it(tmp_path: Path) -
     tokenizer = load_tokenizer("embedded")
     tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
     around = {"special_tokens": [("<|begin_of_text|>", len(tokenizer) - 1), ("<|endoftext|>", 0)]}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin_of_text|> $A <|endoftext|>", **around)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A <|endoftext|>", **around
+    )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     said: list[str] = []
 
@@ -135,7 +155,9 @@ def test_a_prompt_that_spells_its_beginning_is_sent_without_it(tmp_path: Path) -
     samples = read_jsonl(tmp_path / "a" / "vt.jsonl")
     assert all(sample["input"].startswith("<|begin_of_text|><|start") for sample in samples)  # the published bytes
     whole = [sample["input"] + sample["answer_prefix"] for sample in samples]
-    assert sorted(body["prompt"] for body in stub.bodies) == sorted(text.removeprefix("<|begin_of_text|>") for text in whole)
+    assert sorted(body["prompt"] for body in stub.bodies) == sorted(
+        text.removeprefix("<|begin_of_text|>") for text in whole
+    )
     assert [text for text in said if "sets <|endoftext|> behind every text" in text]
 
 
@@ -145,7 +167,11 @@ def test_failures_that_pass_are_tried_again_and_change_nothing(tmp_path: Path) -
     def answer(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
         first = body["prompt"] not in failed
         failed.add(body["prompt"])
-        return ((500, {"error": {"message": "hiccup"}}) if number % 2 else (429, {"detail": "busy"})) if first else echo(body, number)
+        return (
+            ((500, {"error": {"message": "hiccup"}}) if number % 2 else (429, {"detail": "busy"}))
+            if first
+            else echo(body, number)
+        )
 
     with StubServer(answer) as shaky, StubServer(echo) as steady:
         run_ruler(options(tmp_path / "shaky", shaky.address))
@@ -163,13 +189,21 @@ def test_a_server_that_goes_down_in_mid_run_is_told_and_the_run_goes_on_later(
     def answer(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
         return echo(body, number) if number < 7 else (status, {"detail": "out of memory"})
 
-    with StubServer(answer) as stub, pytest.raises(HarpeError, match=r"2 times in a row \(.*the same command goes on") as told:
+    with (
+        StubServer(answer) as stub,
+        pytest.raises(HarpeError, match=r"2 times in a row \(.*the same command goes on") as told,
+    ):
         run_ruler(options(tmp_path / "a", stub.address, requests=2))
     assert ("out of memory" in str(told.value)) == (status == 500)
     assert not (tmp_path / "a" / "ruler.json").exists()
-    kept = {(row["task"], row["sample"]) for file in (tmp_path / "a").glob("answers.jsonl*") for row in read_jsonl(file)}
+    kept = {
+        (row["task"], row["sample"]) for file in (tmp_path / "a").glob("answers.jsonl*") for row in read_jsonl(file)
+    }
     assert len(kept) == 7 and len(stub.bodies) <= 7 + 2 * 2  # the others were not even asked
-    with StubServer(echo) as elsewhere, pytest.raises(HarpeError, match=r"of another server .*give it the address that it had"):
+    with (
+        StubServer(echo) as elsewhere,
+        pytest.raises(HarpeError, match=r"of another server .*give it the address that it had"),
+    ):
         run_ruler(options(tmp_path / "a", elsewhere.address, requests=2))
     with StubServer(echo, port=stub.port) as again, StubServer(echo) as steady:
         run_ruler(options(tmp_path / "a", again.address, requests=2))
@@ -191,7 +225,9 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(tmp_path: Path, monkeypatch:
             def say(self, text: str) -> None:
                 said.append(text)
 
-        with pytest.raises(HarpeError, match=r"refused a request for --model m .*HTTP 404: The model `m` does not exist"):
+        with pytest.raises(
+            HarpeError, match=r"refused a request for --model m .*HTTP 404: The model `m` does not exist"
+        ):
             run_ruler(options(tmp_path / "2", stub.address), Listener())
     assert any("lists other, and not m" in text for text in said)
     with (
@@ -199,9 +235,15 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(tmp_path: Path, monkeypatch:
         pytest.raises(HarpeError, match=r"--length 1024 is beyond the 1000 .*--max-model-len"),
     ):
         run_ruler(options(tmp_path / "3", stub.address))
-    with StubServer(lambda body, number: (401, {"detail": "no"})) as stub, pytest.raises(HarpeError, match="into OPENAI_API_KEY"):
+    with (
+        StubServer(lambda body, number: (401, {"detail": "no"})) as stub,
+        pytest.raises(HarpeError, match="into OPENAI_API_KEY"),
+    ):
         run_ruler(options(tmp_path / "4", stub.address))
-    with StubServer(lambda body, number: (200, {"hello": 1})) as stub, pytest.raises(HarpeError, match="something else than a completion"):
+    with (
+        StubServer(lambda body, number: (200, {"hello": 1})) as stub,
+        pytest.raises(HarpeError, match="something else than a completion"),
+    ):
         CompletionServer(stub.address, "m").complete("x", 1)
     with pytest.raises(HarpeError, match="needs --model"):
         run_ruler(options(tmp_path, "http://127.0.0.1:1", tokenizer=None))
@@ -221,6 +263,8 @@ def test_addresses_with_a_path_are_taken_as_they_are() -> None:
 
 def test_perplexity_and_multiple_choice_refuse_a_server(tmp_path: Path) -> None:
     with pytest.raises(HarpeError, match="the probability of every token"):
-        measure_perplexity(PerplexityOptions(model="m", data="x", out=str(tmp_path / "a.json"), lengths="4", server="http://h"))
+        measure_perplexity(
+            PerplexityOptions(model="m", data="x", out=str(tmp_path / "a.json"), lengths="4", server="http://h")
+        )
     with pytest.raises(HarpeError, match="log-likelihoods of given answers"):
         measure_short(ShortOptions(model="m", out=str(tmp_path), server="http://h"))

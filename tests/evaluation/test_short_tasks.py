@@ -1,4 +1,5 @@
-"""lm-eval on a per-head model gives the log-likelihoods of a plain forward pass, and offline tasks have lm-eval's own prompts."""
+"""lm-eval on a per-head model gives the log-likelihoods of a plain forward pass, and offline tasks have lm-eval's own
+prompts."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three questions of PIQA's form, two of one subject of MMLU's with five solved ones."""
     root = tmp_path_factory.mktemp("short")
     (root / "piqa").mkdir()
-    rows = [{"goal": f"open jar {i}", "sol1": f"turn the lid {i}", "sol2": "hit it with a longer sentence than that"} for i in range(3)]
+    rows = [
+        {"goal": f"open jar {i}", "sol1": f"turn the lid {i}", "sol2": "hit it with a longer sentence than that"}
+        for i in range(3)
+    ]
     (root / "piqa" / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (root / "piqa" / "valid-labels.lst").write_text("0\n1\n0\n")
     for split, count in (("dev", 5), ("test", 2)):
@@ -57,12 +61,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     example = {"question": {"stem": "What burns?", "choices": choices}, "answerKey": "2"}
     (root / "arc_challenge" / "ARC-Challenge-Dev.jsonl").write_text(json.dumps(example) + "\n")
     scored = {"query": "Question: What melts?", "choices": ["stone", "ice"], "gold": 1}
-    (root / "llm-foundry" / "arc_challenge.jsonl").write_text(json.dumps(scored) + "\n" + json.dumps({**scored, "query": "Question: B?"}))
+    (root / "llm-foundry" / "arc_challenge.jsonl").write_text(
+        json.dumps(scored) + "\n" + json.dumps({**scored, "query": "Question: B?"})
+    )
     trivia = [
         {"context": f"Question: Who is number {i}?\nAnswer:", "answer": f"N{i}", "aliases": [f"N\u2028{i}", f"No {i}"]}
         for i in range(TRIVIA_EXAMPLES + 3)
     ]
-    (root / "llm-foundry" / "triviaqa_sm_sub.jsonl").write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in trivia))
+    (root / "llm-foundry" / "triviaqa_sm_sub.jsonl").write_text(
+        "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in trivia)
+    )
     return root
 
 
@@ -109,11 +117,15 @@ def test_offline_prompts_are_written_as_lm_eval_writes_them(folder: Path, per_he
     head = "The following are multiple choice questions (with answers) about anatomy.\n\n"
     options = '\nA. one\nB. a "b"\nC. three\nD. four\nAnswer:'
     shots = "".join(f"dev {i}, which?{options} {'ABCD'[i % 4]}\n\n" for i in range(5))
-    assert [tuple(request) for request in mmlu[0]["arguments"]] == [(f"{head}{shots}test 0, which?{options}", f" {c}") for c in "ABCD"]
+    assert [tuple(request) for request in mmlu[0]["arguments"]] == [
+        (f"{head}{shots}test 0, which?{options}", f" {c}") for c in "ABCD"
+    ]
 
 
 @pytest.mark.slow
-def test_local_tasks_are_worded_as_lm_eval_words_them_with_examples_that_are_not_scored(folder: Path, per_head: Any) -> None:
+def test_local_tasks_are_worded_as_lm_eval_words_them_with_examples_that_are_not_scored(
+    folder: Path, per_head: Any
+) -> None:
     tokenizer = load_tokenizer("embedded")
 
     def asked(name: str) -> list[dict[str, Any]]:
@@ -125,10 +137,14 @@ def test_local_tasks_are_worded_as_lm_eval_words_them_with_examples_that_are_not
     heads = [f"How to wave {i}. Lift a hand.{end}\n\n" for i, end in ((0, "  Move it 0."), (1, " b"))]
     prompt, ending = waving[1]["arguments"][0]
     assert prompt in [head + "How to wave 3. Lift a hand." for head in heads] and ending == "  Move it 3."
-    assert [ending for _, ending in waving[1]["arguments"][1:]] == [" b", " c", " d"] and str(waving[1]["target"]) == "3"
+    assert [ending for _, ending in waving[1]["arguments"][1:]] == [" b", " c", " d"] and str(
+        waving[1]["target"]
+    ) == "3"
     first, second = asked("arc_challenge_local")
     head = "Question: What burns?\nAnswer: fire\n\n"
-    assert [tuple(a) for a in first["arguments"]] == [(head + "Question: What melts?\nAnswer:", f" {c}") for c in ("stone", "ice")]
+    assert [tuple(a) for a in first["arguments"]] == [
+        (head + "Question: What melts?\nAnswer:", f" {c}") for c in ("stone", "ice")
+    ]
     assert first["target"] in (1, "1") and second["arguments"][0][0] == head + "Question: B?\nAnswer:"
     trivia = asked("triviaqa_local")
     assert len(trivia) == 3
@@ -155,7 +171,10 @@ def test_the_real_files_give_57_subjects_and_1838_questions(harpe_data: Path) ->
     splits = [task["custom_dataset"]() for task in mmlu]
     assert len(mmlu) == 57 and sum(len(s["test"]) for s in splits) == 14042 and all(len(s["dev"]) == 5 for s in splits)
     assert len(piqa["custom_dataset"]()["validation"]) == 1838
-    sizes, texts = {"hellaswag_local": (1000, 1000), "arc_challenge_local": (292, 1172), "triviaqa_local": (100, 2900)}, {}
+    sizes, texts = (
+        {"hellaswag_local": (1000, 1000), "arc_challenge_local": (292, 1172), "triviaqa_local": (100, 2900)},
+        {},
+    )
     for name, (examples, scored) in sizes.items():
         (task,) = offline_tasks(name, harpe_data / "short_bench")
         rows = task["custom_dataset"]()
@@ -166,7 +185,9 @@ def test_the_real_files_give_57_subjects_and_1838_questions(harpe_data: Path) ->
 
 @pytest.mark.slow
 def test_the_verb_writes_scores_with_intervals_and_does_not_measure_twice(folder: Path, tmp_path: Path) -> None:
-    options = ShortOptions(model="embedded", out=str(tmp_path), tasks="piqa", offline=True, data=str(folder.parent), dtype="float32")
+    options = ShortOptions(
+        model="embedded", out=str(tmp_path), tasks="piqa", offline=True, data=str(folder.parent), dtype="float32"
+    )
     (folder.parent / "short_bench").symlink_to(folder)
     measure_short(options)
     value = read_json(tmp_path / "short.json")
@@ -209,7 +230,13 @@ def test_a_measurement_that_was_killed_asks_only_the_questions_that_it_had_not_e
     """Killed inside the second task, in the middle of a line of its record."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "short_bench").symlink_to(folder)
-    given = {"model": "embedded", "tasks": "arc_challenge_local,piqa", "shots": 0, "data": str(tmp_path / "data"), "dtype": "float32"}
+    given = {
+        "model": "embedded",
+        "tasks": "arc_challenge_local,piqa",
+        "shots": 0,
+        "data": str(tmp_path / "data"),
+        "dtype": "float32",
+    }
 
     def options(name: str) -> ShortOptions:
         return ShortOptions(**given, out=str(tmp_path / name), offline=True, batch_size=1)
@@ -220,7 +247,8 @@ def test_a_measurement_that_was_killed_asks_only_the_questions_that_it_had_not_e
     def killed(self: Record, attr: str, req: Any, res: Any) -> None:
         asked.append(str(req))
         if len(asked) == 4 + 4:  # of 4 and 6 requests
-            with self.path.with_name(f"{self.path.name}.0").open("a", encoding="utf-8") as stream:  # the share of this process
+            # the share of this process
+            with self.path.with_name(f"{self.path.name}.0").open("a", encoding="utf-8") as stream:
                 stream.write('{"request": "12ab')
             raise KeyboardInterrupt
         keep(self, attr, req, res)
@@ -229,7 +257,9 @@ def test_a_measurement_that_was_killed_asks_only_the_questions_that_it_had_not_e
     with pytest.raises(KeyboardInterrupt):
         measure_short(options("killed"))
     assert list(read_json(tmp_path / "killed" / "short.json")["tasks"]) == ["arc_challenge_local"]
-    monkeypatch.setattr(Record, "add_partial", lambda self, attr, req, res: (asked.append(str(req)), keep(self, attr, req, res))[1])
+    monkeypatch.setattr(
+        Record, "add_partial", lambda self, attr, req, res: (asked.append(str(req)), keep(self, attr, req, res))[1]
+    )
     asked.clear()
     said: list[str] = []
 
@@ -238,13 +268,18 @@ def test_a_measurement_that_was_killed_asks_only_the_questions_that_it_had_not_e
             said.append(text)
 
     measure_short(options("killed"), Listener())
-    assert len(asked) == 4 and any("was cut short" in text for text in said) and "piqa: 3 requests were answered before." in said
+    assert (
+        len(asked) == 4
+        and any("was cut short" in text for text in said)
+        and "piqa: 3 requests were answered before." in said
+    )
     asked.clear()
     measure_short(options("whole"))
     assert len(asked) == 10
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == ["arc_challenge_local.jsonl", "piqa.jsonl", "short.json"]
-    for name in names:  # a question whose answers were not all there was asked again as a whole: the same numbers to the last digit
+    # a question whose answers were not all there was asked again as a whole: the same numbers to the last digit
+    for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     tasks = read_json(tmp_path / "whole" / "short.json")["tasks"]
     assert tasks["arc_challenge_local"]["note"] == NOT_COMPARABLE and "note" not in tasks["piqa"]

@@ -15,7 +15,8 @@ from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 
 def trained_run(run: Path, texts: Sequence[str], seed: int | None = None) -> tuple[Path, PackedDataset]:
-    """The folder of a model in `run` (of a comparison where a seed is given) and its packed training data, one document a text."""
+    """The folder of a model in `run` (of a comparison where a seed is given) and its packed training data, one document
+    a text."""
     tokenizer = load_tokenizer("embedded")
     folder = run / "harpe" if seed is None else run / "harpe" / f"seed-{seed}"
     (folder / "stage-1").mkdir(parents=True)

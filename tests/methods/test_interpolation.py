@@ -1,4 +1,5 @@
-"""PI, NTK, YaRN, LongRoPE: what a changed model rotates by is what their authors' formulas give, and what stock transformers gives."""
+"""PI, NTK, YaRN, LongRoPE: what a changed model rotates by is what their authors' formulas give, and what stock
+transformers gives."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def changed(make_tiny: Any, name: str, **options: Any) -> Any:
 
 
 def frequencies(model: Any, length: int) -> tuple[np.ndarray, float]:
-    """Inverse frequencies and the factor on cos and sin after a forward pass over `length` tokens, read from the angles themselves."""
+    """Inverse frequencies and the factor on cos and sin after a forward pass over `length` tokens, read from the angles
+    themselves."""
     rotary = model.model.rotary_emb
     cos, _ = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(length)[None])
     return rotary.inv_freq.double().numpy(), float(cos[0, 0, 0])
@@ -39,7 +41,8 @@ def plain(base: float = BASE) -> np.ndarray:
 
 
 def yarn_reference(scale: float) -> np.ndarray:
-    """YaRN, sections 3.2 and 3.4, pair by pair: r = L / wavelength turns; the ramp in the pairs' numbers as the authors' program has it."""
+    """YaRN, sections 3.2 and 3.4, pair by pair: r = L / wavelength turns; the ramp in the pairs' numbers as the
+    authors' program has it."""
 
     def pair_of(turns: float) -> float:
         return HEAD * math.log(SHORT / (turns * 2 * math.pi)) / (2 * math.log(BASE))
@@ -63,7 +66,12 @@ def yarn_reference(scale: float) -> np.ndarray:
         ("ntk-dynamic", {}, plain(BASE * (8 * 8 - 7) ** (HEAD / (HEAD - 2))), 1.0),
         ("ntk-dynamic", {"factor": 1.0}, plain(BASE * 8 ** (HEAD / (HEAD - 2))), 1.0),
         ("yarn", {}, yarn_reference(8.0), 0.1 * math.log(8) + 1),
-        ("longrope", {"long_factor": FACTORS}, plain() / np.array(FACTORS), math.sqrt(1 + math.log(8) / math.log(SHORT))),
+        (
+            "longrope",
+            {"long_factor": FACTORS},
+            plain() / np.array(FACTORS),
+            math.sqrt(1 + math.log(8) / math.log(SHORT)),
+        ),
     ],
 )
 def test_a_changed_model_turns_by_the_authors_formula(
@@ -97,9 +105,15 @@ def test_a_changed_model_gives_the_logits_of_a_stock_model_made_with_that_rope_t
     make_tiny: Any, name: str, options: dict[str, Any], stock: dict[str, Any]
 ) -> None:
     model = changed(make_tiny, name, **options)
-    fields = {key: value for key, value in make_tiny("llama").config.to_dict().items() if key not in ("rope_parameters", "dtype")}
+    fields = {
+        key: value
+        for key, value in make_tiny("llama").config.to_dict().items()
+        if key not in ("rope_parameters", "dtype")
+    }
     limit = SHORT if name == "ntk-dynamic" else LONG
-    other = LlamaForCausalLM(LlamaConfig(**{**fields, "max_position_embeddings": limit}, rope_parameters={"rope_theta": BASE, **stock}))
+    other = LlamaForCausalLM(
+        LlamaConfig(**{**fields, "max_position_embeddings": limit}, rope_parameters={"rope_theta": BASE, **stock})
+    )
     other.load_state_dict(model.state_dict())
     ids = torch.randint(0, 97, (1, 300), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

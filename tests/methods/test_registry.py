@@ -25,7 +25,11 @@ def stages(name: str, length: int = TARGET, train: bool | None = None, **options
 def test_the_default_stages_of_abf_are_the_papers() -> None:
     """Section 3 of paper.md: (1M, 32k), (2M, 64k), (5M, 128k)."""
     found = stages("abf-staged")
-    assert [(stage.length, round(stage.encoding.bases[0], 3)) for stage in found] == [(32768, 1e6), (65536, 2e6), (131_072, 5e6)]
+    assert [(stage.length, round(stage.encoding.bases[0], 3)) for stage in found] == [
+        (32768, 1e6),
+        (65536, 2e6),
+        (131_072, 5e6),
+    ]
     assert sum(stage.share for stage in found) == pytest.approx(1)
     assert stages("abf")[0].encoding.bases[0] == 5e6
 
@@ -57,7 +61,9 @@ def test_stages_that_cannot_be_are_refused(given: list[dict[str, Any]], message:
         stages("abf-staged", stages=given)
 
 
-@pytest.mark.parametrize(("at", "base"), [("top", 5e6), ("middle", 3e6), ("geometric-middle", 5e12**0.5), ("bottom", 1e6)])
+@pytest.mark.parametrize(
+    ("at", "base"), [("top", 5e6), ("middle", 3e6), ("geometric-middle", 5e12**0.5), ("bottom", 1e6)]
+)
 def test_controls_are_one_base_from_harpes_own_range(at: str, base: float) -> None:
     (stage,) = stages("one-base", at=at)
     assert stage.encoding.bases == pytest.approx((base,) * 32) and not stage.encoding.per_head
@@ -145,11 +151,16 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(monkeypatch: py
         (Point("pi", lambda geometry, length: []), "name of another method"),
         (Point("broken", ImportError("no such thing")), "could not be loaded from package:function: no such thing"),
         (Point("empty", lambda geometry, length: []), "must return a list of Stage"),
-        (Point("short", lambda geometry, length: untrained(shared_encoding(2e4, geometry), 64)), "must have the target's"),
+        (
+            Point("short", lambda geometry, length: untrained(shared_encoding(2e4, geometry), 64)),
+            "must have the target's",
+        ),
         (Point("half", lambda geometry, length: [Stage(shared_encoding(2e4, geometry), length, 0.5)]), "add up to 1"),
     ],
 )
-def test_a_bad_method_of_another_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, point: Point, message: str) -> None:
+def test_a_bad_method_of_another_package_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, point: Point, message: str
+) -> None:
     others(monkeypatch, point)
     with pytest.raises(HarpeError, match=message):
         stages(point.name)

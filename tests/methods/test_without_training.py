@@ -35,7 +35,12 @@ def test_the_reach_is_the_longest_text_whose_positions_stay_in_the_trained_conte
 
 def test_without_options_the_smallest_group_that_reaches_is_taken() -> None:
     (stage,) = self_extend(LLAMA_2, 131_072)
-    assert stage.share == 0.0 and stage.length == 131_072 and set(stage.encoding.bases) == {10_000.0} and not stage.encoding.per_head
+    assert (
+        stage.share == 0.0
+        and stage.length == 131_072
+        and set(stage.encoding.bases) == {10_000.0}
+        and not stage.encoding.per_head
+    )
     chosen = stage.encoding.attention
     assert isinstance(chosen, SelfExtend) and chosen.window == 1024
     assert largest_distance(131_072, 1024, chosen.group) < 4096 <= largest_distance(131_072, 1024, chosen.group - 1)
@@ -47,7 +52,9 @@ def test_dual_chunk_defaults_are_the_papers() -> None:
     assert dca(LLAMA_2, 131_072, chunk=2560, local=512)[0].encoding.attention == DualChunk(2560, 512)
 
 
-@pytest.mark.parametrize(("window", "group", "message"), [(4096, 2, "window is 4096"), (0, 2, "window is 0"), (64, 0, "group is 0")])
+@pytest.mark.parametrize(
+    ("window", "group", "message"), [(4096, 2, "window is 4096"), (0, 2, "window is 0"), (64, 0, "group is 0")]
+)
 def test_self_extend_refuses(window: int, group: int, message: str) -> None:
     with pytest.raises(HarpeError, match=message):
         self_extend(LLAMA_2, 8192, window=window, group=group)

@@ -18,7 +18,9 @@ def ask(path: str, prompts: list, tokens: int, options: dict) -> dict:
     if options.get("tensor_parallel_size", 1) > 1:  # vLLM wants to be told where there is one NUMA node
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"{CORES[0]}|{CORES[-1]}"
     engine = LLM(model=path, model_impl="transformers", dtype="float32", skip_tokenizer_init=True, seed=0, **options)
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, prompt_logprobs=0)
+    sampling = SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, prompt_logprobs=0
+    )
     found = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
     return {
         "prompts": [
@@ -26,7 +28,9 @@ def ask(path: str, prompts: list, tokens: int, options: dict) -> dict:
             for p, f in zip(prompts, found, strict=True)
         ],
         "ids": [list(f.outputs[0].token_ids) for f in found],
-        "generated": [[v[t].logprob for t, v in zip(f.outputs[0].token_ids, f.outputs[0].logprobs, strict=True)] for f in found],
+        "generated": [
+            [v[t].logprob for t, v in zip(f.outputs[0].token_ids, f.outputs[0].logprobs, strict=True)] for f in found
+        ],
     }
 
 
@@ -42,7 +46,9 @@ def main() -> None:
     answers = {"versions": {**versions, "platform": type(vllm.platforms.current_platform).__name__}}
     for name, options in questions["models"].items():
         try:
-            answers[name] = ask(str(root / options.pop("folder", name)), questions["prompts"], questions["tokens"], options)
+            answers[name] = ask(
+                str(root / options.pop("folder", name)), questions["prompts"], questions["tokens"], options
+            )
         except Exception as error:
             traceback.print_exc()
             answers[name] = {"error": f"{type(error).__name__}: {error}"}

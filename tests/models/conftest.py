@@ -27,7 +27,8 @@ def told(root: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         harpe.export(model, root / name)
         inputs = LONG if name == "wide" else SHORT
         question: dict[str, Any] = {"trust": name != "one-base", "inputs": inputs, "again": name != "wide"}
-        own = load_model(root / name, model.dtype, attn_implementation="eager").eval()  # loaded as well: so that weights lie aligned alike
+        # loaded as well: so that weights lie aligned alike
+        own = load_model(root / name, model.dtype, attn_implementation="eager").eval()
         expected[name] = {"logits": logits(own, inputs), "before": logits(model, inputs), "class": type(model).__name__}
         if name in GENERATING:
             question["batch"] = PADDED
@@ -36,4 +37,6 @@ def told(root: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             question["serving"] = SHORT["7"]
         questions[name] = question
     answers = ask(root, questions)
-    return {name: (expected[name], {**answers[name], "untrusting": answers[f"{name}, untrusting"]}) for name in questions}
+    return {
+        name: (expected[name], {**answers[name], "untrusting": answers[f"{name}, untrusting"]}) for name in questions
+    }

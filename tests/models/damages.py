@@ -96,7 +96,9 @@ def shards(change: Callable[[Path, dict[str, str]], dict[str, str]]) -> Damage:
             file = f"model-0000{number}-of-00002.safetensors"
             save_file({key: found[key] for key in keys}, folder / file, {"format": "pt"})
             places |= dict.fromkeys(keys, file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": change(folder, places)}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": change(folder, places)})
+        )
 
     return save
 
@@ -120,7 +122,10 @@ CONFIGURATION: dict[str, tuple[Damage, str]] = {
     "list as model type": (config(model_type=["llama"]), "names no model_type"),
     "unknown model type": (config(model_type="foo"), "which transformers .* does not know"),
     "encoder and decoder": (config(model_type="t5"), "no causal language model"),
-    "classifier": (config(architectures=["LlamaForSequenceClassification"]), "not a causal language model .LlamaForCausalLM"),
+    "classifier": (
+        config(architectures=["LlamaForSequenceClassification"]),
+        "not a causal language model .LlamaForCausalLM",
+    ),
     **{
         f"quantised by {method}": (config(quantization_config={"quant_method": method}), f"is quantised .{method}")
         for method in ("gptq", "awq", "bitsandbytes", "fp8", "mxfp4", "compressed-tensors")
@@ -151,15 +156,26 @@ CONFIGURATION: dict[str, tuple[Damage, str]] = {
 """Damages of config.json, each with what the sentence says; no weights have to be read to find them."""
 
 WEIGHTS: dict[str, tuple[Damage, str]] = {
-    "compiled": (renamed("_orig_mod."), "lacks the weights lm_head.weight, .* _orig_mod.lm_head.weight, .*save the one inside"),
+    "compiled": (
+        renamed("_orig_mod."),
+        "lacks the weights lm_head.weight, .* _orig_mod.lm_head.weight, .*save the one inside",
+    ),
     "wrapped": (renamed("module."), "holds the weights module.lm_head.weight, .* and 18 more.*save the model inside"),
-    "a layer lost": (without(".1."), "model.layers.1.input_layernorm.weight, .* and 6 more, .* begin as random numbers"),
+    "a layer lost": (
+        without(".1."),
+        "model.layers.1.input_layernorm.weight, .* and 6 more, .* begin as random numbers",
+    ),
     "no output layer": (without("lm_head"), "lacks the weights lm_head.weight, .*tie_word_embeddings"),
     "a layer too many": (
-        weights(lambda found: found | {key.replace(".1.", ".2."): value for key, value in found.items() if ".1." in key}),
+        weights(
+            lambda found: found | {key.replace(".1.", ".2."): value for key, value in found.items() if ".1." in key}
+        ),
         "holds the weights model.layers.2.input_layernorm.weight",
     ),
-    "a bias too many": (also(model__layers__0__self_attn__q_proj__bias=torch.ones(64)), "q_proj.bias, for which a LlamaForCausalLM"),
+    "a bias too many": (
+        also(model__layers__0__self_attn__q_proj__bias=torch.ones(64)),
+        "q_proj.bias, for which a LlamaForCausalLM",
+    ),
     "an adapter inside": (also(model__norm__lora_A__weight=torch.ones(2)), "merge_and_unload"),
     "another shape": (
         also(model__norm__weight=torch.ones(63)),
@@ -169,25 +185,41 @@ WEIGHTS: dict[str, tuple[Damage, str]] = {
     "no weights": (weights(lambda found: {}), "lacks the weights .* and 18 more"),
     "eight bits": (also(model__norm__weight=torch.ones(64, dtype=torch.int8)), "model.norm.weight as I8"),
     "tied to another": (config(tie_word_embeddings=True), "tie_word_embeddings.*holds others"),
-    "not a number": (weights(lambda found: found | {"model.norm.weight": torch.full((64,), torch.nan)}), "model.norm.weight .*not finite"),
+    "not a number": (
+        weights(lambda found: found | {"model.norm.weight": torch.full((64,), torch.nan)}),
+        "model.norm.weight .*not finite",
+    ),
     "one infinity": (
-        weights(lambda found: found | {"lm_head.weight": found["lm_head.weight"].half().index_fill(0, torch.tensor(7), torch.inf)}),
+        weights(
+            lambda found: (
+                found | {"lm_head.weight": found["lm_head.weight"].half().index_fill(0, torch.tensor(7), torch.inf)}
+            )
+        ),
         "lm_head.weight .*not finite",
     ),
     "no bytes": (cut(0), "model.safetensors is no whole safetensors file"),
     "header cut": (cut(100), "no whole safetensors file"),
     "end cut": (cut(-1000), "no whole safetensors file"),
     "zeros": (write("model.safetensors", bytes(5000)), "no whole safetensors file"),
-    "pointer": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+    "pointer": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "git lfs pull",
+    ),
     "no file": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights in safetensors"),
     "link to nowhere": (
         lambda folder: ((folder / "model.safetensors").unlink(), (folder / "model.safetensors").symlink_to("nowhere")),
         "has no weights in safetensors",
     ),
-    "pickle": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "holds pytorch_model.bin. Pickled"),
+    "pickle": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "holds pytorch_model.bin. Pickled",
+    ),
     "a shard lost": (shards(_lose), "names model-00002-of-00002.safetensors, which is not there"),
     "a shard unlisted": (shards(_unlisted), "lacks the weights"),
-    "a pickled shard": (shards(lambda folder, places: places | {"model.norm.weight": "pytorch_model.bin"}), "names pytorch_model.bin"),
+    "a pickled shard": (
+        shards(lambda folder, places: places | {"model.norm.weight": "pytorch_model.bin"}),
+        "names pytorch_model.bin",
+    ),
     "a shard elsewhere": (
         shards(lambda folder, places: places | {"model.norm.weight": "../model.safetensors"}),
         "names ../model.safetensors",

@@ -46,7 +46,10 @@ def ask(root: Path, questions: dict[str, dict[str, Any]], python: str = sys.exec
 
 
 GENERATING = ("llama", "gemma2", "gemma3_text", "gpt_neox", "cohere")
-SHORT = {name: torch.randint(3, 97, (1, n), generator=torch.Generator().manual_seed(n)) for name, n in (("1", 1), ("7", 7), ("300", 300))}
+SHORT = {
+    name: torch.randint(3, 97, (1, n), generator=torch.Generator().manual_seed(n))
+    for name, n in (("1", 1), ("7", 7), ("300", 300))
+}
 PADDED = {
     "input_ids": torch.tensor([[0, 0, 0, 5, 17, 33, 60, 8], [9, 4, 70, 71, 72, 11, 12, 13]]),
     "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1] * 8]),
@@ -75,7 +78,8 @@ def prepared(family: str, **changes: Any) -> PreTrainedModel:
 
 
 def models(names: Iterable[str] | None = None) -> dict[str, PreTrainedModel]:
-    """All families, a second base set of one of them, bases by layer, one base for all heads, a wide model, another dtype; or some."""
+    """All families, a second base set of one of them, bases by layer, one base for all heads, a wide model, another
+    dtype; or some."""
     return {name: make(name) for name in (NAMES if names is None else names)}
 
 
@@ -84,7 +88,9 @@ def make(name: str) -> PreTrainedModel:
     if name in FAMILIES:
         return extended(model := prepared(name), bases_of(model))
     if name == "wide":
-        wide = prepared("llama", seed=4, num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
+        wide = prepared(
+            "llama", seed=4, num_hidden_layers=1, num_attention_heads=32, num_key_value_heads=32, head_dim=128
+        )
         return extended(wide, bases_of(wide))
     others: dict[str, Callable[[], PreTrainedModel]] = {
         "llama-other": lambda: extended(prepared("llama", seed=1), [9e4, 2e6]),

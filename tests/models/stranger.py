@@ -55,7 +55,8 @@ def plans(model) -> list:
 
 
 def serving(folder: Path, ids) -> dict:
-    """What vLLM's and SGLang's backends for transformers models look at and do, as far as it can be done without them."""
+    """What vLLM's and SGLang's backends for transformers models look at and do, as far as it can be done without
+    them."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with init_empty_weights(include_buffers=False):  # as both do: the base model, by AutoModel
         empty = AutoModel.from_config(config, trust_remote_code=True)
@@ -80,7 +81,8 @@ def serving(folder: Path, ids) -> dict:
 
 
 def own_attention(folder: Path, ids) -> dict:
-    """The base model with an attention function that a server registers, which gets arguments of the server's own in every layer."""
+    """The base model with an attention function that a server registers, which gets arguments of the server's own in
+    every layer."""
     seen = []
 
     def attention(module, query, key, value, attention_mask, scaling=None, attention_instances=None, **_):
@@ -93,12 +95,15 @@ def own_attention(folder: Path, ids) -> dict:
     instances = {layer: f"layer {layer}" for layer in range(model.config.num_hidden_layers)}
     positions = torch.arange(ids.shape[1])[None]
     with torch.inference_mode():
-        out = model(input_ids=ids, position_ids=positions, use_cache=False, attention_instances=instances, return_dict=False)[0]
+        out = model(
+            input_ids=ids, position_ids=positions, use_cache=False, attention_instances=instances, return_dict=False
+        )[0]
     return {"layers": seen, "own_attention": out}
 
 
 def from_source(model, attentions: list, ids):
-    """The base model's output when the attentions' `forward` is compiled anew from its source, as vLLM does to merge q, k and v."""
+    """The base model's output when the attentions' `forward` is compiled anew from its source, as vLLM does to merge q,
+    k and v."""
     for module in attentions:
         function = inspect.unwrap(type(module).forward)
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
@@ -131,7 +136,9 @@ def answer(folder: Path, question: dict) -> dict:
         found["again"] = logits(load(again, question["trust"]), question["inputs"])
         base = AutoModel.from_pretrained(folder, trust_remote_code=question["trust"])
         found["base"] = [type(base).__name__, type(base).__module__]
-        found["same_base"] = all(torch.equal(a, b) for a, b in zip(base.parameters(), model.base_model.parameters(), strict=True))
+        found["same_base"] = all(
+            torch.equal(a, b) for a, b in zip(base.parameters(), model.base_model.parameters(), strict=True)
+        )
     return found
 
 
@@ -141,7 +148,8 @@ def main() -> None:
     questions = torch.load(root / "questions.pt", weights_only=True)
     answers = {"transformers": transformers.__version__}
     untrusting = {f"{name}, untrusting": {"trust": False, "inputs": {}, "folder": name} for name in questions}
-    for name, question in {**untrusting, **questions}.items():  # these first: once code has been trusted, the process knows the rope type
+    # these first: once code has been trusted, the process knows the rope type
+    for name, question in {**untrusting, **questions}.items():
         try:
             answers[name] = answer(root / question.get("folder", name), question)
         except Exception as error:

@@ -41,12 +41,18 @@ def test_a_tokenizer_is_read_where_the_model_is_not(checkpoint: Path, tmp_path: 
 
 
 def test_a_folder_may_hold_a_tokenizer_alone(checkpoint: Path, tmp_path: Path) -> None:
-    folder = damaged(checkpoint, tmp_path / "m", lambda folder: [path.unlink() for path in folder.iterdir() if "token" not in path.name])
+    folder = damaged(
+        checkpoint,
+        tmp_path / "m",
+        lambda folder: [path.unlink() for path in folder.iterdir() if "token" not in path.name],
+    )
     assert load_tokenizer(folder).get_vocab() == load_tokenizer(checkpoint).get_vocab()
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_are_not_the_models_own_are_refused_with_their_names(checkpoint: Path, tmp_path: Path, name: str) -> None:
+def test_weights_that_are_not_the_models_own_are_refused_with_their_names(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
     damage, sentence = WEIGHTS[name]
     folder = damaged(checkpoint, tmp_path / "m", damage)
     load_config(folder)
@@ -84,7 +90,9 @@ def test_a_damaged_tokenizer_is_told(checkpoint: Path, tmp_path: Path, name: str
     ],
     ids=lambda value: "",
 )
-def test_what_only_depends_on_the_machine_or_is_old_loads_as_it_was(checkpoint: Path, tmp_path: Path, harmless: Any) -> None:
+def test_what_only_depends_on_the_machine_or_is_old_loads_as_it_was(
+    checkpoint: Path, tmp_path: Path, harmless: Any
+) -> None:
     folder = damaged(checkpoint, tmp_path / "m", harmless)
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
@@ -108,7 +116,10 @@ def test_buffers_that_old_checkpoints_hold_are_not_refused(tmp_path: Path) -> No
     model.save_pretrained(tmp_path)
     found = load_file(tmp_path / "model.safetensors")
     for layer in (f"gpt_neox.layers.{number}.attention" for number in range(2)):
-        found |= {f"{layer}.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8), f"{layer}.masked_bias": torch.tensor(-1e9)}
+        found |= {
+            f"{layer}.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+            f"{layer}.masked_bias": torch.tensor(-1e9),
+        }
         found[f"{layer}.rotary_emb.inv_freq"] = torch.ones(2)
     save_file(found, tmp_path / "model.safetensors", {"format": "pt"})
     ids = torch.arange(3, 40)[None]
@@ -138,7 +149,9 @@ def told(verb: str, folder: Path, out: Path, capsys: pytest.CaptureFixture[str])
     return message
 
 
-@pytest.mark.parametrize("name", ["no JSON", "quantised by gptq", "length as a float", "scaling by a text", "unknown dtype"])
+@pytest.mark.parametrize(
+    "name", ["no JSON", "quantised by gptq", "length as a float", "scaling by a text", "unknown dtype"]
+)
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_tells_a_damaged_configuration(
     checkpoint: Path, tmp_path: Path, verb: str, name: str, capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 def start(rank: int, work: str, folder: str, family: str) -> None:
     """What each process does."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     try:
         {"sharded": sharded, "tensor_parallel": tensor_parallel}[work](rank, Path(folder), family)
     finally:
@@ -29,7 +31,10 @@ def start(rank: int, work: str, folder: str, family: str) -> None:
 
 
 def in_two_processes(work: str, folder: Path, family: str) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from models.test_distributed import start; start(int(sys.argv[2]), *sys.argv[3:])"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from models.test_distributed import start; "
+        "start(int(sys.argv[2]), *sys.argv[3:])"
+    )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
     running = []
     for rank in ("0", "1"):
@@ -41,7 +46,8 @@ def in_two_processes(work: str, folder: Path, family: str) -> None:
 
 
 def sharded(rank: int, folder: Path, family: str) -> None:
-    """One step's gradients under fully_shard with casts to bfloat16 equal those of a whole model with bfloat16 weights."""
+    """One step's gradients under fully_shard with casts to bfloat16 equal those of a whole model with bfloat16
+    weights."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     seen = []

@@ -11,7 +11,9 @@ from harpe.errors import HarpeError
 from harpe.models import dtype
 
 
-@pytest.mark.parametrize(("small", "large", "chosen"), [(0.02, None, "float32"), (0.9, 2.0, "bfloat16"), (1.0, 1.1, "float32")])
+@pytest.mark.parametrize(
+    ("small", "large", "chosen"), [(0.02, None, "float32"), (0.9, 2.0, "bfloat16"), (1.0, 1.1, "float32")]
+)
 def test_large_products_are_timed_only_where_small_ones_leave_it_open(
     small: float, large: float | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

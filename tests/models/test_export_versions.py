@@ -19,11 +19,15 @@ from .exported import NAMES, SHORT, ask, logits, models, prepared
 from .tiny_families import FAMILIES
 
 EVERY = tuple(name for name in NAMES if name != "wide")
-"""All families and every other kind of checkpoint; a few of each are loaded in the slow group, all by `make families`."""
+"""All families and every other kind of checkpoint; a few of each are loaded in the slow group, all by `make
+families`."""
 
 
 def some(*names: str) -> list[Any]:
-    return [pytest.param(names, marks=pytest.mark.slow, id="representatives"), pytest.param(EVERY, marks=pytest.mark.matrix, id="all")]
+    return [
+        pytest.param(names, marks=pytest.mark.slow, id="representatives"),
+        pytest.param(EVERY, marks=pytest.mark.matrix, id="all"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +37,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Makes an interpreter with torch and the rest from this environment; that transformers, and what it needs otherwise, lie before it."""
+    """Makes an interpreter with torch and the rest from this environment; that transformers, and what it needs
+    otherwise, lie before it."""
     made: dict[str, str] = {}
 
     def python(version: str) -> str:
         if version not in made:
             folder = tmp_path_factory.mktemp("transformers") / version
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-            own = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(folder), "platbase": str(folder)}))
+            own = Path(
+                sysconfig.get_path("purelib", scheme="venv", vars={"base": str(folder), "platbase": str(folder)})
+            )
             (own / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
             made[version] = str(folder / "bin" / "python")
             pip = [sys.executable, "-m", "pip", "--python", made[version], "install", "--quiet", "--no-compile"]
@@ -54,7 +61,9 @@ def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str
 
 @pytest.mark.parametrize("version", ["5.17.0", "5.20.0"])
 @pytest.mark.parametrize("names", some("llama", "gemma3_text", "by-layer", "one-base"))
-def test_exported_checkpoints_load_with_the_same_logits(root: Path, python_with: Any, version: str, names: tuple[str, ...]) -> None:
+def test_exported_checkpoints_load_with_the_same_logits(
+    root: Path, python_with: Any, version: str, names: tuple[str, ...]
+) -> None:
     expected, questions = {}, {}
     for name, model in models(names).items():
         if not (root / name).exists():
@@ -73,7 +82,9 @@ def test_exported_checkpoints_load_with_the_same_logits(root: Path, python_with:
 
 
 @pytest.mark.parametrize("names", some("llama", "gemma3_text", "nemotron"))
-def test_transformers_4_refuses_instead_of_loading_a_stock_model(root: Path, python_with: Any, names: tuple[str, ...]) -> None:
+def test_transformers_4_refuses_instead_of_loading_a_stock_model(
+    root: Path, python_with: Any, names: tuple[str, ...]
+) -> None:
     """It knows no `rope_parameters`; Nemotron's class there asks for no rope type either."""
     families = [name for name in names if name in FAMILIES]
     for name, model in models(families).items():
@@ -89,12 +100,15 @@ CLASSIC = ("abf", "ntk", "yarn", "pi", "ntk-dynamic", "longrope")
 BEYOND = {"700": torch.randint(3, 97, (1, 700), generator=torch.Generator().manual_seed(7))}
 """A text longer than the trained context of 512, where dynamic NTK and LongRoPE change."""
 GIVEN_BY_4 = {"llama", "gemma3_text", "gpt_neox", "glm"}
-"""Of the representatives, those whose ABF and YaRN exports 4.57 runs; OLMo's classes stop at YaRN, Nemotron's asked for no rope type."""
+"""Of the representatives, those whose ABF and YaRN exports 4.57 runs; OLMo's classes stop at YaRN, Nemotron's asked for
+no rope type."""
 
 
 @pytest.mark.filterwarnings("ignore:the model has new positions")
 @pytest.mark.parametrize("names", some("llama", "gemma3_text", "gpt_neox", "glm", "olmo3", "nemotron"))
-def test_transformers_4_runs_classic_methods_right_or_stops(tmp_path: Path, python_with: Any, names: tuple[str, ...]) -> None:
+def test_transformers_4_runs_classic_methods_right_or_stops(
+    tmp_path: Path, python_with: Any, names: tuple[str, ...]
+) -> None:
     expected = {}
     for family in (name for name in names if name in FAMILIES):
         pairs = read_geometry(prepared(family).config, family).rotary_dim // 2

@@ -59,7 +59,8 @@ def rope_of(model: PreTrainedModel) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 @contextmanager
 def exact_angles(model: PreTrainedModel) -> Iterator[None]:
-    """The stock model with its cos and sin computed in float64 and cast; only the arrangement of its tables is its own."""
+    """The stock model with its cos and sin computed in float64 and cast; only the arrangement of its tables is its
+    own."""
     rotary = rotary_of(model)
     stock = rotary.forward
 
@@ -67,7 +68,9 @@ def exact_angles(model: PreTrainedModel) -> Iterator[None]:
         rope = model.config.rope_parameters[layer_type[0]] if layer_type else model.config.rope_parameters
         table, _ = stock(x, position_ids, *layer_type)
         pairs = getattr(rotary, f"{layer_type[0]}_inv_freq" if layer_type else "inv_freq").shape[0]
-        angle = position_ids.double()[..., None] / rope["rope_theta"] ** (torch.arange(0, 2 * pairs, 2).double() / (2 * pairs))
+        angle = position_ids.double()[..., None] / rope["rope_theta"] ** (
+            torch.arange(0, 2 * pairs, 2).double() / (2 * pairs)
+        )
         if table.shape[-1] == 2 * pairs:
             neighbours = torch.equal(table[..., 0::2], table[..., 1::2])
             angle = angle.repeat_interleave(2, -1) if neighbours else torch.cat([angle, angle], -1)
@@ -118,7 +121,8 @@ def test_every_head_is_rotated_as_a_stock_model_with_its_base_rotates_it(family:
 
 
 class Recorder:
-    """Queries and keys as the eager attention gets them, and as they leave the projections (or the norms after those)."""
+    """Queries and keys as the eager attention gets them, and as they leave the projections (or the norms after
+    those)."""
 
     def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, projections: dict[str, str]) -> None:
         self.rotated: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -134,14 +138,18 @@ class Recorder:
         for name, part in model.named_modules():
             for role, suffix in projections.items():
                 if name.endswith(suffix):
-                    part.register_forward_hook(lambda _m, _i, out, role=role: self.projected.setdefault(role, []).append(out))
+                    part.register_forward_hook(
+                        lambda _m, _i, out, role=role: self.projected.setdefault(role, []).append(out)
+                    )
 
 
 def rotated_in_numpy(x: np.ndarray, base: float, positions: np.ndarray, pairs: int, interleaved: bool) -> np.ndarray:
     """x float64 [S, D] of one head, its first 2 * pairs dimensions turned as complex numbers."""
     turn = np.exp(1j * positions[:, None] * base ** (-np.arange(pairs) / pairs))
     out = x.copy()
-    first, second = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
+    first, second = (
+        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
+    )
     turned = (x[:, first] + 1j * x[:, second]) * turn
     out[:, first], out[:, second] = turned.real, turned.imag
     return out
@@ -244,7 +252,9 @@ def test_generation_with_either_cache_equals_forward_passes_without(family: str)
     for _ in range(8):
         made = torch.cat([made, logits(model, made)[:, -1:].argmax(-1)], 1)
     for cache in ("dynamic", "static"):
-        got = model.generate(ids, max_new_tokens=8, do_sample=False, cache_implementation=cache, attention_mask=torch.ones_like(ids))
+        got = model.generate(
+            ids, max_new_tokens=8, do_sample=False, cache_implementation=cache, attention_mask=torch.ones_like(ids)
+        )
         assert torch.equal(got, made), cache
 
 
@@ -273,7 +283,9 @@ def test_eager_and_sdpa_attention_agree(family: str) -> None:
 
 
 @pytest.mark.parametrize("asked", [None, "sdpa"])
-def test_a_checkpoint_that_caps_its_scores_is_read_with_the_attention_that_caps(asked: str | None, tmp_path: Path) -> None:
+def test_a_checkpoint_that_caps_its_scores_is_read_with_the_attention_that_caps(
+    asked: str | None, tmp_path: Path
+) -> None:
     model = tiny("gemma2", attn_logit_softcapping=0.5, attn_implementation="eager")
     model.save_pretrained(tmp_path)
     if asked is not None:

@@ -40,13 +40,17 @@ def ids_of(rows: int = 2, length: int = 33) -> torch.Tensor:
     return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in IN_MAKE_TEST else pytest.mark.matrix) for f in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=() if f in IN_MAKE_TEST else pytest.mark.matrix) for f in FAMILIES]
+)
 def test_value_and_gradients_are_those_of_the_familys_own_loss(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harpe.models.head.CHUNK", 7)
     model, ids = showing(family), ids_of()
     own = model(input_ids=ids, labels=ids).loss
     own.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    wanted = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     with chunked_loss(model.train()):
         set_recompute(model, True)
@@ -58,7 +62,9 @@ def test_value_and_gradients_are_those_of_the_familys_own_loss(family: str, monk
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
     head = model.eval().get_output_embeddings()
-    plain = torch.nn.functional.cross_entropy(head(hidden_states(model, ids))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    plain = torch.nn.functional.cross_entropy(
+        head(hidden_states(model, ids))[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    )
     does_more = any(hasattr(model.config, key) for key in SHOWING if key != "output_router_logits")
     assert (abs(plain.item() - own.item()) > 0.01) == does_more  # the settings show
 
@@ -151,8 +157,12 @@ def test_a_family_whose_forward_reads_something_else_of_its_decoder_is_refused()
             )
             states = kwargs["inputs_embeds"]
             for layer in self.model.layers:
-                states = layer(states, position_embeddings=self.model.rotary_emb(states, torch.arange(states.shape[1])[None]))
-            return types.SimpleNamespace(logits=self.lm_head(self.model.norm(states)), loss=states.sum() if labels is not None else None)
+                states = layer(
+                    states, position_embeddings=self.model.rotary_emb(states, torch.arange(states.shape[1])[None])
+                )
+            return types.SimpleNamespace(
+                logits=self.lm_head(self.model.norm(states)), loss=states.sum() if labels is not None else None
+            )
 
     model = tiny("llama")
     model.__class__ = Elsewhere

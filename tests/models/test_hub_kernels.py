@@ -1,7 +1,8 @@
-"""Kernels of the hub (`use_kernels=True`), with the kernels package itself and a kernel on disk, in a process of its own.
+"""Kernels of the hub (`use_kernels=True`), with the kernels package itself and a kernel on disk, in a process of its
+own.
 
-The kernel is wrong on purpose, so that whoever uses it is seen. transformers takes the kernels package in a narrow window of versions
-(0.16 for transformers 5.17, 0.18.2 for 5.23); outside of it these tests are skipped.
+The kernel is wrong on purpose, so that whoever uses it is seen. transformers takes the kernels package in a narrow
+window of versions (0.16 for transformers 5.17, 0.18.2 for 5.23); outside of it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from transformers.utils.import_utils import is_kernels_available
 
 from .exported import HERE, environment
 
-pytestmark = pytest.mark.skipif(not is_kernels_available(), reason="no version of the kernels package that this transformers takes")
+pytestmark = pytest.mark.skipif(
+    not is_kernels_available(), reason="no version of the kernels package that this transformers takes"
+)
 PROGRAM = """
 import json, sys, warnings
 from pathlib import Path

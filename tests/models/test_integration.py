@@ -1,4 +1,5 @@
-"""Per-head RoPE beside what else people do with a model: training aids, dtypes, offloading, other libraries' patches."""
+"""Per-head RoPE beside what else people do with a model: training aids, dtypes, offloading, other libraries'
+patches."""
 
 from __future__ import annotations
 
@@ -133,7 +134,9 @@ def test_a_layer_on_disk_gives_the_same_logits(family: str, tmp_path: Path) -> N
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     layers = range(model.config.num_hidden_layers)
     places |= {f"model.layers.{i}": "disk" if i == 1 else "cpu" for i in layers}
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", device_map=places, offload_folder=tmp_path / "off").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", device_map=places, offload_folder=tmp_path / "off"
+    ).eval()
     assert next(loaded.model.layers[1].parameters()).device.type == "meta"
     assert torch.equal(logits(loaded, ids), logits(model, ids))
 
@@ -145,7 +148,9 @@ def test_stock_models_are_untouched_before_during_and_after(family: str) -> None
     code += "from tests.models.test_families import ids_of; m = tiny(sys.argv[2]); "
     code += "print(m(input_ids=ids_of(2, 60), use_cache=False).logits.double().sum().item().hex())"
     root = Path(__file__).parents[2]
-    fresh = subprocess.run([sys.executable, "-c", code, str(root), family], capture_output=True, text=True, check=True).stdout.split()[-1]
+    fresh = subprocess.run(
+        [sys.executable, "-c", code, str(root), family], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
     assert fresh == logits(tiny(family), ids).double().sum().item().hex(), "before"
     model = with_bases(tiny(family))
     stock = tiny(family)
@@ -158,14 +163,18 @@ def test_stock_models_are_untouched_before_during_and_after(family: str) -> None
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ligers_rope_is_not_used_for_per_head_models(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel reads one table for all heads: no error, wrong values."""
-    liger = pytest.importorskip("liger_kernel.transformers", reason="liger-kernel (which needs triton) is not installed")
+    liger = pytest.importorskip(
+        "liger_kernel.transformers", reason="liger-kernel (which needs triton) is not installed"
+    )
     module = module_of(tiny("llama"))
     for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
     ids = ids_of(2, 40)
     expected = logits(with_bases(tiny("llama")), ids)
     model = with_bases(tiny("llama")) if when == "after" else None
-    liger.apply_liger_kernel_to_llama(rope=True, rms_norm=False, swiglu=False, cross_entropy=False, fused_linear_cross_entropy=False)
+    liger.apply_liger_kernel_to_llama(
+        rope=True, rms_norm=False, swiglu=False, cross_entropy=False, fused_linear_cross_entropy=False
+    )
     assert "liger" in module.apply_rotary_pos_emb.__module__
     model = model or with_bases(tiny("llama"))
     assert torch.equal(logits(model, ids), expected)
@@ -173,7 +182,7 @@ def test_ligers_rope_is_not_used_for_per_head_models(when: str, monkeypatch: pyt
 
 def test_a_family_patched_before_harpe_saw_it_is_read_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     from harpe.models import families
-    from harpe.models.per_head import FAMILIES
+    from harpe.models.per_head import register_family
 
     model = tiny("cohere")
     module = module_of(model)
@@ -182,7 +191,7 @@ def test_a_family_patched_before_harpe_saw_it_is_read_from_its_source(monkeypatc
         raise AssertionError("a kernel for one table was called")
 
     monkeypatch.setattr(module, "apply_rotary_pos_emb", foreign)
-    monkeypatch.delitem(FAMILIES, type(model.config), raising=False)
+    register_family(type(model.config), None)
     assert families.find_family(model.config).layout.interleaved
     logits(with_bases(model), ids_of(1, 20))
 
@@ -200,7 +209,9 @@ def test_a_rotation_that_is_exchanged_later_does_not_reach_per_head_models(monke
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "smollm3"])
-def test_bases_by_layer_reach_each_layer_and_survive_saving(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bases_by_layer_reach_each_layer_and_survive_saving(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tests.models.test_families as t
 
     stock = tiny(family, attn_implementation="eager")
@@ -218,7 +229,11 @@ def test_bases_by_layer_reach_each_layer_and_survive_saving(family: str, tmp_pat
         got = recorder.rotated[layer][0][0].double().numpy()
         for head in range(4):
             base = rows[layer][head // 2] if layer in changed else (None if family == "smollm3" else 10_000.0)
-            want = q[head] if base is None else rotated_in_numpy(q[head], base, torch.arange(50).double().numpy(), pairs, False)
+            want = (
+                q[head]
+                if base is None
+                else rotated_in_numpy(q[head], base, torch.arange(50).double().numpy(), pairs, False)
+            )
             assert abs(got[head] - want).max() <= 1e-5 * abs(want).max(), (layer, head)
     model.save_pretrained(tmp_path / "m")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", attn_implementation="eager").eval()
@@ -227,7 +242,14 @@ def test_bases_by_layer_reach_each_layer_and_survive_saving(family: str, tmp_pat
 
 def test_windowed_layers_that_share_the_rotary_module_keep_their_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     """gpt_oss: YaRN stays in the layers with a sliding window and is replaced in the others, which the plan says."""
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    }
     yarn["original_max_position_embeddings"] = 64
     stock = tiny("gpt_oss", rope_parameters=yarn)
     cos, sin = rotary_of(stock)(torch.zeros(1, 1, 64), torch.tensor([[7]]))
@@ -242,7 +264,9 @@ def test_windowed_layers_that_share_the_rotary_module_keep_their_scaling(monkeyp
     turned, _ = module_of(model).apply_rotary_pos_emb(one, one, torch.tensor([[7]]), table[1])
     angle = 7 * torch.tensor(bases_of(model)).double()[:, None] ** (-torch.arange(8).double() / 8)
     kept = 0.1 * math.log(8) + 1  # YaRN's attention factor, which the weights have adapted to
-    torch.testing.assert_close(turned[0, :, 0].double(), kept * torch.cat([angle.cos(), angle.sin()], -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        turned[0, :, 0].double(), kept * torch.cat([angle.cos(), angle.sin()], -1), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_an_attention_factor_multiplies_cos_and_sin() -> None:
@@ -302,7 +326,11 @@ def test_a_head_count_that_does_not_fit_is_told_at_the_layer() -> None:
 
 @pytest.mark.parametrize(
     ("bases", "message"),
-    [([1e5], "1 bases, but the model has 2"), ([1e5, 0.5], "above 1"), ([[1e5, 2e5]], "rows for 1 layers; the model has 2")],
+    [
+        ([1e5], "1 bases, but the model has 2"),
+        ([1e5, 0.5], "above 1"),
+        ([[1e5, 2e5]], "rows for 1 layers; the model has 2"),
+    ],
 )
 def test_a_configuration_with_bases_that_do_not_fit_is_refused(bases: Any, message: str) -> None:
     config = with_bases(tiny("llama")).config.to_dict()

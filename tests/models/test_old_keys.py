@@ -48,7 +48,11 @@ def saved(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
 def rope_of(folder: Path) -> dict[str, Any]:
     """As transformers of today reads it, without the old name of rope_type."""
     rope = AutoConfig.from_pretrained(folder).rope_parameters
-    return {k: {n: w for n, w in v.items() if n != "type"} if isinstance(v, dict) else v for k, v in rope.items() if k != "type"}
+    return {
+        k: {n: w for n, w in v.items() if n != "type"} if isinstance(v, dict) else v
+        for k, v in rope.items()
+        if k != "type"
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,13 +71,16 @@ def test_families_whose_old_keys_have_other_names(tmp_path: Path) -> None:
     neox = saved(changed("gpt_neox", "abf", base=7e5), tmp_path / "neox")
     assert (neox["rotary_emb_base"], neox["rotary_pct"], neox["rope_scaling"]) == (7e5, 0.25, None)
     gemma = saved(changed("gemma3_text", "yarn"), tmp_path / "gemma")
-    assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4) and gemma["rope_scaling"]["type"] == "yarn"
+    assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4) and gemma["rope_scaling"][
+        "type"
+    ] == "yarn"
     glm = saved(changed("glm", "abf", base=7e5), tmp_path / "glm")
     assert (glm["rope_theta"], glm["partial_rotary_factor"]) == (7e5, 0.5)
 
 
 def test_what_the_old_keys_cannot_hold_leaves_no_base_to_go_on_with(tmp_path: Path) -> None:
-    """OLMo 3 had one base for layers of both kinds, and only the global ones change; Nemotron's class asked for no rope type."""
+    """OLMo 3 had one base for layers of both kinds, and only the global ones change; Nemotron's class asked for no rope
+    type."""
     olmo = saved(changed("olmo3", "abf", base=7e5), tmp_path / "olmo")
     assert olmo["rope_theta"] is None and "rope_scaling" not in olmo
     nemotron = saved(changed("nemotron", "yarn"), tmp_path / "nemotron")

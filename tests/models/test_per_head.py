@@ -50,7 +50,9 @@ def with_bases(model: PreTrainedModel, bases: list[float], length: int = 4096) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("key_value_heads", [2, 4])
-def test_equal_bases_are_the_stock_model_at_positions_up_to_4095(make_tiny: Any, family: str, key_value_heads: int) -> None:
+def test_equal_bases_are_the_stock_model_at_positions_up_to_4095(
+    make_tiny: Any, family: str, key_value_heads: int
+) -> None:
     ids = torch.randint(1, 97, (1, 4096), generator=torch.Generator().manual_seed(1))
     model = make_tiny(family, key_value_heads=key_value_heads)
     with exact_angles(model):
@@ -63,7 +65,9 @@ def test_equal_bases_are_the_stock_model_at_positions_up_to_4095(make_tiny: Any,
 
 
 def test_equal_bases_are_the_stock_model_on_a_trained_checkpoint(harpe_data: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(harpe_data / "checkpoints" / "tinystories656k", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        harpe_data / "checkpoints" / "tinystories656k", dtype=torch.float32
+    ).eval()
     model.config.head_dim = model.config.hidden_size // model.config.num_attention_heads
     ids = torch.randint(3, 2000, (1, 4096), generator=torch.Generator().manual_seed(2))
     with exact_angles(model):

@@ -19,7 +19,9 @@ from harpe.models.load import load_config, load_model, load_tokenizer, resolve, 
 from harpe.models.vocabulary import check_vocabulary
 
 
-@pytest.mark.parametrize("config", [AutoConfig.for_model("gpt2"), AutoConfig.for_model("bloom")], ids=["learned positions", "ALiBi"])
+@pytest.mark.parametrize(
+    "config", [AutoConfig.for_model("gpt2"), AutoConfig.for_model("bloom")], ids=["learned positions", "ALiBi"]
+)
 def test_a_model_without_rope_is_refused(config: Any) -> None:
     with pytest.raises(HarpeError, match="no rotary position embedding"):
         read_geometry(config, "x")

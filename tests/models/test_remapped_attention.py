@@ -48,7 +48,8 @@ def distance(i: int, j: int, attention: Any) -> int:
 
 @contextmanager
 def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | None = None) -> Iterator[None]:
-    """The stock model with an attention that rotates every pair by its own distance in float64; q and k must come unrotated."""
+    """The stock model with an attention that rotates every pair by its own distance in float64; q and k must come
+    unrotated."""
     config: Any = model.config
     rope = config.rope_parameters
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -57,11 +58,23 @@ def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | No
     interleaved = config.model_type in INTERLEAVED
 
     def naive(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, softcap: Any = None, s_aux: Any = None, **_: Any
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        scaling: float,
+        softcap: Any = None,
+        s_aux: Any = None,
+        **_: Any,
     ) -> Any:
         size, kind = query.shape[2], (getattr(config, "layer_types", None) or ["full_attention"] * 99)[module.layer_idx]
-        turns = np.array([[distance(i, j, attention) if "full" in kind else i - j for j in range(size)] for i in range(size)])
-        allowed = np.array([[j <= i and ("full" in kind or i - j < config.sliding_window) for j in range(size)] for i in range(size)])
+        turns = np.array(
+            [[distance(i, j, attention) if "full" in kind else i - j for j in range(size)] for i in range(size)]
+        )
+        allowed = np.array(
+            [[j <= i and ("full" in kind or i - j < config.sliding_window) for j in range(size)] for i in range(size)]
+        )
         q, k, v = (x.detach().double().numpy() for x in (query, key, value))
         heads, group = k.shape[1], q.shape[1] // k.shape[1]
         output = np.zeros(q.shape)
@@ -69,10 +82,16 @@ def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | No
             x, y = q[b, h], k[b, h // group]
             theta = bases[h // group] ** (-np.arange(0, rotary_dim, 2) / rotary_dim)
             half = rotary_dim // 2
-            firsts, seconds = (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)) if interleaved else (slice(half), slice(half, rotary_dim))
+            firsts, seconds = (
+                (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2))
+                if interleaved
+                else (slice(half), slice(half, rotary_dim))
+            )
             a, c = (z[:, firsts] + 1j * z[:, seconds] for z in (x, y))
             product = a[:, None] * np.conj(c)[None]
-            score = (product * np.exp(1j * turns[..., None] * theta)).real.sum(-1) + x[:, rotary_dim:] @ y[:, rotary_dim:].T
+            score = (product * np.exp(1j * turns[..., None] * theta)).real.sum(-1) + x[:, rotary_dim:] @ y[
+                :, rotary_dim:
+            ].T
             score = score * scaling
             score = score if softcap is None else np.tanh(score / softcap) * softcap
             weight = np.exp(np.where(allowed, score, -np.inf))
@@ -100,7 +119,9 @@ def logits(model: PreTrainedModel, ids: torch.Tensor, **inputs: Any) -> torch.Te
         return model(input_ids=ids, use_cache=False, **inputs).logits
 
 
-def reference(model: PreTrainedModel, ids: torch.Tensor, attention: Any, bases: list[float] | None = None) -> torch.Tensor:
+def reference(
+    model: PreTrainedModel, ids: torch.Tensor, attention: Any, bases: list[float] | None = None
+) -> torch.Tensor:
     with pair_by_pair(model, attention, bases):
         return logits(model, ids, position_ids=torch.zeros_like(ids), attention_mask=torch.ones_like(ids))
 
@@ -139,7 +160,9 @@ def test_bases_per_head_are_turned_by_their_own_frequencies(attention: Any) -> N
 
 
 @BOTH
-def test_small_tiles_and_scores_in_one_piece_agree_and_so_do_gradients(attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tiles_and_scores_in_one_piece_agree_and_so_do_gradients(
+    attention: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = changed(tiny("llama"), attention), ids_of(2, 45)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,9 +223,9 @@ def test_left_padding_changes_nothing(attention: Any) -> None:
         assert close(got[0], logits(model, texts[0])[0]) and close(got[1, 11:], logits(model, texts[1])[0])
     together = model.generate(batch, attention_mask=mask, max_new_tokens=12, do_sample=False)[:, 40:]
     for text, answer in zip(texts, together, strict=True):
-        assert model.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=12, do_sample=False)[0, text.shape[1] :].equal(
-            answer
-        )
+        assert model.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=12, do_sample=False)[
+            0, text.shape[1] :
+        ].equal(answer)
 
 
 @BOTH
@@ -214,19 +237,25 @@ def test_bfloat16_is_near_float32(attention: Any) -> None:
 
 
 @BOTH
-def test_a_checkpoint_keeps_it_and_stock_transformers_stops(attention: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_keeps_it_and_stock_transformers_stops(
+    attention: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = tiny("llama"), ids_of(1, 40)
     geometry = read_geometry(model.config, "tiny")
     encoding = replace(shared_encoding(geometry.base, geometry), attention=attention)
     before = logits(model, ids)
     apply_encoding(model, encoding, geometry, 2048)
-    assert model.config.max_position_embeddings == 2048 and model.config.harpe_attention["type"] in ("self_extend", "dual_chunk")
+    assert model.config.max_position_embeddings == 2048 and model.config.harpe_attention["type"] in (
+        "self_extend",
+        "dual_chunk",
+    )
     wanted = logits(model, ids)
     model.save_pretrained(tmp_path / "first")
     load_model(tmp_path / "first").save_pretrained(tmp_path / "again")
     for name in ("first", "again"):
         assert close(logits(load_model(tmp_path / name).eval(), ids), wanted, atol=1e-6)
-        assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / name).eval(), ids), wanted, atol=1e-6)  # harpe is registered
+        # harpe is registered
+        assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / name).eval(), ids), wanted, atol=1e-6)
     AutoModelForCausalLM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "plain")
     once_more = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", attn_implementation="sdpa").eval()
     assert close(logits(once_more, ids), wanted, atol=1e-6)
@@ -269,12 +298,15 @@ def test_masks_that_it_cannot_honour_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_model_reads_eight_times_its_context_without_training() -> None:
-    """Untouched, its perplexity explodes beyond 256 tokens; with 64 exact positions and groups of 16 it is about that of windows of 256.
+    """Untouched, its perplexity explodes beyond 256 tokens; with 64 exact positions and groups of 16 it is about that
+    of windows of 256.
 
     Windows of the same text, since which file this is depends on the version of Python.
     """
     model = load_model("embedded").eval()
-    files = sorted((file for file in embedded.tuning_files(("stdlib",)) if len(file.text) > 20_000), key=lambda file: file.sha256)
+    files = sorted(
+        (file for file in embedded.tuning_files(("stdlib",)) if len(file.text) > 20_000), key=lambda file: file.sha256
+    )
     ids = load_tokenizer("embedded")(files[0].text, return_tensors="pt").input_ids[:, :2048]
     assert ids.shape[1] == 2048
 

@@ -1,4 +1,5 @@
-"""Configurations that say one thing of positions while their model does another are refused, before anything is trained."""
+"""Configurations that say one thing of positions while their model does another are refused, before anything is
+trained."""
 
 from __future__ import annotations
 
@@ -26,13 +27,21 @@ SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-HYBRID = {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+HYBRID = {
+    "layer_types": ["mamba", "attention"],
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
 def made(family: str, **settings: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SHAPE | settings), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **SHAPE | settings), dtype=torch.float32
+    ).eval()
 
 
 @pytest.mark.parametrize(
@@ -50,11 +59,14 @@ def made(family: str, **settings: Any) -> Any:
     ],
     ids=["no positions", "none in a layer", "a base by layer", "one key head", "several dimensions"],
 )
-def test_a_model_that_rotates_otherwise_than_its_configuration_says_is_refused(family: str, settings: dict[str, Any], reason: str) -> None:
+def test_a_model_that_rotates_otherwise_than_its_configuration_says_is_refused(
+    family: str, settings: dict[str, Any], reason: str
+) -> None:
     model = made(family, **settings)
 
     def read_and_check() -> None:
-        read_geometry(model.config, "x")  # the configuration alone does not show it, but for Qwen 3.5 in older transformers
+        # the configuration alone does not show it, but for Qwen 3.5 in older transformers
+        read_geometry(model.config, "x")
         check_rotation(model, "x")
 
     with pytest.raises(HarpeError, match=reason):
@@ -68,7 +80,11 @@ def test_a_model_that_rotates_otherwise_than_its_configuration_says_is_refused(f
         ("falcon", {"multi_query": False}),
         ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
         ("hrm_text", {}),
-        pytest.param("internlm3", {}, marks=pytest.mark.skipif("internlm3" not in CONFIG_MAPPING, reason="not in this transformers")),
+        pytest.param(
+            "internlm3",
+            {},
+            marks=pytest.mark.skipif("internlm3" not in CONFIG_MAPPING, reason="not in this transformers"),
+        ),
     ],
     ids=["positions", "all heads", "grouped", "layers in a loop", "code of another family"],
 )
@@ -78,8 +94,12 @@ def test_relatives_that_do_as_they_say_take_bases_by_head(family: str, settings:
     with torch.no_grad():
         before = model(ids).logits
         kept, other = ((geometry.base * factor,) * geometry.key_value_heads for factor in (1, 9))
-        torch.testing.assert_close(apply_encoding(model, per_head_encoding(kept, geometry), geometry, 512)(ids).logits, before)
-        assert not torch.allclose(apply_encoding(model, per_head_encoding(other, geometry), geometry, 512)(ids).logits, before)
+        torch.testing.assert_close(
+            apply_encoding(model, per_head_encoding(kept, geometry), geometry, 512)(ids).logits, before
+        )
+        assert not torch.allclose(
+            apply_encoding(model, per_head_encoding(other, geometry), geometry, 512)(ids).logits, before
+        )
 
 
 def test_rope_parameters_that_a_forward_does_not_work_with_are_told_and_nothing_stays_behind() -> None:

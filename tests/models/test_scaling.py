@@ -1,4 +1,5 @@
-"""Checkpoints that have a scaling of their own: what they were trained on, the range that follows, what is kept and what is said."""
+"""Checkpoints that have a scaling of their own: what they were trained on, the range that follows, what is kept and
+what is said."""
 
 from __future__ import annotations
 
@@ -22,9 +23,15 @@ from .tiny_families import tiny, tiny_config
 
 LONG_FACTORS = [1.0 + 31.0 * (i / 63) ** 2 for i in range(64)]
 SCALED: dict[str, tuple[int, dict[str, Any]]] = {
-    "llama3": (131_072, {"rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original": 8192}),
+    "llama3": (
+        131_072,
+        {"rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original": 8192},
+    ),
     "yarn": (65_536, {"rope_theta": 1e4, "factor": 16.0, "original": 4096}),
-    "longrope": (131_072, {"rope_theta": 1e4, "factor": 32.0, "short_factor": [1.0] * 64, "long_factor": LONG_FACTORS, "original": 4096}),
+    "longrope": (
+        131_072,
+        {"rope_theta": 1e4, "factor": 32.0, "short_factor": [1.0] * 64, "long_factor": LONG_FACTORS, "original": 4096},
+    ),
     "linear": (32_768, {"rope_theta": 1e4, "factor": 8.0}),
 }
 """By rope type: the declared context, and the parameters (`original` is original_max_position_embeddings)."""
@@ -35,7 +42,11 @@ def config_of(kind: str, context: int | None = None) -> Any:
     rope = {"original_max_position_embeddings" if key == "original" else key: value for key, value in values.items()}
     shape = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 2}
     return AutoConfig.for_model(
-        "llama", **shape, max_position_embeddings=context or declared, rope_parameters={"rope_type": kind, **rope}, vocab_size=97
+        "llama",
+        **shape,
+        max_position_embeddings=context or declared,
+        rope_parameters={"rope_type": kind, **rope},
+        vocab_size=97,
     )
 
 
@@ -50,7 +61,9 @@ def angles(config: Any) -> list[float]:
     """What every pair turned by in training: before the scaling, and with it."""
     rope, scaled = config.rope_parameters, scaled_frequencies(config)
     before = rope.get("original_max_position_embeddings", 0)
-    return [max(before * rope["rope_theta"] ** (-i / 64), config.max_position_embeddings * f) for i, f in enumerate(scaled)]
+    return [
+        max(before * rope["rope_theta"] ** (-i / 64), config.max_position_embeddings * f) for i, f in enumerate(scaled)
+    ]
 
 
 @pytest.mark.parametrize("kind", SCALED)
@@ -63,10 +76,13 @@ def test_at_the_critical_base_no_pair_that_had_not_turned_fully_meets_a_new_angl
     critical = base_range(geometry, target).reference
 
     def new_angles(base: float) -> list[int]:
-        return [i for i, a in enumerate(angles(config)) if a < 2 * math.pi and target * base ** (-i / 64) > a * (1 + 1e-6)]
+        return [
+            i for i, a in enumerate(angles(config)) if a < 2 * math.pi and target * base ** (-i / 64) > a * (1 + 1e-6)
+        ]
 
     assert not new_angles(critical)
-    # and not far above the smallest base of that kind: the first such pair lies up to one pair beyond the point of a whole turn
+    # and not far above the smallest base of that kind: the first such pair lies up to one pair beyond the point of a
+    # whole turn
     assert new_angles(critical * 0.7)
 
 
@@ -84,7 +100,9 @@ def test_no_rule_turns_a_pair_faster_that_had_not_turned_fully(kind: str, rule: 
 
 def test_linear_scaling_to_its_whole_length_leaves_the_critical_base_of_the_pretraining() -> None:
     """Angles are then those of the pretraining: 8 times the tokens, each turned by an eighth."""
-    assert base_range(read_geometry(config_of("linear"), "x"), 131_072).reference == pytest.approx(critical_base(1e4, 4096, 131_072))
+    assert base_range(read_geometry(config_of("linear"), "x"), 131_072).reference == pytest.approx(
+        critical_base(1e4, 4096, 131_072)
+    )
 
 
 def test_the_critical_base_of_llama_3_1_is_that_of_twice_its_pretraining() -> None:
@@ -95,10 +113,13 @@ def test_the_critical_base_of_llama_3_1_is_that_of_twice_its_pretraining() -> No
 
 
 @pytest.mark.parametrize(
-    ("base", "trained", "length"), [(1e4, 4096, 131_072), (5e5, 8192, 1_048_576), (1e4, 256, 2048), (1e6, 32_768, 131_072)]
+    ("base", "trained", "length"),
+    [(1e4, 4096, 131_072), (5e5, 8192, 1_048_576), (1e4, 256, 2048), (1e6, 32_768, 131_072)],
 )
 @pytest.mark.parametrize("pairs", [16, 32, 64])
-def test_without_a_scaling_the_angles_give_the_critical_base_itself(base: float, trained: int, length: int, pairs: int) -> None:
+def test_without_a_scaling_the_angles_give_the_critical_base_itself(
+    base: float, trained: int, length: int, pairs: int
+) -> None:
     trained_angles = [trained * base ** (-i / pairs) for i in range(pairs)]
     assert angle_base(trained_angles, length) == pytest.approx(critical_base(base, trained, length), rel=1e-9)
 
@@ -116,8 +137,12 @@ def test_the_context_before_the_scaling_by_hand_means_that_it_was_not_trained_wi
 
 
 def test_a_scaling_that_only_the_reader_switched_on_counts_as_none() -> None:
-    """max_position_embeddings as in the pretraining (Qwen2.5 with YaRN), and dynamic scaling, which trained texts never meet."""
-    for config in (config_of("yarn", context=4096), AutoConfig.for_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0})):
+    """max_position_embeddings as in the pretraining (Qwen2.5 with YaRN), and dynamic scaling, which trained texts never
+    meet."""
+    for config in (
+        config_of("yarn", context=4096),
+        AutoConfig.for_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0}),
+    ):
         geometry = read_geometry(config, "x")
         assert geometry.original_length == config.max_position_embeddings and geometry.trained_angles is None
         assert any("taken not to have been trained with" in note for note in layer_notes(config, geometry))
@@ -156,7 +181,13 @@ def test_one_base_for_all_heads_keeps_it_in_a_stock_rope_type(family: str) -> No
     rope = (
         dict(YARN)
         if family == "llama"
-        else {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+        else {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+        }
     )
     changes = {} if family == "llama" else {"original_max_position_embeddings": 128}
     geometry = read_geometry(tiny_config(family, rope_parameters=dict(rope), **changes), "x")

@@ -36,7 +36,8 @@ BLOCKED = (
     "        if name.partition('.')[0] == 'harpe': raise ModuleNotFoundError(name)\nsys.meta_path.insert(0, Absent())\n"
 )
 TEMPLATE = (
-    "{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}# assistant\n{% endif %}"
+    "{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}# "
+    "assistant\n{% endif %}"
 )
 PROMPT = "def mean(values):\n    return sum(values) /"
 TOKENS = 16
@@ -47,7 +48,9 @@ PATIENCE = 400
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel, PreTrainedTokenizerBase]:
     """The embedded model with bases per head and a chat template, exported; and harpe's own."""
-    model = extended(load_model("embedded"), [2e4 + 1e4 * head for head in range(heads_of(load_model("embedded")))], 2048).eval()
+    model = extended(
+        load_model("embedded"), [2e4 + 1e4 * head for head in range(heads_of(load_model("embedded")))], 2048
+    ).eval()
     model.generation_config.eos_token_id = None
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     tokenizer.chat_template = TEMPLATE
@@ -67,7 +70,17 @@ def server(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         port = probe.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
     assert not list(home.iterdir())
-    arguments = ["serve", str(checkpoint[0]), "--trust-remote-code", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    arguments = [
+        "serve",
+        str(checkpoint[0]),
+        "--trust-remote-code",
+        "--device",
+        "cpu",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", BLOCKED + SERVE, *arguments],
         env=environment(home),
@@ -104,7 +117,9 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: t
 
 def test_completions_are_the_tokens_of_generate(checkpoint: Any, server: str) -> None:
     path, model, tokenizer = checkpoint
-    reply = post(f"{server}/v1/completions", {"model": str(path), "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0})
+    reply = post(
+        f"{server}/v1/completions", {"model": str(path), "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    )
     wanted = generated(model, tokenizer, tokenizer(PROMPT, return_tensors="pt")["input_ids"])
     assert reply["choices"][0]["text"] == wanted
     assert reply["usage"]["completion_tokens"] == TOKENS
@@ -115,12 +130,16 @@ def test_chat_completions_are_the_tokens_of_generate(checkpoint: Any, server: st
     messages = [{"role": "user", "content": PROMPT}]
     body = {"model": str(path), "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": False}
     reply = post(f"{server}/v1/chat/completions", body)
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
     assert reply["choices"][0]["message"]["content"].strip() == generated(model, tokenizer, ids).strip()
 
 
 @pytest.mark.skipif(find_spec("wonderwords") is None, reason="RULER's word lists come with the package wonderwords")
-def test_rulers_answers_by_the_server_are_those_of_generation_in_process(checkpoint: Any, server: str, tmp_path: Path) -> None:
+def test_rulers_answers_by_the_server_are_those_of_generation_in_process(
+    checkpoint: Any, server: str, tmp_path: Path
+) -> None:
     path, model, tokenizer = checkpoint
     given = {"length": 512, "samples": 3, "tasks": "fwe,niah_multikey_2", "out": str(tmp_path), "tokenizer": str(path)}
     run_ruler(RulerOptions(**given, server=server, model=str(path), requests=2))
@@ -129,7 +148,9 @@ def test_rulers_answers_by_the_server_are_those_of_generation_in_process(checkpo
     for row in rows:
         sample = read_jsonl(tmp_path / f"{row['task']}.jsonl")[row["sample"]]
         ids = tokenizer(sample["input"] + sample["answer_prefix"]).input_ids
-        assert [row["prediction"]] == completions(model, tokenizer, [ids], {"fwe": 50, "niah_multikey_2": 128}[row["task"]])
+        assert [row["prediction"]] == completions(
+            model, tokenizer, [ids], {"fwe": 50, "niah_multikey_2": 128}[row["task"]]
+        )
     with pytest.raises(HarpeError, match=r"HTTP 400: Server is pinned to .*has to be the one that the server gives"):
         run_ruler(RulerOptions(**{**given, "out": str(tmp_path / "other")}, server=server, model="other"))
 

@@ -19,7 +19,8 @@ from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 from .tiny_families import FAMILIES
 
 WITHOUT_BACKEND = {"stablelm"}
-"""transformers' own class does not call its attention through the attention interface, so that no server can replace it."""
+"""transformers' own class does not call its attention through the attention interface, so that no server can replace
+it."""
 WITHOUT_ARGUMENTS = {"nemotron"}
 """transformers' own class does not hand a server's arguments on to its attention."""
 OWN_SCORES = {"gemma2", "gpt_oss"}
@@ -71,7 +72,8 @@ def test_attention_whose_forward_is_exchanged_still_rotates_by_layer_and_head(se
 
 
 def test_the_mark_among_the_weights_is_passed_over_by_servers(served: Any) -> None:
-    """vLLM drops what the class ignores; both drop names with this part (AutoWeightsLoader's list of unused rotary weights)."""
+    """vLLM drops what the class ignores; both drop names with this part (AutoWeightsLoader's list of unused rotary
+    weights)."""
     _, found = served
     assert "rotary_emb.inv_freq" in MARKER
     assert any(re.search(pattern, f"model.{MARKER}") for pattern in found["ignored"])

@@ -33,7 +33,11 @@ ours = pytest.mark.parametrize("family", HUNYUAN)
 
 def hunyuan(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    values = {name: value for name, value in tiny_config("llama").to_dict().items() if name not in ("model_type", "rope_parameters")}
+    values = {
+        name: value
+        for name, value in tiny_config("llama").to_dict().items()
+        if name not in ("model_type", "rope_parameters")
+    }
     config = AutoConfig.for_model(family, **{**values, **HUNYUAN[family], "rope_parameters": dict(ALPHA)})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
@@ -57,8 +61,12 @@ def powers(base: float) -> torch.Tensor:
 
 
 def test_the_base_of_hunyuans_published_configuration_is_the_one_its_successor_names() -> None:
-    config = AutoConfig.for_model("hunyuan_v1_dense", head_dim=128, max_position_embeddings=32_768, rope_parameters=dict(ALPHA))
-    assert read_geometry(config, "x").base == AutoConfig.for_model("hy_v3").rope_parameters["rope_theta"] == 11_158_840.0
+    config = AutoConfig.for_model(
+        "hunyuan_v1_dense", head_dim=128, max_position_embeddings=32_768, rope_parameters=dict(ALPHA)
+    )
+    assert (
+        read_geometry(config, "x").base == AutoConfig.for_model("hy_v3").rope_parameters["rope_theta"] == 11_158_840.0
+    )
 
 
 @ours
@@ -72,7 +80,9 @@ def test_a_hidden_base_is_found_told_and_counted_as_trained(family: str) -> None
 
 
 @ours
-def test_positions_kept_leave_the_logits_of_a_hidden_base_bit_for_bit_also_exported(family: str, tmp_path: Path) -> None:
+def test_positions_kept_leave_the_logits_of_a_hidden_base_bit_for_bit_also_exported(
+    family: str, tmp_path: Path
+) -> None:
     model = hunyuan(family)
     before = logits(model)
     harpe.export(harpe.apply(model, "base-kept", length=2048), tmp_path / "m")

@@ -40,10 +40,17 @@ def with_code(model_type: str) -> Any:
     """All places where a checkpoint can name or hold code."""
 
     def change(folder: Path) -> None:
-        names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.OwnTokenizer", None]}
+        names = {
+            "AutoConfig": "own.OwnConfig",
+            "AutoModelForCausalLM": "own.Own",
+            "AutoTokenizer": ["own.OwnTokenizer", None],
+        }
         config(model_type=model_type, auto_map=names, architectures=["Own"], tokenizer_class="OwnTokenizer")(folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}}
+        settings |= {
+            "tokenizer_class": "OwnTokenizer",
+            "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]},
+        }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         (folder / "custom_generate").mkdir()
         for file in ("own.py", "custom_generate/generate.py", "__init__.py", "setup.py", f"{folder.name}.py"):
@@ -118,7 +125,9 @@ def test_an_exported_folder_loads_by_our_hooks_and_not_by_its_file(checkpoint: P
         "ruler --tokenizer MODEL --length 512 --samples 1 --tasks niah_single_1 --out OUT/ruler",
     ],
 )
-def test_no_verb_asks_or_runs_it(checkpoint: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_verb_asks_or_runs_it(
+    checkpoint: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = damaged(checkpoint, tmp_path / "m", with_code("own"))
     arguments = command.replace("MODEL", str(folder)).replace("OUT", str(tmp_path / "out")).split()
     assert main(arguments) == 2

@@ -1,7 +1,8 @@
-"""vLLM itself, on exported checkpoints of every family: its log-probabilities and tokens are those of transformers with harpe.
+"""vLLM itself, on exported checkpoints of every family: its log-probabilities and tokens are those of transformers with
+harpe.
 
-Needs an environment with vLLM, which is not among harpe's: HARPE_VLLM_PYTHON names its Python. `scripts/vllm_check.py` says how to
-make one for a CPU.
+Needs an environment with vLLM, which is not among harpe's: HARPE_VLLM_PYTHON names its Python. `scripts/vllm_check.py`
+says how to make one for a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from .exported import environment, extended
 from .tiny_families import FAMILIES, REPRESENTATIVES, bases_of, heads_of, tiny
 
 PYTHON = os.environ.get("HARPE_VLLM_PYTHON")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="HARPE_VLLM_PYTHON does not name a Python with vLLM")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="HARPE_VLLM_PYTHON does not name a Python with vLLM"),
+]
 SIZES = {"vocab_size": 128, "hidden_size": 128, "head_dim": 32, "intermediate_size": 128}
 """Heads of 32 are the smallest that vLLM's attention has for a CPU."""
 ONE_SIZE = ("mixtral", "granitemoe", "olmoe")
@@ -32,8 +36,8 @@ TOKENS = 12
 PROMPTS = [torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 70, 400)]
 """Of unequal lengths: vLLM runs them behind one another, each with positions of its own."""
 TWO_DEVICES = (*REPRESENTATIVES, "gemma2", "gpt_neox", "cohere", "qwen3_moe")
-"""Split over two processes as well: layers of one and of two kinds, q, k and v in one weight, interleaved, experts. (Not Phi-3: vLLM
-0.32 fails on its stock model in the same way.)"""
+"""Split over two processes as well: layers of one and of two kinds, q, k and v in one weight, interleaved, experts.
+(Not Phi-3: vLLM 0.32 fails on its stock model in the same way.)"""
 
 
 def small(family: str) -> PreTrainedModel:
@@ -45,7 +49,8 @@ def small(family: str) -> PreTrainedModel:
 
 
 def expected(model: PreTrainedModel) -> dict[str, Any]:
-    """Log-probabilities of the prompts' tokens, and the tokens that follow, by transformers, one forward pass a token."""
+    """Log-probabilities of the prompts' tokens, and the tokens that follow, by transformers, one forward pass a
+    token."""
     prompts, ids = [], []
     with torch.inference_mode():
         for prompt in PROMPTS:
@@ -78,7 +83,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
     add("trained", extended(trained, spread, 2048).float(), load_model("embedded").float())
     models["compiled"] = {**models["llama"], "folder": "llama", "enforce_eager": False}
     for family in TWO_DEVICES:
-        models[f"{family}-2"] = {**models[family], "folder": family, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+        models[f"{family}-2"] = {
+            **models[family],
+            "folder": family,
+            "tensor_parallel_size": 2,
+            "distributed_executor_backend": "mp",
+        }
     (root / "questions.json").write_text(json.dumps({"prompts": PROMPTS, "tokens": TOKENS, "models": models}))
     command = [str(PYTHON), str(Path(__file__).with_name("ask_vllm.py")), str(root)]
     done = subprocess.run(command, env=environment(root / "home"), capture_output=True, text=True, check=False)
@@ -93,11 +103,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
 
 def furthest(answer: dict[str, Any], truth: dict[str, Any]) -> float:
     """The largest difference of a prompt token's log-probability."""
-    return max(float((torch.tensor(a) - b).abs().max()) for a, b in zip(answer["prompts"], truth["prompts"], strict=True))
+    return max(
+        float((torch.tensor(a) - b).abs().max()) for a, b in zip(answer["prompts"], truth["prompts"], strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "trained", "compiled", *(f"{family}-2" for family in TWO_DEVICES)])
-def test_vllm_gives_the_log_probabilities_and_tokens_of_transformers(told: Any, name: str, record_property: Any) -> None:
+def test_vllm_gives_the_log_probabilities_and_tokens_of_transformers(
+    told: Any, name: str, record_property: Any
+) -> None:
     answers, truth = told
     answer, own = answers[name], truth["llama" if name == "compiled" else name.removesuffix("-2")]
     assert "error" not in answer, answer["error"]

@@ -68,7 +68,9 @@ def tiny_config(family: str, **changes: Any) -> Any:
         **FAMILIES[family],
         **changes,
     }
-    return AutoConfig.for_model(family, **{key: value for key, value in values.items() if value is not None or key == "sliding_window"})
+    return AutoConfig.for_model(
+        family, **{key: value for key, value in values.items() if value is not None or key == "sliding_window"}
+    )
 
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

@@ -19,7 +19,8 @@ def rotate_in_float64(
     direction: int = 1,
     factor: float = 1.0,
 ) -> torch.Tensor:
-    """x [B, S, heads, D], by angles position * base^(-i / pairs) that are formed as they are written; differentiable."""
+    """x [B, S, heads, D], by angles position * base^(-i / pairs) that are formed as they are written;
+    differentiable."""
     x = x.double()
     frequencies = torch.tensor([[base ** (-i / pairs) for i in range(pairs)] for base in bases], dtype=torch.float64)
     frequencies = frequencies.repeat_interleave(x.shape[2] // len(bases), 0)

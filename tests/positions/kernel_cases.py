@@ -1,9 +1,11 @@
-"""What the Triton kernel must do: run by test_rotation_triton.py, in Triton's interpreter (TRITON_INTERPRET=1) or on a CUDA GPU."""
+"""What the Triton kernel must do: run by test_rotation_triton.py, in Triton's interpreter (TRITON_INTERPRET=1) or on a
+CUDA GPU."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,27 +14,37 @@ import triton
 import triton.language as tl
 
 from harpe.positions import rotation, rotation_triton
-from harpe.positions.rotation import Layout, base_frequencies, encode_positions, phase_steps, rotate_per_head, with_factor
+from harpe.positions.phases import base_frequencies, decode, phase_steps, with_factor
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head, use_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 BASES = [1e4, 4.54e6]
 LAYOUTS = list(itertools.starmap(Layout, itertools.product((False, True), (1, -1))))
 FAR = [[10_000_000, 1_048_576, 131_071, 3, 0, -7], [2**40, -(2**40), 5, 5, 1, 2]]
-"""Positions of two sequences. Those of 2**40 are compared with the CPU path alone: float64 products have lost their digits there."""
+"""Positions of two sequences. Those of 2**40 are compared with the CPU path alone: float64 products have lost their
+digits there."""
 
 
 @pytest.fixture(autouse=True)
-def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the interpreter the tensors are on the CPU, where `rotation` would not call a kernel."""
     if INTERPRETED:
         monkeypatch.setattr(rotation, "_rotate", rotation_triton.rotate)
         monkeypatch.setattr(rotation, "HELD_ANGLES", 0)  # as with CUDA tensors: the kernel takes positions and steps
-    else:
-        monkeypatch.setattr(rotation, "KERNEL", rotation_triton.rotate)
+    before = use_kernel(None if INTERPRETED else rotation_triton.rotate)
+    yield
+    use_kernel(before)
 
 
-def case(heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None) -> Any:
+def by_tiles(q: torch.Tensor, k: torch.Tensor, first: Any, second: Any, interleaved: bool, direction: int) -> Any:
+    """The rotation by torch's operations."""
+    return rotation._rotate_tiles(q, k, decode(first, second), Layout(interleaved, direction))
+
+
+def case(
+    heads: int, group: int, dim: int, pairs: int, dtype: torch.dtype, length: int = 6, factor: float | None = None
+) -> Any:
     torch.manual_seed(0)
     q, k = (torch.randn(2, length, n, dim, device=DEVICE).to(dtype) for n in (heads * group, heads))
     table = torch.tensor(phase_steps(base_frequencies(BASES[:heads], 2 * pairs)), device=DEVICE)
@@ -74,7 +86,14 @@ def test_cos_and_sin_of_a_phase_are_right_to_2e_7() -> None:
     ids=["multi-head", "grouped, 24 dimensions, factor", "one key head, partial"],
 )
 def test_it_is_the_rotation_of_the_definition_and_its_gradient(
-    reference: Any, layout: Layout, dtype: torch.dtype, heads: int, group: int, dim: int, pairs: int, factor: float | None
+    reference: Any,
+    layout: Layout,
+    dtype: torch.dtype,
+    heads: int,
+    group: int,
+    dim: int,
+    pairs: int,
+    factor: float | None,
 ) -> None:
     q, k, table = case(heads, group, dim, pairs, dtype, factor=factor)
     positions = torch.tensor([FAR[0], [0, 1, 2, 0, 1, 70_000]], device=DEVICE)
@@ -93,7 +112,7 @@ def test_it_is_the_rotation_of_the_definition_and_its_gradient(
 def test_it_is_the_cpu_path_at_every_position(dtype: torch.dtype) -> None:
     q, k, table = case(2, 2, 16, 8, dtype)
     positions = torch.tensor(FAR)
-    wanted = rotation._rotate_tiles(q.cpu(), k.cpu(), positions, table.cpu(), False, 1)
+    wanted = by_tiles(q.cpu(), k.cpu(), positions, table.cpu(), False, 1)
     got = rotation_triton.rotate(q, k, positions.to(DEVICE), table, False, 1)
     for a, b in zip(got, wanted, strict=True):
         close(a.cpu(), b.double(), dtype)
@@ -118,10 +137,14 @@ def test_in_place_overwrites_with_the_same_bits_and_leaves_the_rest(layout: Layo
 def test_in_place_refuses_elements_that_share_memory() -> None:
     q, k, table = case(2, 1, 16, 8, torch.float32)
     with pytest.raises(ValueError, match="expanded"):
-        rotation_triton.rotate(q[:, :1].expand(2, 6, 2, 16), k, torch.tensor(FAR, device=DEVICE), table, False, 1, inplace=True)
+        rotation_triton.rotate(
+            q[:, :1].expand(2, 6, 2, 16), k, torch.tensor(FAR, device=DEVICE), table, False, 1, inplace=True
+        )
 
 
-@pytest.mark.parametrize("kind", ["heads first", "slices of one projection", "last dimension strided", "expanded", "reversed batch"])
+@pytest.mark.parametrize(
+    "kind", ["heads first", "slices of one projection", "last dimension strided", "expanded", "reversed batch"]
+)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_any_strides_of_q_and_k_are_read(reference: Any, kind: str, interleaved: bool) -> None:
     q, k, table = case(2, 2, 16, 8, torch.float32)
@@ -152,7 +175,8 @@ def test_positions_may_be_one_row_for_the_batch_expanded_or_a_slice() -> None:
 
 
 def test_many_blocks_of_tokens_and_a_last_one_that_is_not_full(reference: Any) -> None:
-    """More tokens than a program takes, across the border of two sequences, and enough programs that each turns its whole group."""
+    """More tokens than a program takes, across the border of two sequences, and enough programs that each turns its
+    whole group."""
     for pairs, length in ((64, 75), (4, 1000)):
         torch.manual_seed(1)
         q, k = torch.randn(2, length, 2, 2 * pairs, device=DEVICE), torch.randn(2, length, 1, 2 * pairs, device=DEVICE)
@@ -168,15 +192,19 @@ def test_many_blocks_of_tokens_and_a_last_one_that_is_not_full(reference: Any) -
 
 def test_nothing_is_done_with_no_tokens() -> None:
     q, k, table = case(2, 2, 16, 8, torch.float32, length=0)
-    assert rotation_triton.rotate(q, k, torch.empty(2, 0, dtype=torch.int64, device=DEVICE), table, False, 1)[0].shape == (2, 0, 4, 16)
+    assert rotation_triton.rotate(q, k, torch.empty(2, 0, dtype=torch.int64, device=DEVICE), table, False, 1)[
+        0
+    ].shape == (2, 0, 4, 16)
 
 
 @pytest.mark.parametrize("axis", ["batch", "token", "head", "dimension"])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_offsets_beyond_2_31_elements_are_right(reference: Any, axis: str, direction: int) -> None:
-    """The last elements of one axis, 2**31 + 2**20 from the first, in memory of which only their pages are ever touched.
+    """The last elements of one axis, 2**31 + 2**20 from the first, in memory of which only their pages are ever
+    touched.
 
-    The strides themselves fit an int32, as those of real tensors do: it is their products that must not be formed in one.
+    The strides themselves fit an int32, as those of real tensors do: it is their products that must not be formed in
+    one.
     """
     sizes, steps = [2, 2, 2, 4], [16, 8, 4, 1]
     where = ("batch", "token", "head", "dimension").index(axis)
@@ -204,14 +232,20 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
 
     install()
     rope = {"rope_type": "harpe", "rope_theta": 1e4, "bases": BASES, "attention_factor": 1.1}
-    size = {"hidden_size": 60, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+    size = {
+        "hidden_size": 60,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(vocab_size=50, head_dim=12, initializer_range=0.1, rope_parameters=rope, **size)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(DEVICE)
     ids = torch.randint(0, 50, (2, 9), device=DEVICE)
     positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5], list(range(1_000_000, 1_000_009))], device=DEVICE)
     calls, found = [], []
-    for function in (rotation_triton.rotate, rotation._rotate_tiles):
+    for function in (rotation_triton.rotate, by_tiles):
 
         def rotate(*args: Any, function: Any = function) -> Any:
             calls.append(function)
@@ -220,7 +254,7 @@ def test_a_model_gives_the_same_logits_and_gradients_with_the_kernel(monkeypatch
         monkeypatch.setattr(rotation, "_rotate", rotate)
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
-    assert calls == [rotation_triton.rotate] * 4 + [rotation._rotate_tiles] * 4  # two layers, forward and backward
+    assert calls == [rotation_triton.rotate] * 4 + [by_tiles] * 4  # two layers, forward and backward
     for a, b in zip(*found, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
@@ -240,8 +274,8 @@ def test_large_tensors_agree_with_the_torch_path(dtype: torch.dtype, layout: Lay
         got = rotate_per_head(q, k, *pair, layout, 2)
         grads = torch.autograd.grad(got, (q, k), [x.detach() for x in got])
         with torch.no_grad():
-            wanted = rotation._rotate_tiles(q, k, *pair, *layout)
-            back = rotation._rotate_tiles(*wanted, *pair, layout.interleaved, -layout.direction)
+            wanted = by_tiles(q, k, *pair, *layout)
+            back = by_tiles(*wanted, *pair, layout.interleaved, -layout.direction)
         for a, b in zip((*got, *grads), (*wanted, *back), strict=True):
             assert (a - b).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2) * b.abs().max()
 
@@ -255,5 +289,5 @@ def test_a_tensor_of_more_than_2_31_elements_is_right_to_its_end() -> None:
     table = torch.tensor(phase_steps(base_frequencies([1e4 * (h + 1) for h in range(8)], 128)), device=DEVICE)
     positions = torch.arange(length, device=DEVICE)[None]
     got, _ = rotation_triton.rotate(q, q[:, :, :8], positions, table, False, 1)
-    wanted, _ = rotation._rotate_tiles(q[:, -64:], q[:, -64:, :8], positions[:, -64:], table, False, 1)
+    wanted, _ = by_tiles(q[:, -64:], q[:, -64:, :8], positions[:, -64:], table, False, 1)
     assert (got[:, -64:] - wanted).abs().max() <= 2e-2

@@ -14,17 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harpe.positions import rotation
-from harpe.positions.rotation import (
-    HELD_ANGLES,
-    Layout,
-    base_frequencies,
-    cos_and_sin,
-    encode_positions,
-    of_heads,
-    phase_steps,
-    rotate_per_head,
-    with_factor,
-)
+from harpe.positions.phases import base_frequencies, cos_and_sin, of_heads, phase_steps, with_factor
+from harpe.positions.rotation import HELD_ANGLES, Layout, encode_positions, free_scratch, rotate_per_head
 
 BASES = [1e4, 1e6, 4.54e6]
 LAYOUTS = list(itertools.starmap(Layout, itertools.product((False, True), (1, -1))))
@@ -34,7 +25,9 @@ def table_of(bases: list[float], pairs: int) -> torch.Tensor:
     return torch.tensor(phase_steps(base_frequencies(bases, 2 * pairs)))
 
 
-def random_qk(batch: int, length: int, heads: int, group: int, dim: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def random_qk(
+    batch: int, length: int, heads: int, group: int, dim: int, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     torch.manual_seed(0)
     return torch.randn(batch, length, heads * group, dim).to(dtype), torch.randn(batch, length, heads, dim).to(dtype)
 
@@ -83,7 +76,9 @@ def test_any_positions_are_rotated_as_the_definition_says(reference: Any, kind: 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(("dim", "pairs"), [(16, 8), (20, 10), (20, 6), (6, 1)])
 @pytest.mark.parametrize("factor", [1.0, 1.25])
-def test_every_layout_size_and_factor_and_its_gradient(reference: Any, layout: Layout, dim: int, pairs: int, factor: float) -> None:
+def test_every_layout_size_and_factor_and_its_gradient(
+    reference: Any, layout: Layout, dim: int, pairs: int, factor: float
+) -> None:
     """Partial rotary, odd numbers of pairs, GQA; with heads first, as transformers has them, and not contiguous."""
     positions = torch.tensor(POSITIONS["unordered"])
     table = table_of(BASES, pairs) if factor == 1.0 else with_factor(table_of(BASES, pairs), factor)
@@ -117,12 +112,15 @@ def test_half_precision_is_the_float32_rotation_rounded_once(dtype: torch.dtype,
 def test_neither_the_form_of_the_pair_nor_the_size_of_the_tiles_changes_a_bit(
     monkeypatch: pytest.MonkeyPatch, layout: Layout, dtype: torch.dtype, dim: int, pairs: int
 ) -> None:
-    """Nor does the number of positions in the call: a token that is decoded alone is rotated as in a long forward pass."""
+    """Nor does the number of positions in the call: a token that is decoded alone is rotated as in a long forward
+    pass."""
     q, k = random_qk(2, 67, 3, 4, dim, dtype)
     positions = torch.randint(0, 1_048_576, (2, 67))
     table = table_of(BASES, pairs)
     whole = rotate_per_head(q, k, *encode_positions(positions, table), layout, 2)
-    assert encode_positions(positions, table)[0].dtype == torch.int32 and compact(positions, table)[0].dtype == torch.int64
+    assert (
+        encode_positions(positions, table)[0].dtype == torch.int32 and compact(positions, table)[0].dtype == torch.int64
+    )
     for tile in (1, 7 * 2 * 15 * dim, 2**30):  # of one token, of seven, of all
         monkeypatch.setattr(rotation, "TILE", tile)
         for form in (encode_positions, compact):
@@ -149,7 +147,8 @@ PLACES = {
 def test_a_token_in_a_run_of_consecutive_positions_has_the_bits_that_it_has_alone(
     monkeypatch: pytest.MonkeyPatch, places: str, tile: int
 ) -> None:
-    """What makes long texts fast on a CPU is not seen in the result: tiles of one stretch, of many and of parts of one."""
+    """What makes long texts fast on a CPU is not seen in the result: tiles of one stretch, of many and of parts of
+    one."""
     positions = torch.tensor([place for run in PLACES[places] for place in run])[None]
     assert positions.shape == (1, 1000)
     q, k = random_qk(1, 1000, 3, 4, 16)
@@ -174,12 +173,12 @@ def test_rows_of_a_batch_with_padding_of_their_own_are_rotated_as_alone() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_memory_that_is_kept_is_float32_whatever_the_default_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_the_memory_that_is_kept_is_float32_whatever_the_default_dtype(dtype: torch.dtype) -> None:
     """Servers and from_pretrained make the model's dtype the default one."""
     q, k = random_qk(1, 500, 3, 2, 16, torch.bfloat16)
     pair = compact(torch.arange(500)[None], table_of(BASES, 8))
     expected = rotate_per_head(q, k, *pair, Layout(), 2)
-    monkeypatch.setattr(rotation, "_SCRATCH", rotation._Scratch())
+    free_scratch()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -205,7 +204,9 @@ def test_tensors_without_data_leave_nothing_behind_for_those_with() -> None:
 @pytest.mark.parametrize("dim", [16, 24])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("head_dim", [1, 2])
-def test_a_decoded_token_has_the_bits_of_the_long_pass_with_and_without_gradients(layout: Layout, head_dim: int, dim: int) -> None:
+def test_a_decoded_token_has_the_bits_of_the_long_pass_with_and_without_gradients(
+    layout: Layout, head_dim: int, dim: int
+) -> None:
     q, k = random_qk(2, 300, 3, 2, dim, torch.bfloat16)
     positions, table = torch.stack((torch.arange(300) + 5, torch.arange(300))), table_of(BASES, 8)
     whole = rotate_per_head(q, k, *compact(positions, table), layout, 2)
@@ -223,7 +224,10 @@ def test_nothing_to_rotate_is_nothing(form: Any) -> None:
     for batch, length in ((1, 0), (0, 5)):
         q, k = random_qk(batch, length, 3, 2, 16)
         positions = torch.zeros(batch, length, dtype=torch.int64)
-        assert [x.shape for x in rotate_per_head(q, k, *form(positions, table_of(BASES, 8)), Layout(), 2)] == [q.shape, k.shape]
+        assert [x.shape for x in rotate_per_head(q, k, *form(positions, table_of(BASES, 8)), Layout(), 2)] == [
+            q.shape,
+            k.shape,
+        ]
 
 
 def test_one_row_of_positions_serves_a_whole_batch() -> None:
@@ -287,13 +291,13 @@ def test_temporaries_stay_below_24_mib_for_one_thread_and_256_for_any_number(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q, k = (torch.zeros(1, length, n, 128, dtype=dtype) for n in (heads * group, heads))
     positions, table = torch.arange(length)[None], torch.ones(heads, 64, dtype=torch.int64)
-    monkeypatch.setattr(rotation, "_SCRATCH", rotation._Scratch())
+    free_scratch()
     rotate_per_head(q, k, *compact(positions, table), Layout(), 2)
     with Live() as live:
         out = rotate_per_head(q, k, *compact(positions, table), Layout(), 2)
     assert live.now == sum(x.nbytes for x in out)  # so nothing more has been kept, and the counting works
-    kept = rotation._SCRATCH.memory
-    assert kept is not None and 2**18 <= live.most - live.now + kept.nbytes <= most
+    kept = free_scratch()
+    assert kept > 0 and 2**18 <= live.most - live.now + kept <= most
 
 
 @pytest.mark.parametrize(("heads", "group"), [(32, 1), (8, 4), (1, 32)])
@@ -317,12 +321,14 @@ def test_held_angles_are_16_mib_at_most() -> None:
 
 RSS = """
 import re, torch
+from harpe.positions.phases import *
 from harpe.positions.rotation import *
 torch.set_num_threads(1)
 table = torch.tensor(phase_steps(base_frequencies([1e4 * (1 + h) for h in range(32)], 8)))
 q, k = (torch.ones(1, 131072, 32, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
 pair = encode_positions(torch.arange(131072)[None], table)
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # in KiB; ru_maxrss would begin at the parent's
+# in KiB; ru_maxrss would begin at the parent's
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 small = torch.ones(1, 64, 32, 8, dtype=torch.bfloat16, requires_grad=True)
 rotate_per_head(small, small, pair[0][:, :64], table, Layout(), 2)[0].sum().backward()
 before = peak()

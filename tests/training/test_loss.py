@@ -56,11 +56,15 @@ def train_an_adapter(model: Any) -> None:
 
 @pytest.mark.parametrize("change", [None, read_elsewhere, train_an_adapter])
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_parameter_has_the_gradient_of_the_full_logits_in_mixed_precision(make_tiny: Any, tied: bool, change: Any) -> None:
+def test_every_parameter_has_the_gradient_of_the_full_logits_in_mixed_precision(
+    make_tiny: Any, tied: bool, change: Any
+) -> None:
     model, ids = make_tiny("llama", tie_word_embeddings=tied), torch.randint(0, 97, (3, 40))
     if change is not None:
         change(model)
-    full = gradients(model, ids, lambda states, labels: F.cross_entropy(logits_of(model, states)[0, :-1].float(), labels[0, 1:]))
+    full = gradients(
+        model, ids, lambda states, labels: F.cross_entropy(logits_of(model, states)[0, :-1].float(), labels[0, 1:])
+    )
     found = gradients(model, ids, lambda states, labels: mean_nll(model, states, labels, 16))
     assert found.keys() == full.keys() and any("lm_head" in name or tied for name in found)
     for name, wanted in full.items():

@@ -52,8 +52,8 @@ def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
     Raises
     ------
     HarpeError
-        When the number of heads is not positive, the head size is odd, or an end of the range is not a finite number above 1, or they
-        are swapped.
+        When the number of heads is not positive, the head size is odd, or an end of the range is not a finite number
+        above 1, or they are swapped.
     """
     if heads < 1:
         raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
@@ -67,20 +67,22 @@ def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
 
 
 def uniform_bases(heads: int, low: float, high: float) -> tuple[float, ...]:
-    """b_h = low + h (high - low) / (heads - 1), h = 0 .. heads - 1 (HARPE, section 3.2). One head gets the middle of the range."""
+    """b_h = low + h (high - low) / (heads - 1), h = 0 .. heads - 1 (HARPE, section 3.2). One head gets the mean."""
     if heads == 1:
         return ((low + high) / 2,)
     return tuple(low + h * (high - low) / (heads - 1) for h in range(heads))
 
 
 def log_uniform_bases(heads: int, low: float, high: float) -> tuple[float, ...]:
-    """b_h = low (high / low)^(h / (heads - 1)): equal ratios, ends exact (not in the paper). One head gets the geometric middle."""
+    """b_h = low (high / low)^(h / (heads - 1)), with exact ends; not in the paper. One head gets the geometric mean."""
     if heads == 1:
         return (math.sqrt(low) * math.sqrt(high),)
     return (low, *(low * (high / low) ** (h / (heads - 1)) for h in range(1, heads - 1)), high)
 
 
-def _peak_valley_rule(heads: int, head_dim: int, length: int, low: float, high: float, stride: float | None) -> tuple[Rule, str]:
+def _peak_valley_rule(
+    heads: int, head_dim: int, length: int, low: float, high: float, stride: float | None
+) -> tuple[Rule, str]:
     """The rule that is taken where none is named: the published one in the published setting, else the general one."""
     here = (heads, head_dim, low, high, PUBLISHED_STRIDE if stride is None else stride)
     if here == (PUBLISHED_HEADS, PUBLISHED_HEAD_DIM, *PUBLISHED_RANGE, PUBLISHED_STRIDE) and _published_length(length):
@@ -114,11 +116,12 @@ def choose_bases(
     head_dim
         Rotary dimensions of a head.
     stride
-        Distance between candidates of the peak-valley search. Default: the published one for the published and the printed rule, as a
-        share of the range; a logarithmic grid for the general rule.
+        Distance between candidates of the peak-valley search. Default: the published one for the published and the
+        printed rule, as a share of the range; a logarithmic grid for the general rule.
     rule
-        Of peak-valley. `published`: the selection that produced the published set (Table 2), whose constants belong to head size 128 and
-        128k. `printed`: Algorithm 1 as printed. `general`: any geometry. None: published in its own setting, else general.
+        Of peak-valley. `published`: the selection that produced the published set (Table 2), whose constants belong to
+        head size 128 and 128k. `printed`: Algorithm 1 as printed. `general`: any geometry. None: published in its own
+        setting, else general.
     force
         Let the published rule run outside that setting.
 
@@ -130,9 +133,13 @@ def choose_bases(
     check_choice(heads, head_dim, low, high)
     if strategy != "peak-valley":
         if rule is not None or stride is not None:
-            raise HarpeError(f"--rule and --stride belong to --strategy peak-valley; --strategy {strategy} has neither.")
+            raise HarpeError(
+                f"--rule and --stride belong to --strategy peak-valley; --strategy {strategy} has neither."
+            )
         if strategy not in ("uniform", "uniform-descending", "log-uniform"):
-            raise HarpeError(f"--strategy {strategy} is not known; choose peak-valley, uniform, uniform-descending or log-uniform.")
+            raise HarpeError(
+                f"--strategy {strategy} is not known; choose peak-valley, uniform, uniform-descending or log-uniform."
+            )
         bases = (log_uniform_bases if strategy == "log-uniform" else uniform_bases)(heads, low, high)
         bases = bases[::-1] if strategy == "uniform-descending" else bases
         return BaseSet(bases, bases, strategy, None)
@@ -148,8 +155,9 @@ def choose_bases(
         raise HarpeError(f"--rule {rule} is not known; choose general, published or printed.")
     if rule == "published" and not force and not (head_dim == PUBLISHED_HEAD_DIM and _published_length(length)):
         raise HarpeError(
-            f"--rule published is tuned to head size {PUBLISHED_HEAD_DIM} and 131072 tokens; here the head size is {head_dim} and the "
-            f"length {length}. Its constants do not carry over: use --rule general, or --force to run it all the same."
+            f"--rule published is tuned to head size {PUBLISHED_HEAD_DIM} and 131072 tokens; here the head size is "
+            f"{head_dim} and the length {length}. Its constants do not carry over: use --rule general, or --force to "
+            "run it all the same."
         )
     if stride is None:
         stride = PUBLISHED_STRIDE * ((high - low) / (PUBLISHED_RANGE[1] - PUBLISHED_RANGE[0])) or 1.0
@@ -163,6 +171,6 @@ def _check_stride(stride: float, low: float, high: float) -> None:
         raise HarpeError(f"--stride is {stride}; the distance between candidate bases must be a finite number above 0.")
     if (high - low) / stride >= MAXIMUM_CANDIDATES:
         raise HarpeError(
-            f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max {high:g}. Raise --stride; "
-            "the published search has 134 candidates."
+            f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max "
+            f"{high:g}. Raise --stride; the published search has 134 candidates."
         )

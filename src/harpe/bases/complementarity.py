@@ -1,18 +1,18 @@
 """How well the waveforms of a set of bases complement each other: valleys of one under peaks of another.
 
-What repeats from position to position in an attention waveform is a ripple: its neighbouring peaks are about one turn of the fastest
-pair (2 pi positions) apart whatever the base, and a base decides where they fall. The ripple of a base is its waveform less the moving
-mean of the waveform over that one period, scaled to unit root mean square (RMS). The mean of cos(m t) over one turn around m is
-cos(m t) sin(pi t) / (pi t), so that the ripple has a closed form:
+What repeats from position to position in an attention waveform is a ripple: its neighbouring peaks are about one turn
+of the fastest pair (2 pi positions) apart whatever the base, and a base decides where they fall. The ripple of a base
+is its waveform less the moving mean of the waveform over that one period, scaled to unit root mean square (RMS). The
+mean of cos(m t) over one turn around m is cos(m t) sin(pi t) / (pi t), so that the ripple has a closed form:
 
     A~_b(m) = sum_i w_i cos(m b^(-2i/d)) / sqrt(sum_i w_i^2 / 2),   w_i = 1 - sin(pi t_i) / (pi t_i),   t_i = b^(-2i/d)
 
-A position is covered by a base that has a peak there (A~_b(m) > 0), and by a set when the largest ripple of the set is above zero.
-Complementarity C(B) is the share of covered positions in [m0, T]; beside it stands the longest stretch without cover. Scaling changes
-neither, as it changes no sign.
+A position is covered by a base that has a peak there (A~_b(m) > 0), and by a set when the largest ripple of the set is
+above zero. Complementarity C(B) is the share of covered positions in [m0, T]; beside it stands the longest stretch
+without cover. Scaling changes neither, as it changes no sign.
 
-With the mean over longer windows, C is 1 for any set of a dozen bases (at d = 128 and 131,072 positions, windows of 13 and more), and
-would tell no sets apart.
+With the mean over longer windows, C is 1 for any set of a dozen bases (at d = 128 and 131,072 positions, windows of 13
+and more), and would tell no sets apart.
 
 Shapes: N bases, M positions.
 """
@@ -34,9 +34,11 @@ PUBLISHED_START, PUBLISHED_LENGTH = 1000, 131_072
 MINIMUM_LENGTH = 64
 """Shortest length that is measured: about ten periods of the ripple."""
 SAMPLE_BYTES, LEAST_SAMPLE, MOST_SAMPLE = 2**27, 2**17, 2**20
-"""A sample has this many positions times bases, and at least and at most so many positions. Shorter ranges are read whole."""
+"""A sample has this many positions times bases, and at least and at most so many positions. Shorter ranges are read
+whole."""
 STRETCH = 64
-"""Neighbouring positions of a sample: about ten periods of the ripple. More stretches see more of the slow beat between two bases."""
+"""Neighbouring positions of a sample: about ten periods of the ripple. More stretches see more of the slow beat between
+two bases."""
 BLOCK_SAMPLES = 2**23
 """Samples of ripples in memory at a time (64 MiB)."""
 
@@ -63,8 +65,8 @@ def first_position(length: int) -> int:
     """m0: the start of the published waveform (1000 of 131,072), scaled to the length."""
     if length < MINIMUM_LENGTH:
         raise HarpeError(
-            f"--length is {length}; the waveforms of bases are compared over at least {MINIMUM_LENGTH} positions, ten periods of their "
-            "fastest pair. Choose a longer --length, or --strategy uniform or log-uniform."
+            f"--length is {length}; the waveforms of bases are compared over at least {MINIMUM_LENGTH} positions, ten "
+            "periods of their fastest pair. Choose a longer --length, or --strategy uniform or log-uniform."
         )
     return max(1, round(length * PUBLISHED_START / PUBLISHED_LENGTH))
 
@@ -80,7 +82,9 @@ def ripples(
 ) -> NDArray[np.float64]:
     """A~_b at the `steps` positions from each of `starts` on: float64 [N, len(starts) * steps]."""
     frequencies_NP = frequencies(bases, head_dim)
-    return weighted_cosines(frequencies_NP, ripple_weights(frequencies_NP), starts, steps).reshape(len(frequencies_NP), -1)
+    return weighted_cosines(frequencies_NP, ripple_weights(frequencies_NP), starts, steps).reshape(
+        len(frequencies_NP), -1
+    )
 
 
 def sample_size(bases: int) -> int:
@@ -91,8 +95,8 @@ def sample_size(bases: int) -> int:
 def sample_starts(start: int, length: int, most: int) -> tuple[NDArray[np.float64], int]:
     """First positions of stretches that stand for [start, length], and how many positions a stretch has.
 
-    All of it where that is at most `most` positions; else that many in stretches spread evenly, each moved within its share by multiples
-    of the golden ratio, so that their spacing is no period of any pair.
+    All of it where that is at most `most` positions; else that many in stretches spread evenly, each moved within its
+    share by multiples of the golden ratio, so that their spacing is no period of any pair.
     """
     positions = length - start + 1
     if positions <= most:
@@ -128,7 +132,8 @@ def _covered_blocks(bases: Sequence[float], head_dim: int, start: int, length: i
 
 
 def complementarity(bases: Sequence[float], head_dim: int, length: int) -> Complementarity:
-    """C(B) and the longest stretch without cover, over every position of [m0, length]. Memory does not grow with the length.
+    """C(B) and the longest stretch without cover, over every position of [m0, length]. Memory does not grow with the
+    length.
 
     Raises
     ------
@@ -152,11 +157,14 @@ def complementarity(bases: Sequence[float], head_dim: int, length: int) -> Compl
     return Complementarity(hits / (length - start + 1), longest, start, length)
 
 
-def random_sets(heads: int, head_dim: int, length: int, low: float, high: float, count: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """C of `count` random sets of bases, drawn from a pool of bases that are uniform in [low, high]: float64 [count], ascending.
+def random_sets(
+    heads: int, head_dim: int, length: int, low: float, high: float, count: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """C of `count` random sets of bases, drawn from a pool of bases that are uniform in [low, high]: float64 [count],
+    ascending.
 
-    The pool has as many bases as the general rule has candidates, and both are measured on the same sample (every position, up to 131,072
-    at least). A set takes different members.
+    The pool has as many bases as the general rule has candidates, and both are measured on the same sample (every
+    position, up to 131,072 at least). A set takes different members.
     """
     random = np.random.default_rng(seed)
     cover = sampled_cover(random.uniform(low, high, max(128, 8 * heads)), head_dim, length)

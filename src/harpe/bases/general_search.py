@@ -1,16 +1,17 @@
 """The peak-valley search for any geometry: deterministic, and without a constant to tune.
 
-The idea is the published one (HARPE, arXiv 2412.07171, after Chen et al. 2024, arXiv 2312.04455): the next base should have peaks where
-those already chosen have valleys. Three things differ from the published rule, whose constants belong to head size 128 and 128k:
+The idea is the published one (HARPE, arXiv 2412.07171, after Chen et al. 2024, arXiv 2312.04455): the next base should
+have peaks where those already chosen have valleys. Three things differ from the published rule, whose constants belong
+to head size 128 and 128k:
 
 * All of a waveform counts, not its 30 highest peaks: a base covers the positions at which its ripple is above zero
   (`harpe.bases.complementarity`). What the search improves is thereby what is measured.
-* The range is divided into as many parts as there are heads, equal on a logarithmic scale, and every part gives one base: bases are
-  distinct and span the range, whatever the waveforms are.
+* The range is divided into as many parts as there are heads, equal on a logarithmic scale, and every part gives one
+  base: bases are distinct and span the range, whatever the waveforms are.
 * After every part has its base, bases are exchanged within their parts until no exchange helps.
 
-A set is better when fewer positions are uncovered; among equals, when fewer are covered by one base alone; then by two, and so on. So a
-set whose cover is complete is still improved. Between equal sets the lower base wins.
+A set is better when fewer positions are uncovered; among equals, when fewer are covered by one base alone; then by two,
+and so on. So a set whose cover is complete is still improved. Between equal sets the lower base wins.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def general_candidates(heads: int, low: float, high: float, stride: float | None
 
 
 def _best(cover: Cover, counts: NDArray[np.int16]) -> int:
-    """The candidate to add to a set that covers each position `counts` times: the fewest uncovered positions, then those covered once …"""
+    """The candidate to add to a set that covers each position `counts` times: the fewest uncovered positions, then
+    those covered once …"""
     left, gained_below = np.arange(len(cover)), np.zeros(len(cover), dtype=np.int64)
     for level in range(int(counts.max(initial=0)) + 1):
         here = counts == level
@@ -69,11 +71,13 @@ def _best(cover: Cover, counts: NDArray[np.int16]) -> int:
     return int(left[0])
 
 
-def general_base_search(heads: int, head_dim: int, length: int, candidates: Sequence[float] | NDArray[np.float64]) -> GeneralSearch:
+def general_base_search(
+    heads: int, head_dim: int, length: int, candidates: Sequence[float] | NDArray[np.float64]
+) -> GeneralSearch:
     """Choose a base for every head from `candidates`, whose order does not matter.
 
-    Cost grows with candidates times positions, whose product is bounded (`sample_starts`): some seconds for 128 heads of 256 dimensions at
-    10M, in less than 500 MB.
+    Cost grows with candidates times positions, whose product is bounded (`sample_starts`): some seconds for 128 heads
+    of 256 dimensions at 10M, in less than 500 MB.
 
     Raises
     ------
@@ -82,18 +86,19 @@ def general_base_search(heads: int, head_dim: int, length: int, candidates: Sequ
     """
     if heads > MOST_HEADS:
         raise HarpeError(
-            f"{heads} bases are more than the general rule chooses ({MOST_HEADS}); so many cover everything however they are spaced. Use "
-            "--strategy log-uniform."
+            f"{heads} bases are more than the general rule chooses ({MOST_HEADS}); so many cover everything however "
+            "they are spaced. Use --strategy log-uniform."
         )
     sorted_candidates = np.unique(np.asarray(candidates, dtype=np.float64))
     if len(sorted_candidates) < heads:
         raise HarpeError(
-            f"Between --min and --max are {len(sorted_candidates)} candidate bases, fewer than the {heads} that --heads asks for. Widen "
-            "the range, or lower --stride."
+            f"Between --min and --max are {len(sorted_candidates)} candidate bases, fewer than the {heads} that "
+            "--heads asks for. Widen the range, or lower --stride."
         )
     cover = sampled_cover(sorted_candidates, head_dim, length)
     edges = np.linspace(0, len(sorted_candidates), heads + 1).astype(int)
-    parts = [slice(first, last) for first, last in pairwise(edges.tolist())]  # slices, so that a part is a view and no copy
+    # slices, so that a part is a view and no copy
+    parts = [slice(first, last) for first, last in pairwise(edges.tolist())]
     counts = np.zeros(cover.shape[1], dtype=np.int16)
     picked = np.empty(heads, dtype=np.int64)
     for head, part in enumerate(parts):

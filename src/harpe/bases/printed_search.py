@@ -1,12 +1,12 @@
 """Algorithm 1 of HARPE (arXiv 2412.07171) as it is printed: the candidate with the smallest sum of distances.
 
-It does not give the published bases (Table 2); `harpe.bases.published_search` does. It is here so that the difference can be seen.
-A sum over all pairs grows with the number of pairs: what decides is not where extrema meet but how few a candidate has (at 128k the first
-sums and the numbers of extrema correlate with 0.995), and low bases have fewest.
+It does not give the published bases (Table 2); `harpe.bases.published_search` does. It is here so that the difference
+can be seen. A sum over all pairs grows with the number of pairs: what decides is not where extrema meet but how few a
+candidate has (at 128k the first sums and the numbers of extrema correlate with 0.995), and low bases have fewest.
 
-What the paper leaves open is read as follows: f_p and f_v are all strict local maxima and minima of the waveform at the positions
-`START` .. length; P_s and V_s are sets; a base is not chosen twice; ties go to the lowest base. Distances are whole numbers, and sums of
-them are exact, so that the result is the same on every machine.
+What the paper leaves open is read as follows: f_p and f_v are all strict local maxima and minima of the waveform at the
+positions `START` .. length; P_s and V_s are sets; a base is not chosen twice; ties go to the lowest base. Distances are
+whole numbers, and sums of them are exact, so that the result is the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def summed_distances(selected_M: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.asarray(indices * count - total + (total[-1] - total) - indices * (count[-1] - count))
 
 
-def all_extrema(candidates: NDArray[np.float64], head_dim: int, length: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where the waveforms have strict local maxima, and minima, at the positions `START` .. length: bool [N, M] each."""
+def all_extrema(
+    candidates: NDArray[np.float64], head_dim: int, length: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Strict local maxima, and minima, of the waveforms at the positions `START` .. length: bool [N, M] each."""
     positions = length - START + 1
     peaks, valleys = (np.zeros((len(candidates), positions), dtype=np.bool_) for _ in range(2))
     group = max(1, GROUP_SAMPLES // positions)
@@ -63,7 +65,9 @@ def printed_base_search(heads: int, head_dim: int, length: int, low: float, high
     while len(picked) < heads:
         to_peaks, to_valleys = summed_distances(selected_peaks), summed_distances(selected_valleys)
         sums = [int(to_valleys[p].sum()) + int(to_peaks[v].sum()) for p, v in zip(peaks, valleys, strict=True)]
-        best = min((index for index in range(len(candidates)) if index not in picked), key=lambda index: (sums[index], index))
+        best = min(
+            (index for index in range(len(candidates)) if index not in picked), key=lambda index: (sums[index], index)
+        )
         picked.append(best)
         selected_peaks |= peaks[best]
         selected_valleys |= valleys[best]

@@ -1,14 +1,14 @@
 """The peak-valley search that produced the published bases, constants and all.
 
-HARPE (Lian et al. 2024, arXiv 2412.07171) picks its bases so that the valleys of one base's attention waveform lie on peaks
-of others, an idea of Chen et al. 2024 ("Fortify the Shortest Stave in Attention", arXiv 2312.04455). Its Algorithm 1, as
-printed, takes the candidate with the smallest sum of distances; no literal reading of that gives the bases of its Table 2. The
-selection rule of the earlier work's program does, 32 of 32, and is what this module implements: dominant peaks and valleys
-(`find_peaks`, `find_valleys`), then a greedy choice of the candidate that covers most of those already selected
-(`select_by_cover`).
+HARPE (Lian et al. 2024, arXiv 2412.07171) picks its bases so that the valleys of one base's attention waveform lie on
+peaks of others, an idea of Chen et al. 2024 ("Fortify the Shortest Stave in Attention", arXiv 2312.04455). Its
+Algorithm 1, as printed, takes the candidate with the smallest sum of distances; no literal reading of that gives the
+bases of its Table 2. The selection rule of the earlier work's program does, 32 of 32, and is what this module
+implements: dominant peaks and valleys (`find_peaks`, `find_valleys`), then a greedy choice of the candidate that covers
+most of those already selected (`select_by_cover`).
 
-The constants below are absolute and tuned to head size 128 and 128k (131,072 tokens): 29 extrema in place of 30 already lose 3
-of the 32 bases. They do not carry over to other head sizes, lengths or numbers of heads.
+The constants below are absolute and tuned to head size 128 and 128k (131,072 tokens): 29 extrema in place of 30 already
+lose 3 of the 32 bases. They do not carry over to other head sizes, lengths or numbers of heads.
 
 In comments, p is a peak, v a valley; positions are indices into a waveform, whose first sample is position `START`.
 """
@@ -32,13 +32,15 @@ EXTREMA = 30
 TOLERANCE = 1e-3
 """A local extremum whose value is this near to the target of the walk is a hit."""
 PEAK_SEPARATION = 50
-"""A hit is kept as a peak when it lies more than this past the last one kept. The next window starts at most this far on."""
+"""A hit is kept as a peak when it lies more than this past the last one kept. The next window starts at most this far
+on."""
 VALLEY_SEPARATION = 60
 """A hit is kept as a valley when it lies more than this before the last one kept."""
 WINDOW = 500
 """Samples among which the next target of the walk over peaks is looked for."""
 BACK = 50
-"""The next target of the walk over valleys is looked for among the samples more than this before the valley just visited."""
+"""The next target of the walk over valleys is looked for among the samples more than this before the valley just
+visited."""
 COVER_RADIUS = 3
 """A peak and a valley at most this many positions apart cover each other."""
 
@@ -81,9 +83,9 @@ def _first_hit(values: NDArray[np.float64], target: float, first: int) -> int | 
 def find_peaks(waveform: NDArray[np.float64]) -> Positions:
     """Positions of the dominant peaks, ascending: at most `EXTREMA` of the strict local maxima.
 
-    The walk goes right. Its first target is the value of the highest local maximum; having hit p, the next target is the
-    largest of the `WINDOW` samples from p + `PEAK_SEPARATION` or the next local maximum, whichever comes first. It ends early
-    when no local maximum to the right comes near the target.
+    The walk goes right. Its first target is the value of the highest local maximum; having hit p, the next target is
+    the largest of the `WINDOW` samples from p + `PEAK_SEPARATION` or the next local maximum, whichever comes first. It
+    ends early when no local maximum to the right comes near the target.
     """
     maxima = np.flatnonzero((waveform[1:-1] > waveform[:-2]) & (waveform[1:-1] > waveform[2:])) + 1
     values = waveform[maxima]
@@ -107,9 +109,9 @@ def find_peaks(waveform: NDArray[np.float64]) -> Positions:
 def find_valleys(waveform: NDArray[np.float64]) -> Positions:
     """Positions of the dominant valleys, ascending: at most `EXTREMA` of the strict local minima.
 
-    The walk goes left from the end. Its first target is the value of the lowest local minimum; having hit v, the next target is
-    the smallest of all samples before v - `BACK` or before the previous local minimum, whichever comes first in the waveform.
-    It ends early when no local minimum to the left comes near the target.
+    The walk goes left from the end. Its first target is the value of the lowest local minimum; having hit v, the next
+    target is the smallest of all samples before v - `BACK` or before the previous local minimum, whichever comes first
+    in the waveform. It ends early when no local minimum to the left comes near the target.
     """
     minima = np.flatnonzero((waveform[1:-1] < waveform[:-2]) & (waveform[1:-1] < waveform[2:])) + 1
     minima = minima[::-1]  # in the order of the walk
@@ -133,13 +135,16 @@ def find_valleys(waveform: NDArray[np.float64]) -> Positions:
     return np.array(kept[::-1], dtype=np.intp)
 
 
-def select_by_cover(peaks: Sequence[Positions], valleys: Sequence[Positions], count: int) -> tuple[list[int], list[int]]:
-    """Pick `count` candidates, starting from candidate 0: their indices, and the cover that each had when it was picked.
+def select_by_cover(
+    peaks: Sequence[Positions], valleys: Sequence[Positions], count: int
+) -> tuple[list[int], list[int]]:
+    """Pick `count` candidates, starting from candidate 0: their indices, and the cover that each had when it was
+    picked.
 
-    The cover of a candidate is the number of pairs (its peak, a selected valley) and (a selected peak, its valley) that are at
-    most `COVER_RADIUS` positions apart. The largest cover wins; among equals the smallest sum of squared distances over the
-    pairs, then the lowest index. The extrema of a pick join the selected ones, and may be there more than once; a position that
-    is then both a selected peak and a selected valley is dropped from both.
+    The cover of a candidate is the number of pairs (its peak, a selected valley) and (a selected peak, its valley) that
+    are at most `COVER_RADIUS` positions apart. The largest cover wins; among equals the smallest sum of squared
+    distances over the pairs, then the lowest index. The extrema of a pick join the selected ones, and may be there more
+    than once; a position that is then both a selected peak and a selected valley is dropped from both.
 
     Parameters
     ----------
@@ -154,7 +159,8 @@ def select_by_cover(peaks: Sequence[Positions], valleys: Sequence[Positions], co
         When no candidate that is left has any cover: the rule is not defined there.
     """
     candidates = len(peaks)
-    # All extrema in one row, with the candidate each belongs to. Shifted, so that p - COVER_RADIUS is a valid index too.
+    # All extrema in one row, with the candidate each belongs to. Shifted, so that p - COVER_RADIUS is a valid index
+    # too.
     all_peaks, all_valleys = np.concatenate(peaks) + COVER_RADIUS, np.concatenate(valleys) + COVER_RADIUS
     peak_owner = np.repeat(np.arange(candidates), [len(own) for own in peaks])
     valley_owner = np.repeat(np.arange(candidates), [len(own) for own in valleys])
@@ -181,9 +187,10 @@ def select_by_cover(peaks: Sequence[Positions], valleys: Sequence[Positions], co
         largest = int(cover.max())
         if largest == 0:
             raise HarpeError(
-                f"The peak-valley search has no cover after {len(picked)} of {count} bases: no candidate that is left has a "
-                "peak on a selected valley or a valley on a selected peak, so the published rule cannot choose. Its constants "
-                "belong to head size 128 and 131072 tokens. Use --rule general; or widen --min and --max, or lower --stride."
+                f"The peak-valley search has no cover after {len(picked)} of {count} bases: no candidate that is left "
+                "has a peak on a selected valley or a valley on a selected peak, so the published rule cannot choose. "
+                "Its constants belong to head size 128 and 131072 tokens. Use --rule general; or widen --min and "
+                "--max, or lower --stride."
             )
         best = np.flatnonzero(cover == largest)
         picked.append(int(best[squares[best].argmin()]))
@@ -203,14 +210,15 @@ def candidate_bases(heads: int, low: float, high: float, stride: float) -> NDArr
     steps = (high - low) / stride
     if steps >= MAXIMUM_CANDIDATES:
         raise HarpeError(
-            f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max {high:g}. "
-            "Raise --stride; the published search has 134 candidates."
+            f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max "
+            f"{high:g}. Raise --stride; the published search has 134 candidates."
         )
-    count = math.floor(steps + 1e-9) + 1  # a quotient that misses a whole number by a rounding error counts as that number
+    # a quotient that misses a whole number by a rounding error counts as that number
+    count = math.floor(steps + 1e-9) + 1
     if count < heads:
         raise HarpeError(
-            f"--stride {stride:g} gives {count} candidates between --min {low:g} and --max {high:g}, fewer than the {heads} "
-            "bases that --heads asks for. Lower --stride, or widen --min and --max."
+            f"--stride {stride:g} gives {count} candidates between --min {low:g} and --max {high:g}, fewer than the "
+            f"{heads} bases that --heads asks for. Lower --stride, or widen --min and --max."
         )
     return np.minimum(low + stride * np.arange(count), high)
 
@@ -223,19 +231,21 @@ def check_geometry(heads: int, head_dim: int, length: int) -> None:
         raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
     if length < MINIMUM_LENGTH:
         raise HarpeError(
-            f"--length is {length}; the published and the printed rule read the attention waveform from position {START} on, in windows of "
-            f"{WINDOW}, so it must be at least {MINIMUM_LENGTH}. For shorter lengths use --rule general."
+            f"--length is {length}; the published and the printed rule read the attention waveform from position "
+            f"{START} on, in windows of {WINDOW}, so it must be at least {MINIMUM_LENGTH}. For shorter lengths use "
+            "--rule general."
         )
 
 
 def published_base_search(heads: int, head_dim: int, length: int, low: float, high: float, stride: float) -> BaseSearch:
     """Choose a base for every head by the rule that gives Table 2 of HARPE (arXiv 2412.07171).
 
-    Table 2 is `published_base_search(32, 128, 131_072, 1e6, 5e6, 3e4)`; every length from 125,000 to 131,072 gives the same
-    set. There is no randomness, and ties are broken as `select_by_cover` says. Unlike in the paper's Algorithm 1 (where
-    distances are summed), cover decides, after Chen et al. 2024 (arXiv 2312.04455).
+    Table 2 is `published_base_search(32, 128, 131_072, 1e6, 5e6, 3e4)`; every length from 125,000 to 131,072 gives the
+    same set. There is no randomness, and ties are broken as `select_by_cover` says. Unlike in the paper's Algorithm 1
+    (where distances are summed), cover decides, after Chen et al. 2024 (arXiv 2312.04455).
 
-    The constants are tuned to head size 128 and 128k, and other settings run without any promise that the result is good.
+    The constants are tuned to head size 128 and 128k, and other settings run without any promise that the result is
+    good.
 
     Parameters
     ----------

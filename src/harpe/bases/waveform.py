@@ -1,9 +1,10 @@
-"""The attention waveform of a RoPE base: how much two tokens attend to each other, as a function of the distance between them.
+"""The attention waveform of a RoPE base: how much two tokens attend to each other, as a function of the distance
+between them.
 
 A_b(m) = (2 / sqrt(d)) * sum over i = 0 .. d/2 - 1 of cos(m b^(-2i/d))
 
-is the score of a query and a key of all ones at distance m, with d rotary dimensions (Chen et al. 2024, "Fortify the Shortest
-Stave in Attention", arXiv 2312.04455; used by HARPE, arXiv 2412.07171).
+is the score of a query and a key of all ones at distance m, with d rotary dimensions (Chen et al. 2024, "Fortify the
+Shortest Stave in Attention", arXiv 2312.04455; used by HARPE, arXiv 2412.07171).
 
 Shapes: N bases, D rotary dimensions, P = D/2 pairs, M positions, C coarse steps, F fine steps.
 """
@@ -26,13 +27,17 @@ def frequencies(bases: Sequence[float] | NDArray[np.float64], head_dim: int) -> 
 
 
 def weighted_cosines(
-    frequencies_NP: NDArray[np.float64], weights_NP: NDArray[np.float64], coarse_C: NDArray[np.float64], steps: int = FINE_STEPS
+    frequencies_NP: NDArray[np.float64],
+    weights_NP: NDArray[np.float64],
+    coarse_C: NDArray[np.float64],
+    steps: int = FINE_STEPS,
 ) -> NDArray[np.float64]:
-    """sum over pairs p of weight * cos(m * frequency) at m = c + f, for c in `coarse_C` and f = 0 .. steps - 1: float64 [N, C, F].
+    """sum over pairs p of weight * cos(m * frequency) at m = c + f, for c in `coarse_C` and f = 0 .. steps - 1: float64
+    [N, C, F].
 
-    cos((c + f) t) = cos(c t) cos(f t) - sin(c t) sin(f t), so that the sum over the pairs is one matrix product of [C, D] and [D, F],
-    and C + F cosines for each frequency take the place of C * F. It agrees with the plain formula to 1e-10 up to position 131,072,
-    where the rounding of one angle alone can be 1e-11.
+    cos((c + f) t) = cos(c t) cos(f t) - sin(c t) sin(f t), so that the sum over the pairs is one matrix product of [C,
+    D] and [D, F], and C + F cosines for each frequency take the place of C * F. It agrees with the plain formula to
+    1e-10 up to position 131,072, where the rounding of one angle alone can be 1e-11.
 
     Memory is the result and, for one base at a time, the tables.
     """
@@ -46,11 +51,13 @@ def weighted_cosines(
     return sums_NCF
 
 
-def attention_waveform(bases: Sequence[float] | NDArray[np.float64], head_dim: int, start: int, end: int) -> NDArray[np.float64]:
+def attention_waveform(
+    bases: Sequence[float] | NDArray[np.float64], head_dim: int, start: int, end: int
+) -> NDArray[np.float64]:
     """A_b(m) for every base and every integer m = start .. end (both included): float64 [N, M].
 
-    See `weighted_cosines` for how. Beside the result it holds the tables of one base (about 2 MB at 131,072 positions and 128
-    dimensions). Pass the bases in groups where the result of all of them would be too large.
+    See `weighted_cosines` for how. Beside the result it holds the tables of one base (about 2 MB at 131,072 positions
+    and 128 dimensions). Pass the bases in groups where the result of all of them would be too large.
 
     Parameters
     ----------

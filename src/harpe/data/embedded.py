@@ -1,10 +1,10 @@
 """The embedded corpus: Python source files that exist on every machine where harpe is installed.
 
-It lets the quickstart, the tests and the making of the embedded base model run without any download. The files are those
-of the interpreter's standard library and of the packages that harpe itself needs.
+It lets the quickstart, the tests and the making of the embedded base model run without any download. The files are
+those of the interpreter's standard library and of the packages that harpe itself needs.
 
-The held-out rule is by content: a file whose SHA-256 begins with 0 or 1 (one in eight) is never trained on, neither in making
-the base model nor in extending it. Held-out documents and needle haystacks come from those files only.
+The held-out rule is by content: a file whose SHA-256 begins with 0 or 1 (one in eight) is never trained on, neither in
+making the base model nor in extending it. Held-out documents and needle haystacks come from those files only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _package_root(package: str) -> Path:
         return Path(sysconfig.get_paths()["stdlib"])
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise HarpeError(f"The embedded corpus needs the package {package}, which is not installed; run `make install`.")
+        raise HarpeError(
+            f"The embedded corpus needs the package {package}, which is not installed; run `make install`."
+        )
     return Path(spec.origin).parent
 
 

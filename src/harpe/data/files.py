@@ -51,7 +51,8 @@ LOADERS = re.compile(rb"\b(GeneratorBasedBuilder|ArrowBasedBuilder)\b")
 """A class of `datasets` that every script which loads a data set derives from."""
 
 CARD_KEYS = frozenset(
-    "annotations_creators configs dataset_info language language_creators license multilinguality pretty_name size_categories "
+    "annotations_creators configs dataset_info language language_creators license multilinguality pretty_name "
+    "size_categories "
     "source_datasets tags task_categories task_ids".split()
 )
 """Of the YAML header of a data set's card (huggingface.co/docs/hub/datasets-cards)."""
@@ -70,7 +71,7 @@ class Found:
 
 
 def suffix_of(path: Path) -> str:
-    """What the name of a file ends in, small: `.jsonl`, `.jsonl.zst`; of names without a known suffix, the last one or ""."""
+    """A file's suffix in lower case, as `.jsonl` or `.jsonl.zst`; where no suffix is known, the last one or ""."""
     parts = [suffix.lower() for suffix in path.suffixes[-2:]]
     if len(parts) == 2 and parts[1] in PACKED_SUFFIXES and parts[0] in SUFFIXES:
         return "".join(parts)
@@ -184,8 +185,8 @@ def _is_above(real: str, folder: Path) -> bool:
 def _without_papers(files: list[Path], root: Path, passed_over: Counter[str]) -> list[Path]:
     """Without what belongs to a cloned data set and is none of its documents: cards, licences, loader scripts.
 
-    A folder is taken for a data set where rows (.jsonl, .parquet …) lie in it or below, or where it has a card. A folder of plain texts or
-    of code is neither, and its README and LICENSE are documents like any other.
+    A folder is taken for a data set where rows (.jsonl, .parquet …) lie in it or below, or where it has a card. A
+    folder of plain texts or of code is neither, and its README and LICENSE are documents like any other.
     """
     rows = [path for path in files if inner_suffix(path) in ROW_SUFFIXES]
     beside = {path.parent for path in rows if inner_suffix(path) != ".json"}  # which code has beside it too
@@ -196,7 +197,9 @@ def _without_papers(files: list[Path], root: Path, passed_over: Counter[str]) ->
     scripted = beside | (sets & above)
     kept = []
     for path in files:
-        paper = inner_suffix(path) in TEXT_SUFFIXES and PAPERS.fullmatch(path.name.lower().removesuffix(suffix_of(path)))
+        paper = inner_suffix(path) in TEXT_SUFFIXES and PAPERS.fullmatch(
+            path.name.lower().removesuffix(suffix_of(path))
+        )
         if path in cards or (paper and path.parent in known):
             passed_over["cards and licences"] += 1
         elif inner_suffix(path) == ".py" and (path.parent in scripted or (path.parent in sets and _is_loader(path))):
@@ -227,7 +230,9 @@ def _is_loader(path: Path) -> bool:
 
 def counted(counts: Counter[str] | dict[str, int]) -> str:
     """Counts by kind as words: `2 .bin, 1 hidden`."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return ", ".join(
+        f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 @contextmanager
@@ -237,17 +242,26 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     HarpeError
-        At opening, and while it is read in the block: for a pointer of Git LFS, and for a packed file that is damaged or cut off.
+        At opening, and while it is read in the block: for a pointer of Git LFS, and for a packed file that is damaged
+        or cut off.
     """
     with path.open("rb") as raw:
         head = raw.read(len(POINTER))
         if head == POINTER:
-            raise HarpeError(f"--data: {path} is a pointer of Git LFS and not the file itself. Fetch it (git lfs pull), or leave it out.")
+            raise HarpeError(
+                f"--data: {path} is a pointer of Git LFS and not the file itself. Fetch it (git lfs pull), or leave it "
+                "out."
+            )
         raw.seek(0)
         stream: IO[bytes] = raw
         suffix = path.suffix.lower()
         if suffix in PACKED_SUFFIXES:
-            unpack: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _Frames}
+            unpack: dict[str, Callable[[Any], Any]] = {
+                ".gz": gzip.open,
+                ".bz2": bz2.open,
+                ".xz": lzma.open,
+                ".zst": _Frames,
+            }
             stream = io.BufferedReader(_Told(unpack[suffix](raw), path), 2**18)
         yield cast(BinaryIO, stream)
 
@@ -267,14 +281,16 @@ class _Told(io.RawIOBase):
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             what = "is cut off" if isinstance(error, EOFError) else f"is damaged ({error})"
             raise HarpeError(
-                f"--data: {self._path} {what}: {self._bytes:,} bytes of its content could be read. Copy it again, or leave it out."
+                f"--data: {self._path} {what}: {self._bytes:,} bytes of its content could be read. Copy it again, or "
+                "leave it out."
             ) from error
         self._bytes += count
         return count
 
 
 class _Frames(io.RawIOBase):
-    """The content of a .zst file: all its frames, of which some programs write many (pzstd), with frames to be skipped between them.
+    """The content of a .zst file: all its frames, of which some programs write many (pzstd), with frames to be skipped
+    between them.
 
     The library's own reader ends without a word where a file is cut off.
     """

@@ -1,7 +1,8 @@
-"""How much of some texts stands in the training data: the share of their n-grams of tokens that occur in the training stream.
+"""How much of some texts stands in the training data: the share of their n-grams of tokens that occur in the training
+stream.
 
-The training data may be billions of tokens and are read once, a block at a time; memory grows with the texts alone. An n-gram is looked up
-by a 64-bit hash, and every hit is compared token by token, so that the count is exact.
+The training data may be billions of tokens and are read once, a block at a time; memory grows with the texts alone. An
+n-gram is looked up by a 64-bit hash, and every hit is compared token by token, so that the count is exact.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class _Index:
         self.counts = [max(0, len(text) - ngram + 1) for text in texts]
         self.tokens = np.concatenate([np.asarray(text, np.int64) for text in texts])
         begins = np.concatenate([[0], np.cumsum([len(text) for text in texts])[:-1]])
-        starts = np.concatenate([begin + np.arange(count) for begin, count in zip(begins, self.counts, strict=True)]).astype(np.int64)
+        starts = np.concatenate(
+            [begin + np.arange(count) for begin, count in zip(begins, self.counts, strict=True)]
+        ).astype(np.int64)
         for multiplier in MULTIPLIERS:
             self.multiplier = multiplier
             hashes = _hashes(self.tokens, ngram, multiplier)[starts]
@@ -92,7 +95,9 @@ class _Index:
         self.found[entries[_same(block, places, self.tokens, self.starts[entries], self.ngram)]] = True
 
 
-def count_overlap(texts: Sequence[Sequence[int]], blocks: Iterable[NDArray[np.integer]], ngram: int = NGRAM) -> Overlap | None:
+def count_overlap(
+    texts: Sequence[Sequence[int]], blocks: Iterable[NDArray[np.integer]], ngram: int = NGRAM
+) -> Overlap | None:
     """Count the n-grams of `texts` that occur in the training data; None where no text has `ngram` tokens.
 
     Parameters

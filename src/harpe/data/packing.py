@@ -2,11 +2,11 @@
 
 A packed data set is a folder of three files:
 
-* `tokens.bin`: the token ids of all sequences, little-endian uint16 (a vocabulary of at most 65,536 ids) or uint32, without a
-  header. Sequence i is the ids from i * length to (i + 1) * length.
+* `tokens.bin`: the token ids of all sequences, little-endian uint16 (a vocabulary of at most 65,536 ids) or uint32,
+  without a header. Sequence i is the ids from i * length to (i + 1) * length.
 * `documents.npy`: int64 [documents], where in that stream each document starts; ascending, the first is 0.
-* `index.json`: what the folder holds and what it was made from: hash, tokenizer, and by source the tokens that were there and those that
-  were drawn.
+* `index.json`: what the folder holds and what it was made from: hash, tokenizer, and by source the tokens that were
+  there and those that were drawn.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     Raises
     ------
     HarpeError
-        When the folder holds no packed data set, its files are not those that its index tells of, or `length` does not divide.
+        When the folder holds no packed data set, its files are not those that its index tells of, or `length` does not
+        divide.
     """
 
     def __init__(self, path: str | Path, length: int | None = None) -> None:
@@ -69,17 +70,24 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         except (KeyError, TypeError, ValueError) as error:
             raise HarpeError(f"{self.path / 'index.json'} is not the index of a packed data set ({error}).") from error
         if self.length < 2 or sequences < 1 or self.tokens != self.length * sequences:
-            raise HarpeError(f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens.")
+            raise HarpeError(
+                f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens."
+            )
         if length is not None:
             if length < 2 or self.length % length:
-                raise HarpeError(f"Sequences of {length} tokens cannot be cut from those of {self.length} in {path}: it must divide them.")
+                raise HarpeError(
+                    f"Sequences of {length} tokens cannot be cut from those of {self.length} in {path}: it must divide "
+                    "them."
+                )
             self.length = length
         self._dtype = dtype
         self._stream: np.ndarray | None = None
         file = self.path / "tokens.bin"
         size, wanted = file.stat().st_size if file.is_file() else 0, self.tokens * dtype.itemsize
         if size != wanted:
-            raise HarpeError(f"{file} has {size} bytes and should have {wanted}: it was cut off or changed. Prepare it again.")
+            raise HarpeError(
+                f"{file} has {size} bytes and should have {wanted}: it was cut off or changed. Prepare it again."
+            )
         self._starts = _load_starts(self.path / "documents.npy", documents, self.tokens)
 
     def __len__(self) -> int:
@@ -111,7 +119,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return torch.from_numpy(np.arange(self.length, dtype=np.int64) - origin)
 
     def blocks(self, size: int = 2**18, before: int = 0) -> Iterator[np.ndarray]:
-        """The stream of all sequences in pieces of `size` new tokens, each behind the last `before` tokens of the piece before."""
+        """All sequences as one stream in pieces: `size` new tokens after the last `before` of the previous piece."""
         for start in range(0, self.tokens, size):
             yield self._map()[max(0, start - before) : start + size]
 
@@ -123,7 +131,9 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     def verify(self) -> None:
         """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
         if _hash(self.path / "tokens.bin", self._starts, self._dtype, int(self.index["length"])) != self.hash:
-            raise HarpeError(f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again.")
+            raise HarpeError(
+                f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again."
+            )
 
     def _map(self) -> np.ndarray:
         if self._stream is None:  # opened at first use: every worker process has its own
@@ -142,7 +152,9 @@ def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> 
     if length < 2:
         raise HarpeError(f"--length is {length}; a sequence needs at least 2 tokens, one of which is predicted.")
     if max_tokens is not None and max_tokens < length:
-        raise HarpeError(f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length.")
+        raise HarpeError(
+            f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length."
+        )
     if seed < 0:
         raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
@@ -164,13 +176,14 @@ def prepare(
 ) -> PackedDataset:
     """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
 
-    A document is its ids with what the tokenizer begins texts with, and then the end-of-sequence id, once (`document_ids`): where begin
-    and end are the same id, one stands between two documents. No text is repeated unless `upsampling` allows it; what is left after the
-    last whole sequence is dropped.
+    A document is its ids with what the tokenizer begins texts with, and then the end-of-sequence id, once
+    (`document_ids`): where begin and end are the same id, one stands between two documents. No text is repeated unless
+    `upsampling` allows it; what is left after the last whole sequence is dropped.
 
-    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch of
-    texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder appears when it is
-    complete. A killed run leaves a hidden folder `.NAME.*.partial` beside it, which the next one of that name removes.
+    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch
+    of texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder
+    appears when it is complete. A killed run leaves a hidden folder `.NAME.*.partial` beside it, which the next one of
+    that name removes.
 
     Parameters
     ----------
@@ -181,10 +194,11 @@ def prepare(
     seed
         Of the order of the documents.
     max_tokens
-        Keep max_tokens // length sequences. With `upsampling` there must be as many; without, all are kept where there are less.
+        Keep max_tokens // length sequences. With `upsampling` there must be as many; without, all are kept where there
+        are less.
     upsampling
-        Sources keep their shares of the tokens, and inside them long documents may get more (`harpe.data.sampling`); None: every
-        document once, in one random order, whatever its source.
+        Sources keep their shares of the tokens, and inside them long documents may get more (`harpe.data.sampling`);
+        None: every document once, in one random order, whatever its source.
     description
         A line on what the corpus is, for the index.
     details
@@ -193,8 +207,8 @@ def prepare(
     Raises
     ------
     HarpeError
-        When `out` is taken, the documents give less than one sequence or too little for `upsampling`, the disk is full, or an option is out
-        of range.
+        When `out` is taken, the documents give less than one sequence or too little for `upsampling`, the disk is full,
+        or an option is out of range.
     """
     out, rule = Path(out), upsampling or Upsampling()
     check_request(length, out, seed, max_tokens)
@@ -209,14 +223,15 @@ def prepare(
             raise HarpeError("--data gave no documents with text in them.")
         if available < length:
             raise HarpeError(
-                f"--data gave {available} tokens in {len(lengths)} documents, and one sequence needs {length}. Give more "
-                "--data, or lower --length."
+                f"--data gave {available} tokens in {len(lengths)} documents, and one sequence needs {length}. Give "
+                "more --data, or lower --length."
             )
         wanted = max_tokens if upsampling or not max_tokens else min(available, max_tokens)
         total = tokens_to_draw(corpus, rule, wanted) // length * length
         if not total:
             raise HarpeError(
-                f"The upsampling leaves less than one sequence of {length} tokens. Give more --data, or allow more --max-copies."
+                f"The upsampling leaves less than one sequence of {length} tokens. Give more --data, or allow more "
+                "--max-copies."
             )
         order = draw(corpus, rule, total, seed)
         starts = _write_ordered(folder / "unordered.bin", folder / "tokens.bin", lengths, order, total, DTYPES[dtype])
@@ -246,12 +261,14 @@ def prepare(
 def number_of(source: str, names: dict[str, int]) -> int:
     """The number of a source; a new one gets the next. HarpeError for more sources than a corpus has."""
     if len(names) == MAX_SOURCES and source not in names:
-        raise HarpeError(f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values.")
+        raise HarpeError(
+            f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values."
+        )
     return names.setdefault(source, len(names))
 
 
 class _Reading:
-    """Documents as they pass by, with what is kept of them: sources in the order of their first document, and a hash of it all."""
+    """Passes documents on, and keeps their sources, in the order of the first document, and a hash of everything."""
 
     def __init__(self, documents: Iterable[Document], one_source: bool) -> None:
         self._documents, self._one_source = documents, one_source
@@ -303,10 +320,12 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _tokenize(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Document, list[int]]]:
+def _tokenize(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, list[int]]]:
     """Every document that has any ids of its own, and these (`document_ids`)."""
-    # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a loader's
-    # worker) runs on one, where "true" could let it hang
+    # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a
+    # loader's worker) runs on one, where "true" could let it hang
     for batch in _batches(documents):
         for document, ids in zip(batch, document_ids(tokenizer, [each.text for each in batch]), strict=True):
             if ids:
@@ -322,7 +341,9 @@ def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) 
     return Corpus(np.array(lengths, np.int64), np.array(sources, np.int32), tuple(names))
 
 
-def _write_unordered(file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype) -> np.ndarray:
+def _write_unordered(
+    file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype
+) -> np.ndarray:
     """Write all ids in the order of the documents; returns the documents' lengths, int64 [documents]."""
     lengths = array("q")
     with file.open("wb") as stream:
@@ -333,7 +354,9 @@ def _write_unordered(file: Path, documents: _Reading, tokenizer: PreTrainedToken
     return np.array(lengths, np.int64)
 
 
-def _write_ordered(source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype) -> np.ndarray:
+def _write_ordered(
+    source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype
+) -> np.ndarray:
     """Write the first `total` ids of the documents in `order`; returns where documents start among them, int64 [n]."""
     ids = np.memmap(source, dtype, "r")
     ends = np.cumsum(lengths)
@@ -351,9 +374,13 @@ def _load_starts(file: Path, documents: int, tokens: int) -> np.ndarray:
         starts = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise HarpeError(f"{file} cannot be read ({error}). Prepare the data set again.") from error
-    right = isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,) and documents > 0
+    right = (
+        isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,) and documents > 0
+    )
     if not right or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) <= 0).any():
-        raise HarpeError(f"{file} does not hold the {documents} starts that the index tells of. Prepare the data set again.")
+        raise HarpeError(
+            f"{file} does not hold the {documents} starts that the index tells of. Prepare the data set again."
+        )
     return starts
 
 

@@ -35,7 +35,7 @@ class Document:
     """Where the text is from: a path inside the folder, `FILE:LINE`, `FILE:ROW` or `DATASET:ROW`."""
     text: str
     source: str = ""
-    """The part of the corpus that it belongs to, where parts are told apart: a value of the source field, or a sub-folder."""
+    """The part of the corpus that it belongs to, if parts are named: a value of the source field, or a sub-folder."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def decode(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise HarpeError(f"--data: {where} is not UTF-8 (byte {error.start}: {error.reason}). Convert it, or leave it out.") from error
+        raise HarpeError(
+            f"--data: {where} is not UTF-8 (byte {error.start}: {error.reason}). Convert it, or leave it out."
+        ) from error
 
 
 def read_lines(path: Path, name: str, fields: Fields, folder: str) -> Iterator[Document]:
@@ -69,7 +71,9 @@ def read_lines(path: Path, name: str, fields: Fields, folder: str) -> Iterator[D
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise HarpeError(f"--data: {where} is not valid JSON ({error}). Mend the line, or remove it.") from error
+                raise HarpeError(
+                    f"--data: {where} is not valid JSON ({error}). Mend the line, or remove it."
+                ) from error
             yield row_document(row, f"{name}:{number}", fields, folder, where)
 
 
@@ -81,9 +85,11 @@ def read_json_rows(path: Path, name: str, fields: Fields, folder: str) -> Iterat
 
 
 def holds_rows(path: Path, fields: Fields) -> bool:
-    """Whether a .json file begins as one of documents does: with an object that has the text field. Settings and the like do not.
+    """Whether a .json file begins as one of documents does: with an object that has the text field. Settings and the
+    like do not.
 
-    Of a file that is broken from the beginning, whether it spells the field: it is kept, to be reported when it is read.
+    Of a file that is broken from the beginning, whether it spells the field: it is kept, to be reported when it is
+    read.
 
     Raises
     ------
@@ -107,7 +113,9 @@ def _values(stream: BinaryIO, path: Path) -> Iterator[Any]:
     in_array = closed = False
 
     def broken(error: object) -> HarpeError:
-        return HarpeError(f"--data: {path} is not valid JSON behind its row {number} ({error}). Mend it, or leave it out.")
+        return HarpeError(
+            f"--data: {path} is not valid JSON behind its row {number} ({error}). Mend it, or leave it out."
+        )
 
     while True:
         at = SPACE.match(text, at).end()  # type: ignore[union-attr]
@@ -135,7 +143,8 @@ def _values(stream: BinaryIO, path: Path) -> Iterator[Any]:
             if in_array and not closed:
                 raise broken("the file ends inside its array")
             return
-        raw = stream.read(max(wanted, len(text) - at))  # twice as much for an object that goes on: its beginning is read again
+        # twice as much for an object that goes on: its beginning is read again
+        raw = stream.read(max(wanted, len(text) - at))
         ended = not raw
         pending += raw
         whole = len(pending) if ended else _whole_characters(pending)
@@ -166,7 +175,9 @@ def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator
     try:
         with path.open("rb") as head:
             if head.read(len(POINTER)) == POINTER:
-                raise HarpeError(f"--data: {path} is a pointer of Git LFS and not the file itself. Fetch it (git lfs pull).")
+                raise HarpeError(
+                    f"--data: {path} is a pointer of Git LFS and not the file itself. Fetch it (git lfs pull)."
+                )
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             kind = _column_type(schema, fields.text)
@@ -205,7 +216,11 @@ def _column_type(schema: pa.Schema, field: str) -> pa.DataType | None:
 
 def _schema_paths(schema: pa.Schema) -> list[str]:
     def below(name: str, kind: pa.DataType) -> list[str]:
-        return [path for each in kind.fields for path in below(f"{name}.{each.name}", each.type)] if pa.types.is_struct(kind) else [name]
+        return (
+            [path for each in kind.fields for path in below(f"{name}.{each.name}", each.type)]
+            if pa.types.is_struct(kind)
+            else [name]
+        )
 
     return [path for each in schema for path in below(each.name, each.type)]
 
@@ -227,7 +242,7 @@ _NONE = object()
 
 
 def _value(row: dict[str, Any], field: str) -> Any:
-    """What a row holds in a field, which may be nested; null where an object around it is null, `_NONE` where there is no such field."""
+    """A row's value in a field that may be nested; None if an object around it is null, `_NONE` without the field."""
     value: Any = row
     for part in [field] if field in row else field.split("."):
         if value is None:
@@ -253,7 +268,8 @@ def _source(row: dict[str, Any], fields: Fields, folder: str, where: str) -> str
     if not isinstance(value, str) or not value:
         found = "an empty text" if value == "" else _kind(value)
         raise HarpeError(
-            f"--source-field {fields.source}: {where} holds {found} there. Name a field that says which source a text is from."
+            f"--source-field {fields.source}: {where} holds {found} there. Name a field that says which source a text "
+            "is from."
         )
     return value
 
@@ -288,7 +304,9 @@ def missing(option: str, field: str, fields: list[str], where: str) -> HarpeErro
 
 
 def _no_text(text_field: str, found: str, where: str) -> HarpeError:
-    return HarpeError(f"--text-field {text_field}: {where} holds {found} there, not text. Name the field that holds the text.")
+    return HarpeError(
+        f"--text-field {text_field}: {where} holds {found} there, not text. Name the field that holds the text."
+    )
 
 
 def _kind(value: Any) -> str:

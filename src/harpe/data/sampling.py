@@ -1,15 +1,16 @@
 """Which documents of a corpus are trained on, how often, and in which order: length upsampling inside every source.
 
-The rule is that of Fu et al. 2024, "Data Engineering for Scaling Language Models to 128K Context" (arXiv 2402.10171, sections 3 and 5.3):
-every source keeps its share of the tokens, and inside a source the documents of at least 4,096 tokens get a larger share than they have.
-Their program keeps one short document in ten and all long ones until a source has its share of the budget; here that is a long document
-counting `factor` = 10 times as much as a short one. In the paper it took the long documents of SlimPajama from about 30% to about 70%.
+The rule is that of Fu et al. 2024, "Data Engineering for Scaling Language Models to 128K Context" (arXiv 2402.10171,
+sections 3 and 5.3): every source keeps its share of the tokens, and inside a source the documents of at least 4,096
+tokens get a larger share than they have. Their program keeps one short document in ten and all long ones until a source
+has its share of the budget; here that is a long document counting `factor` = 10 times as much as a short one. In the
+paper it took the long documents of SlimPajama from about 30% to about 70%.
 
-The documents of a source are one group or, with upsampling, two: the long and the short ones. Group g has a share w_g of the stream, and
-its documents stand in random order, j with b_j tokens before it and l_j of its own. Groups are merged by (b_j + u_g l_j) / w_g, with u_g
-uniform in 0 to 1, and the stream ends after the tokens that were asked for. So at every point of the stream each group has its share to
-within a document, the end of the stream is no different from its beginning, and no document is left without a chance. With one group this
-is the random order itself.
+The documents of a source are one group or, with upsampling, two: the long and the short ones. Group g has a share w_g
+of the stream, and its documents stand in random order, j with b_j tokens before it and l_j of its own. Groups are
+merged by (b_j + u_g l_j) / w_g, with u_g uniform in 0 to 1, and the stream ends after the tokens that were asked for.
+So at every point of the stream each group has its share to within a document, the end of the stream is no different
+from its beginning, and no document is left without a chance. With one group this is the random order itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Upsampling:
     length: int = PUBLISHED_LENGTH
     """Tokens from which on a document is long."""
     factor: float = 1.0
-    """How much more often a token of a long document is drawn than one of a short document of its source; 1: as often."""
+    """How many times as often a token of a long document is drawn as one of a short document of its source."""
     long_share: float | None = None
     """In place of a factor: the share of every source's tokens that long documents get, where they have less."""
     max_copies: int = 1
@@ -49,12 +50,17 @@ class Upsampling:
     def check(self) -> None:
         """Raise HarpeError for values out of range."""
         if self.length < 1:
-            raise HarpeError(f"--upsample-length is {self.length}; a document is long from at least 1 token on (the paper: 4096).")
+            raise HarpeError(
+                f"--upsample-length is {self.length}; a document is long from at least 1 token on (the paper: 4096)."
+            )
         if not 1 <= self.factor < float("inf"):
-            raise HarpeError(f"--upsample-factor is {self.factor:g}; give 1 (no upsampling) or more (the published program: 10).")
+            raise HarpeError(
+                f"--upsample-factor is {self.factor:g}; give 1 (no upsampling) or more (the published program: 10)."
+            )
         if self.long_share is not None and not 0 < self.long_share < 1:
             raise HarpeError(
-                f"--long-share is {self.long_share:g}; give a share above 0 and below 1, or short documents would be left out."
+                f"--long-share is {self.long_share:g}; give a share above 0 and below 1, or short documents would be "
+                "left out."
             )
         if self.long_share is not None and self.factor != 1:
             raise HarpeError("--long-share and --upsample-factor say the same thing in two ways; give one of them.")
@@ -83,7 +89,8 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Groups:
-    """Documents that are drawn alike: number 2 s are the short ones of source s, or all of them without upsampling, 2 s + 1 the long."""
+    """Documents that are drawn alike: number 2 s are the short ones of source s, or all of them without upsampling, 2 s
+    + 1 the long."""
 
     of: NDArray[np.int64]
     """Group of every document: int64 [documents]."""
@@ -94,11 +101,13 @@ class Groups:
 
     def most(self, max_copies: int) -> int:
         """The tokens that can be drawn with no document more than `max_copies` times."""
-        return min(int(max_copies * has / share) for has, share in zip(self.available, self.shares, strict=True) if share)
+        return min(
+            int(max_copies * has / share) for has, share in zip(self.available, self.shares, strict=True) if share
+        )
 
 
 def make_groups(corpus: Corpus, upsampling: Upsampling) -> Groups:
-    """Divide the documents and give every group its share: sources keep theirs, and inside a source the rule decides."""
+    """Divide the documents into groups with shares: a source keeps its own; inside of it the rule decides."""
     of = 2 * corpus.sources.astype(np.int64)
     if upsampling.asked:
         of += corpus.lengths >= upsampling.length
@@ -128,8 +137,8 @@ def tokens_to_draw(corpus: Corpus, upsampling: Upsampling, tokens: int | None) -
     """
     if upsampling.asked and corpus.lengths.max() < upsampling.length:
         raise HarpeError(
-            f"No document has {upsampling.length} tokens (the longest has {corpus.lengths.max()}), so there is nothing to upsample. Lower "
-            "--upsample-length, or leave the upsampling out."
+            f"No document has {upsampling.length} tokens (the longest has {corpus.lengths.max()}), so there is nothing "
+            "to upsample. Lower --upsample-length, or leave the upsampling out."
         )
     groups = make_groups(corpus, upsampling)
     most = groups.most(upsampling.max_copies)
@@ -144,13 +153,14 @@ def tokens_to_draw(corpus: Corpus, upsampling: Upsampling, tokens: int | None) -
     limit = "once" if upsampling.max_copies == 1 else f"{upsampling.max_copies} times"
     raise HarpeError(
         f"--tokens {tokens:,} would take {int(groups.shares[worst] * tokens):,} tokens from {which}, which have "
-        f"{groups.available[worst]:,}. With every document at most {limit}, {most:,} tokens can be drawn: lower --tokens, give more "
-        f"--data, or allow --max-copies {math.ceil(rounds[worst])}."
+        f"{groups.available[worst]:,}. With every document at most {limit}, {most:,} tokens can be drawn: lower "
+        f"--tokens, give more --data, or allow --max-copies {math.ceil(rounds[worst])}."
     )
 
 
 def draw(corpus: Corpus, upsampling: Upsampling, tokens: int, seed: int) -> NDArray[np.int64]:
-    """The documents of a stream of `tokens` tokens in their order: int64 [n], numbers of documents; the last one may be cut.
+    """The documents of a stream of `tokens` tokens in their order: int64 [n], numbers of documents; the last one may be
+    cut.
 
     `tokens` is at most what `tokens_to_draw` allows. A draw of fewer tokens is the beginning of this one.
     """
@@ -176,9 +186,16 @@ def draw(corpus: Corpus, upsampling: Upsampling, tokens: int, seed: int) -> NDAr
 
 
 def _group_until(
-    corpus: Corpus, groups: Groups, group: int, shuffled: NDArray[np.int64], offset: float, max_copies: int, seed: int, until: float
+    corpus: Corpus,
+    groups: Groups,
+    group: int,
+    shuffled: NDArray[np.int64],
+    offset: float,
+    max_copies: int,
+    seed: int,
+    until: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Documents of one group in their order, and when they come in the merging (its clock counts tokens of the stream), up to `until`."""
+    """A group's documents in order, each with its time in the merge (in tokens of the stream), up to `until`."""
     members, weight = shuffled[groups.of[shuffled] == group], float(groups.shares[group])
     documents, times = [], []
     for copy in range(max_copies):
@@ -194,11 +211,13 @@ def _group_until(
     return np.concatenate(documents), np.concatenate(times)
 
 
-def describe_draw(corpus: Corpus, upsampling: Upsampling, tokens: int, order: NDArray[np.int64]) -> list[dict[str, Any]]:
+def describe_draw(
+    corpus: Corpus, upsampling: Upsampling, tokens: int, order: NDArray[np.int64]
+) -> list[dict[str, Any]]:
     """What was there and what was drawn, by source: documents, tokens, shares, and how often documents are repeated.
 
-    Shares of long documents are of the source's tokens. `copies` are drawn tokens over tokens that are there, of long and of short
-    documents, and the most copies of one document.
+    Shares of long documents are of the source's tokens. `copies` are drawn tokens over tokens that are there, of long
+    and of short documents, and the most copies of one document.
     """
     times = np.bincount(order, minlength=len(corpus.lengths))
     used = times * corpus.lengths

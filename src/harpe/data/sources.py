@@ -26,7 +26,7 @@ _HUB_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>.+))?")
 
 
 class Documents(Iterator[Document]):
-    """Documents one at a time, and an account of what they come from; what has no text in it is counted and left out."""
+    """Documents one at a time, and an account of their sources. Documents without text are counted and left out."""
 
     def __init__(self, documents: Iterator[tuple[str, Document]], found: Found | None = None) -> None:
         self._documents = documents
@@ -44,18 +44,27 @@ class Documents(Iterator[Document]):
         raise StopIteration
 
     def account(self) -> dict[str, dict[str, int]]:
-        """Counts by suffix (of a data set: `rows`): files, documents that were read so far and empty ones among them, and files that were
-        passed over, by what they are."""
-        counts = {"files": self._files, "documents": self._read, "empty_documents": self._empty, "passed_over": self._passed_over}
+        """Counts by suffix (of a data set: `rows`): files, documents that were read so far and empty ones among them,
+        and files that were passed over, by what they are."""
+        counts = {
+            "files": self._files,
+            "documents": self._read,
+            "empty_documents": self._empty,
+            "passed_over": self._passed_over,
+        }
         return {name: dict(sorted(each.items())) for name, each in counts.items()}
 
 
 def account_text(account: dict[str, dict[str, int]]) -> str:
-    """An account in words: `Read: 12 documents (10 .jsonl.gz, 2 .txt) of 3 files (1 .jsonl.gz, 2 .txt). Passed over: 2 .bin, 1 hidden.`"""
+    """In words: `Read: 12 documents (10 .jsonl.gz, 2 .txt) of 3 files (...). Passed over: 2 .bin, 1 hidden.`"""
     documents, files = account["documents"], account["files"]
-    read = _number(sum(documents.values()), "document") + (f" ({counted(documents)})" if documents and documents.keys() != {"rows"} else "")
+    read = _number(sum(documents.values()), "document") + (
+        f" ({counted(documents)})" if documents and documents.keys() != {"rows"} else ""
+    )
     of = f" of {_number(sum(files.values()), 'file')} ({counted(files)})" if files else ""
-    over = Counter(account["passed_over"]) + Counter({f"empty documents of {k}": n for k, n in account["empty_documents"].items()})
+    over = Counter(account["passed_over"]) + Counter(
+        {f"empty documents of {k}": n for k, n in account["empty_documents"].items()}
+    )
     return f"Read: {read}{of}." + (f" Passed over: {counted(over)}." if over else "")
 
 
@@ -74,18 +83,20 @@ def read_documents(
 ) -> Documents:
     """Documents of a file, of a folder or of a Hugging Face data set, one at a time and in a fixed order.
 
-    Text is taken as it is, but for a byte order mark. Documents without any text (null, empty or nothing but white space)
-    are left out. `Documents.account` says what was read and what was passed over.
+    Text is taken as it is, but for a byte order mark. Documents without any text (null, empty or nothing but white
+    space) are left out. `Documents.account` says what was read and what was passed over.
 
     Parameters
     ----------
     source
-        A file (.txt .md .tex .py .rst: one document; .jsonl .ndjson .json .parquet: one document a row; packed too, .gz .zst .bz2 .xz), a
-        folder of such files, or, where no such path exists, the name of a Hugging Face data set, `ORG/NAME` or `ORG/NAME:CONFIG`. A folder
-        is walked recursively in the order of the files' POSIX paths, and links are followed. Hidden files, files with other suffixes, .json
-        files without the text field, and what tells of a cloned data set (card, licence, loader script) are passed over.
+        A file (.txt .md .tex .py .rst: one document; .jsonl .ndjson .json .parquet: one document a row; packed too, .gz
+        .zst .bz2 .xz), a folder of such files, or, where no such path exists, the name of a Hugging Face data set,
+        `ORG/NAME` or `ORG/NAME:CONFIG`. A folder is walked recursively in the order of the files' POSIX paths, and
+        links are followed. Hidden files, files with other suffixes, .json files without the text field, and what tells
+        of a cloned data set (card, licence, loader script) are passed over.
     text_field
-        Field of a JSON object, column of a Parquet file or of a data set that holds the text, with dots into nested ones.
+        Field of a JSON object, column of a Parquet file or of a data set that holds the text, with dots into nested
+        ones.
     source_field, by_folder
         What names the source of a document: another field, or the first sub-folder of the folder that is read
         ("." for files that lie in no sub-folder). By default all documents have the source "".
@@ -95,8 +106,8 @@ def read_documents(
     Raises
     ------
     HarpeError
-        At the call: when nothing can be read from `source`. While iterating: when a file or a row of it is not what its suffix
-        says, or the field is missing or holds no text.
+        At the call: when nothing can be read from `source`. While iterating: when a file or a row of it is not what its
+        suffix says, or the field is missing or holds no text.
     """
     fields = Fields(text_field, source_field, by_folder)
     if (found := _find(source, fields)) is not None:
@@ -105,12 +116,16 @@ def read_documents(
     name = _HUB_NAME.fullmatch(str(source))
     assert name is not None
     if by_folder:
-        raise HarpeError(f"--by-folder: {source} is a data set and has no folders; name the field of its rows by --source-field.")
-    return Documents(("rows", each) for each in _read_hub(str(source), name["path"], name["config"], fields, split, revision))
+        raise HarpeError(
+            f"--by-folder: {source} is a data set and has no folders; name the field of its rows by --source-field."
+        )
+    return Documents(
+        ("rows", each) for each in _read_hub(str(source), name["path"], name["config"], fields, split, revision)
+    )
 
 
 def is_on_disk(source: str | Path) -> bool:
-    """Whether `source` is a file or folder; HarpeError where it is none and cannot be the name of a Hugging Face data set either."""
+    """Whether `source` is a file or folder; HarpeError if it cannot be a Hugging Face data set's name either."""
     if Path(source).expanduser().exists():
         return True
     if isinstance(source, Path) or _looks_like_a_path(source) or not _HUB_NAME.fullmatch(source):
@@ -137,7 +152,10 @@ def _looks_like_a_path(source: str) -> bool:
 def _read_files(paths: list[Path], fields: Fields, root: Path) -> Iterator[tuple[str, Document]]:
     for path in paths:
         relative = path.relative_to(root)
-        name, folder = relative.as_posix(), (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else ""
+        name, folder = (
+            relative.as_posix(),
+            (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else "",
+        )
         try:
             for document in _read_file(path, name, fields, folder):
                 yield suffix_of(path), document
@@ -154,12 +172,16 @@ def _read_file(path: Path, name: str, fields: Fields, folder: str) -> Iterator[D
     if kind == ".parquet":
         return read_parquet(path, name, fields, folder)
     if fields.source is not None:
-        raise HarpeError(f"--source-field {fields.source}: {path} is one text without fields. Use --by-folder, or leave it out.")
+        raise HarpeError(
+            f"--source-field {fields.source}: {path} is one text without fields. Use --by-folder, or leave it out."
+        )
     with opened(path) as stream:
         return iter([Document(name, decode(stream.read(), str(path)), folder)])
 
 
-def _read_hub(source: str, path: str, config: str | None, fields: Fields, split: str, revision: str | None) -> Iterator[Document]:
+def _read_hub(
+    source: str, path: str, config: str | None, fields: Fields, split: str, revision: str | None
+) -> Iterator[Document]:
     import datasets  # here, since it takes longer to import than a folder of files takes to be found
 
     try:
@@ -185,7 +207,9 @@ def _read_hub(source: str, path: str, config: str | None, fields: Fields, split:
             try:
                 row = next(remaining, None)
             except Exception as error:
-                raise HarpeError(f"--data: reading {where} failed after row {number} ({_line(error)}). Try again.") from error
+                raise HarpeError(
+                    f"--data: reading {where} failed after row {number} ({_line(error)}). Try again."
+                ) from error
             if row is None:
                 return
             number += 1
@@ -198,13 +222,13 @@ def _read_hub(source: str, path: str, config: str | None, fields: Fields, split:
 def _unreachable(source: str, error: Exception, offline: bool) -> HarpeError:
     if offline:
         return HarpeError(
-            f"--data {source} is neither a file nor a folder, and HF_HUB_OFFLINE forbids asking the Hugging Face Hub for a "
-            "data set of that name. Check the path, or unset HF_HUB_OFFLINE."
+            f"--data {source} is neither a file nor a folder, and HF_HUB_OFFLINE forbids asking the Hugging Face Hub "
+            "for a data set of that name. Check the path, or unset HF_HUB_OFFLINE."
         )
     return HarpeError(
-        f"--data {source} is neither a file nor a folder, and loading it as a Hugging Face data set failed ({_line(error)}). "
-        "Check the name (ORG/NAME, or ORG/NAME:CONFIG where there are several configurations), and log in or set HF_TOKEN if "
-        "it is private or gated."
+        f"--data {source} is neither a file nor a folder, and loading it as a Hugging Face data set failed "
+        f"({_line(error)}). Check the name (ORG/NAME, or ORG/NAME:CONFIG where there are several configurations), and "
+        "log in or set HF_TOKEN if it is private or gated."
     )
 
 

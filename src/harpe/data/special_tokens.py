@@ -22,11 +22,12 @@ def reading_tokenizer(tokenizer: PreTrainedTokenizerBase, split: bool) -> PreTra
     Parameters
     ----------
     split
-        A special token that a text spells (`<|endoftext|>`) is split like any other text. Otherwise it becomes that token, as transformers
-        reads it by default. What the tokenizer itself sets around a text is the same in both.
+        A special token that a text spells (`<|endoftext|>`) is split like any other text. Otherwise it becomes that
+        token, as transformers reads it by default. What the tokenizer itself sets around a text is the same in both.
     """
     other = copy.copy(tokenizer)
-    for name, value in vars(tokenizer).items():  # methods that were replaced (`check_vocabulary`) read the copy's settings
+    # methods that were replaced (`check_vocabulary`) read the copy's settings
+    for name, value in vars(tokenizer).items():
         if isinstance(value, types.MethodType) and value.__self__ is tokenizer:
             setattr(other, name, types.MethodType(value.__func__, other))
     other.split_special_tokens = split
@@ -44,7 +45,9 @@ class Watched:
 
     def __init__(self, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> None:
         self._documents, self._tokenizer = documents, tokenizer
-        self._special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = {
+            str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
         # the longest first: one may begin another
         names = sorted(self._special, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names))) if names else None
@@ -66,8 +69,9 @@ class Watched:
         number = self._special[token]
         if self._tokenizer.split_special_tokens and number in ids and number != self._tokenizer.unk_token_id:
             raise HarpeError(
-                f"--data spells the special token {token}, and this tokenizer ({type(self._tokenizer).__name__}) cannot read it as text. "
-                "Remove it from the texts, or give --split-special-tokens false, if the token is meant."
+                f"--data spells the special token {token}, and this tokenizer ({type(self._tokenizer).__name__}) "
+                "cannot read it as text. Remove it from the texts, or give --split-special-tokens false, if the token "
+                "is meant."
             )
 
     def account(self) -> dict[str, Any]:
@@ -88,5 +92,7 @@ def reading_text(account: dict[str, Any]) -> str:
     if spelled["documents"]:
         most = ", ".join(list(spelled["tokens"])[:3])
         way = "read as text" if account["split_special_tokens"] else "read as the tokens themselves"
-        sentences.append(f"{spelled['documents']:,} documents spell special tokens ({most}): {way} (--split-special-tokens).")
+        sentences.append(
+            f"{spelled['documents']:,} documents spell special tokens ({most}): {way} (--split-special-tokens)."
+        )
     return " ".join(sentences)

@@ -8,8 +8,8 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 BYTE_TOKENS = 8
-"""Tokens a byte at most, of a tokenizer that is not byte-level. A character that is in no vocabulary becomes its bytes, and a tokenizer may
-put marks of three bytes (▁) in the place of spaces, in front of texts and around added tokens."""
+"""Tokens a byte at most, of a tokenizer that is not byte-level. A character that is in no vocabulary becomes its bytes,
+and a tokenizer may put marks of three bytes (▁) in the place of spaces, in front of texts and around added tokens."""
 
 AROUND = 16
 """Tokens for such marks at the ends of a text."""
@@ -18,8 +18,9 @@ AROUND = 16
 class TokenBound:
     """The bound of one tokenizer.
 
-    Characters are none: a text in a script that the vocabulary lacks has up to four tokens a character. Bytes are one, because every token
-    stands for a byte of the text or more, or for a mark that was put in; of the text as the tokenizer's normalizer leaves it.
+    Characters are none: a text in a script that the vocabulary lacks has up to four tokens a character. Bytes are one,
+    because every token stands for a byte of the text or more, or for a mark that was put in; of the text as the
+    tokenizer's normalizer leaves it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,12 +31,16 @@ class TokenBound:
         backend = tokenizer.backend_tokenizer
         self._normalizer = backend.normalizer
         model = json.loads(backend.to_str())["model"]
-        plain = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not backend.pre_tokenizer.add_prefix_space
-        self._per_byte = 1 if plain and model.get("type") == "BPE" and not model.get("end_of_word_suffix") else BYTE_TOKENS
+        plain = (
+            isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not backend.pre_tokenizer.add_prefix_space
+        )
+        self._per_byte = (
+            1 if plain and model.get("type") == "BPE" and not model.get("end_of_word_suffix") else BYTE_TOKENS
+        )
         self._around = tokenizer.num_special_tokens_to_add() + (0 if self._per_byte == 1 else AROUND)
 
     def most(self, text: str) -> float:
-        """At least the number of ids of the text with the tokenizer's special tokens around it; infinite where there is no bound."""
+        """An upper bound of the text's number of ids, special tokens included; infinite where there is none."""
         if not self.known:
             return float("inf")
         normal = self._normalizer.normalize_str(text) if self._normalizer is not None else text

@@ -1,8 +1,9 @@
-"""Texts as token ids, one function for each thing that a text can be: the beginning of something, a piece, or a document to train on.
+"""Texts as token ids, one function for each thing that a text can be: the beginning of something, a piece, or a
+document to train on.
 
-A tokenizer may set tokens of its own around a text: BOS in front, and with `add_eos_token` or a post-processor that says so end-of-text
-behind it. In front they belong to every text that a model reads from its beginning; behind it they say that nothing follows, which is
-false of a prompt and true of a document in a training stream.
+A tokenizer may set tokens of its own around a text: BOS in front, and with `add_eos_token` or a post-processor that
+says so end-of-text behind it. In front they belong to every text that a model reads from its beginning; behind it they
+say that nothing follows, which is false of a prompt and true of a document in a training stream.
 """
 
 from __future__ import annotations
@@ -35,17 +36,23 @@ def tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
                 if whole[start : start + size] == plain:
                     return tuple(whole[:start]), tuple(whole[start + size :])
             break
-    raise HarpeError(f"The tokenizer ({type(tokenizer).__name__}) gives no text as token ids that special tokens stand around.")
+    raise HarpeError(
+        f"The tokenizer ({type(tokenizer).__name__}) gives no text as token ids that special tokens stand around."
+    )
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The vocabulary in the order of its ids, without what stands around texts."""
     special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-    yield from (str(token) for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]) if token not in special)
+    yield from (
+        str(token)
+        for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if token not in special
+    )
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer begins texts with: BOS with most, nothing with some (Qwen, GPT-NeoX), two ids with others (GLM)."""
+    """Ids that the tokenizer begins a text with: mostly BOS; none in Qwen and GPT-NeoX, two in GLM."""
     return tokens_around(tokenizer)[0]
 
 
@@ -57,14 +64,14 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """A text from its beginning that may go on: a prompt, or a document that a loss is measured on.
 
-    In front stands what the tokenizer begins texts with, once: a text that spells it itself (RULER's chat format of Llama 3) gets no
-    second one. Behind it nothing, whatever the tokenizer would set there.
+    In front stands what the tokenizer begins texts with, once: a text that spells it itself (RULER's chat format of
+    Llama 3) gets no second one. Behind it nothing, whatever the tokenizer would set there.
     """
     return _begun(begin_ids(tokenizer), plain_ids(tokenizer, text))
 
 
 def piece_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A piece that stands in the middle of a text: without the space that SentencePiece sets in front of whole texts."""
+    """Ids of a piece from the middle of a text: without the space that SentencePiece puts before whole texts."""
     before = plain_ids(tokenizer, "a")
     whole = plain_ids(tokenizer, f"a{text}")
     if before and whole[: len(before)] == before:
@@ -75,8 +82,8 @@ def piece_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def document_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """Documents as they stand in a training stream, one for each text; empty for a text without tokens.
 
-    Behind a document stands the end-of-sequence id, once, where the tokenizer has one. Where texts begin with that same id (as OPT's do),
-    the next document brings it, and none is put behind.
+    Behind a document stands the end-of-sequence id, once, where the tokenizer has one. Where texts begin with that same
+    id (as OPT's do), the next document brings it, and none is put behind.
     """
     begin, behind = tokens_around(tokenizer)
     end = tokenizer.eos_token_id

@@ -1,1 +1,4 @@
-"""What several processes share: ranks, the work among them, processes that end with their parent. Knows no model and no run."""
+"""What several processes share: ranks, the work among them, processes that end with their parent.
+
+Nothing here knows a model or a run.
+"""

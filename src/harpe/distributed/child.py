@@ -1,7 +1,9 @@
-"""A process that ends with the one that started it: `python -m harpe.distributed.child MODULE …` calls `main` of a module so.
+"""A process that ends with the one that started it: `python -m harpe.distributed.child MODULE …` calls `main` of a
+module so.
 
-Its standard input is a pipe whose other end the starting process alone holds. However that one ends, also by a signal that nobody can
-catch, the system closes that end, and this process reads so. A file without heavy imports: the watch begins before torch is loaded.
+Its standard input is a pipe whose other end the starting process alone holds. However that one ends, also by a signal
+that nobody can catch, the system closes that end, and this process reads so. A file without heavy imports: the watch
+begins before torch is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def lifeline() -> Iterator[int]:
 
 
 def end_with_parent() -> None:
-    """From now on, end this process when the other end of its standard input is closed; and its group, where it leads one."""
+    """End this process, and the group that it leads, as soon as the other end of its standard input is closed."""
     end, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # whoever asks a question here is told at once that nobody answers
     os.close(nothing)

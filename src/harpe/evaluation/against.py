@@ -34,11 +34,14 @@ def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
     for task in tasks:
         first, second = before / f"{task}.jsonl", after / f"{task}.jsonl"
         if not first.is_file():
-            raise HarpeError(f"--against {before} holds no {task}.jsonl: make it by `harpe ruler` with the same options and another model.")
+            raise HarpeError(
+                f"--against {before} holds no {task}.jsonl: make it by `harpe ruler` with the same options and another "
+                "model."
+            )
         if sha256_file(first) != sha256_file(second):
             raise HarpeError(
-                f"--against {before}: the samples of {task} there are others than those in {after} (length, seed, tokenizer and template "
-                "have to be the same), so that the scores cannot be compared."
+                f"--against {before}: the samples of {task} there are others than those in {after} (length, seed, "
+                "tokenizer and template have to be the same), so that the scores cannot be compared."
             )
     for folder in (before, after):
         check_scores(folder)
@@ -59,10 +62,15 @@ def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
     def scores(folder: Path, task: str) -> Scores:
         metric = read_json(folder / "short.json")["tasks"].get(task, {}).get("metric")
         rows = read_jsonl(folder / f"{task}.jsonl") if metric else []
-        return {(metric, row["task"], row["doc_id"], row["prompt_hash"], str(row["target"])): float(row[metric]) for row in rows}
+        return {
+            (metric, row["task"], row["doc_id"], row["prompt_hash"], str(row["target"])): float(row[metric])
+            for row in rows
+        }
 
     if not (before / "short.json").is_file():
-        raise HarpeError(f"--against {before} holds no short.json: make it by `harpe short` with the same options and another model.")
+        raise HarpeError(
+            f"--against {before} holds no short.json: make it by `harpe short` with the same options and another model."
+        )
     of = [read_json(folder / "short.json").get("measurement", {}) for folder in (before, after)]
     for folder, each in zip((before, after), of, strict=True):
         for task in tasks:
@@ -87,7 +95,12 @@ def _names(of: Sequence[Measurement]) -> list[str]:
 
 
 def _compare(
-    before: Path, after: Path, tasks: Sequence[str], scores: Callable[[Path, str], Scores], unit: str, of: Sequence[Measurement]
+    before: Path,
+    after: Path,
+    tasks: Sequence[str],
+    scores: Callable[[Path, str], Scores],
+    unit: str,
+    of: Sequence[Measurement],
 ) -> None:
     found: dict[str, dict[str, Any]] = {}
     differences = []
@@ -95,11 +108,14 @@ def _compare(
         first, second = scores(before, task), scores(after, task)
         for folder, there in ((f"--against {before}", first), (f"{after}", second)):
             if not there:
-                raise HarpeError(f"{folder} holds no scores of {task}. Measure it there first, or leave {task} out of --tasks.")
+                raise HarpeError(
+                    f"{folder} holds no scores of {task}. Measure it there first, or leave {task} out of --tasks."
+                )
         if first.keys() != second.keys():
             raise HarpeError(
-                f"--against {before}: {len(first.keys() ^ second.keys())} {unit}s of {task} differ from those in {after} (text, prompt or "
-                "number), so that the scores cannot be compared. Measure both with the same options."
+                f"--against {before}: {len(first.keys() ^ second.keys())} {unit}s of {task} differ from those in "
+                f"{after} (text, prompt or number), so that the scores cannot be compared. Measure both with the same "
+                "options."
             )
         x, y = [first[key] for key in second], list(second.values())
         difference = paired_difference(y, x)
@@ -116,7 +132,8 @@ def _compare(
         }
     mean = mean_of_differences(differences)
     value: dict[str, Any] = {
-        name: f"{model} ({folder})" for name, model, folder in zip(("before", "after"), _names(of), (before, after), strict=True)
+        name: f"{model} ({folder})"
+        for name, model, folder in zip(("before", "after"), _names(of), (before, after), strict=True)
     }
     value |= {"interval": f"bootstrap over {unit}s, paired", "tasks": found}
     if len(found) > 1:
@@ -128,8 +145,9 @@ def _compare(
 
 def _markdown(value: dict[str, Any], unit: str) -> str:
     lines = [
-        f"Before: {value['before']}. After: {value['after']}. Scores in per cent, differences in points with 95% intervals "
-        f"({value['interval']}; the mean's: within the tasks). Where no score changed, an interval has no width and tells nothing.",
+        f"Before: {value['before']}. After: {value['after']}. Scores in per cent, differences in points with 95% "
+        f"intervals ({value['interval']}; the mean's: within the tasks). Where no score changed, an interval has no "
+        "width and tells nothing.",
         "",
         f"| task | before | after | difference | better | worse | {unit}s |",
         "|---|---|---|---|---|---|---|",

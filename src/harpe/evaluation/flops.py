@@ -1,8 +1,9 @@
 """Floating-point operations of reading tokens, counted from a model's own shapes.
 
-A token costs two operations for every weight of a matrix that it is multiplied by (of experts, as many as it is sent to), and in every
-attention layer 2 H (D_k + D_v) for each token that it sees, itself included: H query heads, D_k dimensions of a query, D_v of a value.
-Products that a causal mask or a window throws away are not counted: no kernel needs to form them.
+A token costs two operations for every weight of a matrix that it is multiplied by (of experts, as many as it is sent
+to), and in every attention layer 2 H (D_k + D_v) for each token that it sees, itself included: H query heads, D_k
+dimensions of a query, D_v of a value. Products that a causal mask or a window throws away are not counted: no kernel
+needs to form them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ReadingCost:
     """Operations of the logits of one position."""
 
     def reading(self, start: int, end: int) -> int:
-        """Operations of reading the tokens at positions start .. end - 1 where those before are in the key/value cache."""
+        """Operations to read the tokens at positions start .. end - 1 after those in the key/value cache."""
         pairs = sum(_seen(end, window) - _seen(start, window) for window in self.windows)
         return (end - start) * self.matrices + pairs * self.pair
 
@@ -55,7 +56,9 @@ def reading_cost(model: PreTrainedModel) -> ReadingCost:
                 matrices += 2 * weight.numel() * config.num_experts_per_tok // weight.shape[0]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys, values = (getattr(config, name, None) or size for name in ("qk_head_dim", "v_head_dim"))
-    types = getattr(config, "layer_types", None) or [SLIDING if sliding_layers(config) else ""] * config.num_hidden_layers
+    types = (
+        getattr(config, "layer_types", None) or [SLIDING if sliding_layers(config) else ""] * config.num_hidden_layers
+    )
     windows = tuple(config.sliding_window if kind == SLIDING and config.sliding_window else None for kind in types)
     logits = model.get_output_embeddings().weight.numel()
     return ReadingCost(matrices, 2 * config.num_attention_heads * (keys + values), windows, 2 * logits)

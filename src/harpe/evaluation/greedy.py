@@ -1,7 +1,7 @@
 """Every generation of ours: greedy, and decided by the weights, the prompt and the arguments alone.
 
-A checkpoint may bring a generation_config.json: a repetition penalty, beams, suppressed tokens, a temperature, a limit of time.
-`generate` of transformers takes from it whatever the caller leaves open. Here nothing of it is read.
+A checkpoint may bring a generation_config.json: a repetition penalty, beams, suppressed tokens, a temperature, a limit
+of time. `generate` of transformers takes from it whatever the caller leaves open. Here nothing of it is read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ READ = 4096
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end an answer, ascending: the tokenizer's end-of-text token, and those that config.json calls one (the end of a turn,
-    with chat models) and that the tokenizer holds for special tokens.
+    """The ids that end an answer, ascending: the tokenizer's end-of-text token, and those that config.json calls one
+    (the end of a turn, with chat models) and that the tokenizer holds for special tokens.
 
-    Special, because the configurations of many families name an id of their own where a checkpoint's says nothing, which with another
-    tokenizer is an ordinary word.
+    Special, because the configurations of many families name an id of their own where a checkpoint's says nothing,
+    which with another tokenizer is an ordinary word.
     """
-    special = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special} | set(tokenizer.all_special_ids)
+    special = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
     ends = {tokenizer.eos_token_id} - {None}
     for config in (model.config, text_config(model.config)):
         told = getattr(config, "eos_token_id", None)
@@ -82,8 +84,10 @@ def continuations(
     return out[:, ids.shape[1] :]
 
 
-def completions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], budget: int) -> list[str]:
-    """Greedy continuations of prompts (token ids) as texts without special tokens; each ends at a token of `end_ids` or after `budget`."""
+def completions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], budget: int
+) -> list[str]:
+    """Greedy continuations of prompts (token ids) to an end id or `budget` tokens, as texts without special tokens."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -92,7 +96,8 @@ def completions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
 
 
 def read(model: PreTrainedModel, ids: torch.Tensor, cache: Any, whole: bool = False) -> Any:
-    """Read ids int64 [B, S] on from what the cache holds, a piece at a time unless `whole`; returns the last piece's output.
+    """Read ids int64 [B, S] on from what the cache holds, a piece at a time unless `whole`; returns the last piece's
+    output.
 
     Without a cache (None) the model makes its own, and it has to be `whole`.
     """
@@ -110,9 +115,8 @@ def answer(
 
     Returns
     -------
-    int64 [B, budget]; for every row the least distance between its two first logits at any of these tokens; and the cache, which holds
-    all but the last token.
-    """
+    int64 [B, budget]; for every row the least distance between its two first logits at any of these tokens; and the
+    cache, which holds all but the last token."""
     if cache is None:
         start_anew(model)
     out = read(model, pending, cache, whole)

@@ -11,7 +11,8 @@ from harpe.data.packing import tokenizer_identity
 from harpe.models.identity import checkpoint_identity
 
 MEASURING = {"evaluate": 2, "perplexity": 2, "ruler": 2, "short": 2}
-"""By verb. Raised whenever the same model, texts and options give other numbers than before: results of both are not mixed."""
+"""By verb. Raised whenever the same model, texts and options give other numbers than before: results of both are not
+mixed."""
 
 
 def reading_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -23,8 +24,8 @@ def reading_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def identity_of(name: str | Path, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """`model` and `tokenizer` of a measurement, by content; `name` is for readers: of a folder the end of its path, as the rest is the
-    machine's."""
+    """`model` and `tokenizer` of a measurement, by content; `name` is for readers: of a folder the end of its path, as
+    the rest is the machine's."""
     called = "/".join(Path(name).absolute().parts[-3:]) if Path(name).is_dir() else name
     called = f"{called}{f' at {revision}' if revision else ''}"
     return {"name": called, "model": checkpoint_identity(name, revision), "tokenizer": reading_identity(tokenizer)}

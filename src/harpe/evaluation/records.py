@@ -1,4 +1,5 @@
-"""The records of one measurement, one a line: several processes write them at a time, and a kill loses none that was written."""
+"""The records of one measurement, one a line: several processes write them at a time, and a kill loses none that was
+written."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ Row = dict[str, Any]
 class Records:
     """Records that are there already, and those that are added.
 
-    While the work goes on, every process appends to a file of its own, FILE.jsonl.RANK; `gather` puts what all have written into
-    FILE.jsonl, in order. Whatever such files hold counts as done, so that work may be resumed with another number of processes, and the
-    number of processes leaves no trace. All of them need to see the same folder. The first line of each says what its records are of.
+    While the work goes on, every process appends to a file of its own, FILE.jsonl.RANK; `gather` puts what all have
+    written into FILE.jsonl, in order. Whatever such files hold counts as done, so that work may be resumed with another
+    number of processes, and the number of processes leaves no trace. All of them need to see the same folder. The first
+    line of each says what its records are of.
 
     Parameters
     ----------
@@ -39,7 +41,12 @@ class Records:
     """
 
     def __init__(
-        self, path: Path, place: Callable[[Row], Any], ranks: Processes, tell: Callable[[str], None], of: Measurement | None = None
+        self,
+        path: Path,
+        place: Callable[[Row], Any],
+        ranks: Processes,
+        tell: Callable[[str], None],
+        of: Measurement | None = None,
     ) -> None:
         self.path, self._place, self._ranks, self._tell, self._of = path, place, ranks, tell, of or {}
         self._mine = path.with_name(f"{path.name}.{ranks.rank}")
@@ -64,7 +71,9 @@ class Records:
         files = record_files(self.path)
         refuse_foreign(*files)
         for file in files:
-            refuse_other(records_of(file), self._of, file, "Delete it to measure again, or name another place with --out.")
+            refuse_other(
+                records_of(file), self._of, file, "Delete it to measure again, or name another place with --out."
+            )
         found: dict[Any, Row] = {}
         for file in files:
             rows, cut = whole_lines(file)

@@ -11,23 +11,28 @@ from harpe.errors import HarpeError
 Endpoint = Literal["completions", "chat"]
 
 RETRIES = 5
-"""Tries after the first one, 0.5, 1, 2, 4 and 8 seconds apart: enough for a hiccup, and the evaluation can be resumed after more."""
+"""Tries after the first one, 0.5, 1, 2, 4 and 8 seconds apart: enough for a hiccup, and the evaluation can be resumed
+after more."""
 PATIENCE = 3600.0
 """Seconds that one answer may take: a million tokens are read in minutes."""
 
 
 GREEDY = {"temperature": 0, "top_p": 1, "frequency_penalty": 0}
-"""What the protocol has for greedy answers. Servers take what is left open from the checkpoint's generation_config.json: all of them
-temperature and top_p, and `transformers serve` a repetition penalty, which it has under the name of frequency_penalty."""
+"""What the protocol has for greedy answers. Servers take what is left open from the checkpoint's
+generation_config.json: all of them temperature and top_p, and `transformers serve` a repetition penalty, which it has
+under the name of frequency_penalty."""
 PENALTY = "repetition_penalty"
-"""Not of the protocol: vLLM and SGLang take it from generation_config.json where a request does not name it. Others refuse the name."""
+"""Not of the protocol: vLLM and SGLang take it from generation_config.json where a request does not name it. Others
+refuse the name."""
 
 
 def _library() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise HarpeError("--server needs the package openai, which is not installed: pip install 'harpe[eval]'.") from error
+        raise HarpeError(
+            "--server needs the package openai, which is not installed: pip install 'harpe[eval]'."
+        ) from error
     return openai
 
 
@@ -61,8 +66,8 @@ class CompletionServer:
     Parameters
     ----------
     endpoint
-        completions: the prompt is continued as it stands, as a base model would. chat: the prompt is one message of a user, which the
-        server puts into the model's own chat format.
+        completions: the prompt is continued as it stands, as a base model would. chat: the prompt is one message of a
+        user, which the server puts into the model's own chat format.
 
     Raises
     ------
@@ -88,7 +93,8 @@ class CompletionServer:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     def models(self) -> dict[str, int | None]:
-        """The names that the server lists, each with its context in tokens where that is told (vLLM does); empty where it lists none.
+        """The names that the server lists, each with its context in tokens where that is told (vLLM does); empty where
+        it lists none.
 
         `transformers serve` answers with an error where the hub's cache is empty, although it can complete.
 
@@ -106,7 +112,8 @@ class CompletionServer:
             raise self._refusal(error, "Is it running, and is this its address?") from error
 
     def complete(self, prompt: str, budget: int) -> str:
-        """The greedy continuation of a prompt by at most `budget` tokens, which ends before the model's end-of-text token.
+        """The greedy continuation of a prompt by at most `budget` tokens, which ends before the model's end-of-text
+        token.
 
         Raises
         ------
@@ -120,7 +127,10 @@ class CompletionServer:
             raise self._refusal(error, again, f" {RETRIES + 1} times in a row") from error
         choices = getattr(reply, "choices", None)
         if not choices:
-            raise HarpeError(f"--server {self._address} answered with something else than a completion. Does it speak OpenAI's protocol?")
+            raise HarpeError(
+                f"--server {self._address} answered with something else than a completion. Does it speak OpenAI's "
+                "protocol?"
+            )
         return str(choices[0].message.content or "" if self._endpoint == "chat" else choices[0].text)
 
     def _ask(self, prompt: str, budget: int) -> Any:
@@ -128,12 +138,15 @@ class CompletionServer:
         extra = {PENALTY: 1.0} if self._takes_penalty else {}
         try:
             if self._endpoint == "chat":
-                return self._client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **common, extra_body=extra)
+                return self._client.chat.completions.create(
+                    messages=[{"role": "user", "content": prompt}], **common, extra_body=extra
+                )
             return self._client.completions.create(prompt=prompt, **common, extra_body=extra)
         except self._errors.APIStatusError as error:
             if not extra or error.status_code not in (400, 422) or PENALTY not in _told(error):
                 raise
-        self._takes_penalty = False  # what it does not know, it does not take from the checkpoint under that name either
+        # what it does not know, it does not take from the checkpoint under that name either
+        self._takes_penalty = False
         return self._ask(prompt, budget)
 
     def _refusal(self, error: Any, advice: str, times: str = "") -> HarpeError:
@@ -147,11 +160,13 @@ class CompletionServer:
         if isinstance(error, (self._errors.AuthenticationError, self._errors.PermissionDeniedError)):
             return HarpeError(f"{where} refuses the key ({_told(error)}). Put the right one into OPENAI_API_KEY.")
         if not isinstance(error, self._errors.APIStatusError):
-            return HarpeError(f"{where} answered in a way that is not OpenAI's protocol ({' '.join(str(error).split())[:300]}).")
+            return HarpeError(
+                f"{where} answered in a way that is not OpenAI's protocol ({' '.join(str(error).split())[:300]})."
+            )
         if error.status_code >= 500 or error.status_code in (408, 409, 429):
             return HarpeError(f"{where} failed{times} (HTTP {error.status_code}: {_told(error)}). {advice}")
         return HarpeError(
-            f"{where} refused a request for --model {self._model} at the endpoint {self._endpoint} "
-            f"(HTTP {error.status_code}: {_told(error)}). The name has to be the one that the server gives the model, and the prompt has "
-            "to fit into its context."
+            f"{where} refused a request for --model {self._model} at the endpoint {self._endpoint} (HTTP "
+            f"{error.status_code}: {_told(error)}). The name has to be the one that the server gives the model, and "
+            "the prompt has to fit into its context."
         )

@@ -17,8 +17,8 @@ def dca(geometry: ModelGeometry, length: int, *, chunk: int | None = None, local
     chunk
         Tokens of a chunk, s. Default: three quarters of the trained context c (the paper's 3072 of 4096).
     local
-        Tokens behind a chunk that see it at exact distances, w. Default: the rest, c - s. (The authors' program sets aside c / 8 inside
-        3 c / 4, so that its chunks are 5 c / 8: `chunk` 2560 and `local` 512 for 4096.)
+        Tokens behind a chunk that see it at exact distances, w. Default: the rest, c - s. (The authors' program sets
+        aside c / 8 inside 3 c / 4, so that its chunks are 5 c / 8: `chunk` 2560 and `local` 512 for 4096.)
 
     Raises
     ------
@@ -31,9 +31,13 @@ def dca(geometry: ModelGeometry, length: int, *, chunk: int | None = None, local
     local = trained - chunk if local is None else local
     if chunk < 1 or local < 1 or chunk + local > trained:
         raise HarpeError(
-            f"Dual chunk attention with chunk {chunk} and local {local}: both must be at least 1, and together at most the trained "
-            f"context of {trained} tokens. Without both options they are {trained * 3 // 4} and {trained - trained * 3 // 4}."
+            f"Dual chunk attention with chunk {chunk} and local {local}: both must be at least 1, and together at most "
+            f"the trained context of {trained} tokens. Without both options they are {trained * 3 // 4} and "
+            f"{trained - trained * 3 // 4}."
         )
     if local > chunk:
-        raise HarpeError(f"Dual chunk attention with local {local} and chunk {chunk}: the local window reaches into the chunk before only.")
+        raise HarpeError(
+            f"Dual chunk attention with local {local} and chunk {chunk}: the local window reaches into the chunk "
+            "before only."
+        )
     return untrained(replace(shared_encoding(geometry.base, geometry), attention=DualChunk(chunk, local)), length)

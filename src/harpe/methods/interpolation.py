@@ -1,4 +1,5 @@
-"""Methods that change the frequencies of all heads alike, each a stock rope type of transformers: PI, NTK, YaRN, LongRoPE."""
+"""Methods that change the frequencies of all heads alike, each a stock rope type of transformers: PI, NTK, YaRN,
+LongRoPE."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def pi(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> 
 
 
 def ntk(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
-    """NTK-aware scaling (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1): base b0 s^(d/(d-2)), s the scale."""
+    """NTK-aware scaling by s: base b0 s^(d/(d-2)) (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
     check_unscaled(geometry, "NTK-aware scaling")
     base = ntk_base(geometry.base, _scale(geometry, length, factor), geometry.rotary_dim)
     return [Stage(shared_encoding(base, geometry), length, share=1.0)]
@@ -34,7 +35,8 @@ def ntk(geometry: ModelGeometry, length: int, *, factor: float | None = None) ->
 def ntk_dynamic(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
     """Dynamic NTK (emozilla 2023): base b0 (s n/L0 - (s-1))^(d/(d-2)) for a text of n tokens, and b0 up to L0.
 
-    Stock type of transformers. `factor` s is the scale by default; with s = 1 the base at length n is NTK-aware's for n.
+    Stock type of transformers. `factor` s is the scale by default; with s = 1 the base at length n is NTK-aware's for
+    n.
     """
     parameters = {"rope_type": "dynamic", "factor": _scale(geometry, length, factor)}
     return [Stage(stock_encoding(parameters, geometry), length, share=1.0)]
@@ -49,8 +51,9 @@ def yarn(
     beta_slow: float = 1.0,
     attention_factor: float | None = None,
 ) -> list[Stage]:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071): pairs with more than `beta_fast` turns in the trained context stay, those with fewer than
-    `beta_slow` are interpolated, a ramp between; q and k are scaled by 0.1 ln s + 1 (`attention_factor`)."""
+    """YaRN (Peng et al. 2023, arXiv 2309.00071): pairs with more than `beta_fast` turns in the trained context stay,
+    those with fewer than `beta_slow` are interpolated, a ramp between; q and k are scaled by 0.1 ln s + 1
+    (`attention_factor`)."""
     parameters: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": _scale(geometry, length, factor),
@@ -72,7 +75,8 @@ def longrope(
     factor: float | None = None,
     attention_factor: float | None = None,
 ) -> list[Stage]:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): every pair of dimensions divided by a factor of its own, found by its authors' search.
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): every pair of dimensions divided by a factor of its own, found by
+    its authors' search.
 
     Parameters
     ----------
@@ -85,7 +89,9 @@ def longrope(
     short = [1.0] * pairs if short_factor is None else list(short_factor)
     for name, values in (("long_factor", list(long_factor)), ("short_factor", short)):
         if len(values) != pairs or min(values, default=0) <= 0:
-            raise HarpeError(f"longrope's {name} has {len(values)} values; the model has {pairs} pairs, each with a factor above 0.")
+            raise HarpeError(
+                f"longrope's {name} has {len(values)} values; the model has {pairs} pairs, each with a factor above 0."
+            )
     parameters: dict[str, Any] = {
         "rope_type": "longrope",
         "factor": _scale(geometry, length, factor),

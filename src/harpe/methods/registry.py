@@ -1,8 +1,8 @@
 """Methods by name: harpe's own, and those of other packages (entry points of the group `harpe.methods`).
 
-A method is a function `method(geometry, length, …) -> list[Stage]`. Its further parameters are its options, by keyword. Two are filled in
-where a function names them: `bounds`, the range of bases for this model and length (`BaseRange`), and `measure`, which measures how far
-each head looks (`harpe.methods.harpe`).
+A method is a function `method(geometry, length, …) -> list[Stage]`. Its further parameters are its options, by keyword.
+Two are filled in where a function names them: `bounds`, the range of bases for this model and length (`BaseRange`), and
+`measure`, which measures how far each head looks (`harpe.methods.harpe`).
 """
 
 from __future__ import annotations
@@ -86,11 +86,16 @@ def methods() -> dict[str, Method]:
     found = {method.name: method for method in BUILT_IN}
     for point in _points():
         if point.name in found:
-            raise HarpeError(f"The entry point {point.name} = {point.value} has the name of another method; its package must rename it.")
+            raise HarpeError(
+                f"The entry point {point.name} = {point.value} has the name of another method; its package must rename "
+                "it."
+            )
         try:
             function = point.load()
         except Exception as error:
-            raise HarpeError(f"The method {point.name} of another package could not be loaded from {point.value}: {error}") from error
+            raise HarpeError(
+                f"The method {point.name} of another package could not be loaded from {point.value}: {error}"
+            ) from error
         source = (inspect.getdoc(function) or point.value).splitlines()[0]
         found[point.name] = Method(point.name, function, point.name, source)
     return found
@@ -156,7 +161,10 @@ def make_stages(
     if missing:
         raise HarpeError(f"{method.name} needs the option {missing[0]}.")
     hints = {**_hints(method.function), **RANGE}
-    options = {name: typed(value, hints.get(name, Any), f"The option {name} of {method.name}") for name, value in options.items()}
+    options = {
+        name: typed(value, hints.get(name, Any), f"The option {name} of {method.name}")
+        for name, value in options.items()
+    }
     given: dict[str, Any] = {name: value for name, value in options.items() if name in own}
     if "bounds" in parameters:
         rule = options.get("range", range_rule)
@@ -183,7 +191,12 @@ def check_stages(name: str, stages: list[Stage], length: int) -> None:
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise HarpeError(f"The method {name} gave {stages!r}; it must return a list of Stage objects.")
     if stages[-1].length != length:
-        raise HarpeError(f"The last stage of {name} has {stages[-1].length} tokens and must have the target's {length}.")
+        raise HarpeError(
+            f"The last stage of {name} has {stages[-1].length} tokens and must have the target's {length}."
+        )
     shares = [stage.share for stage in stages]
     if not (shares == [0.0] or (min(shares) > 0 and abs(sum(shares) - 1) < 1e-6)):
-        raise HarpeError(f"The stages of {name} have the shares {shares}; they must add up to 1, or be one stage of share 0 (no training).")
+        raise HarpeError(
+            f"The stages of {name} have the shares {shares}; they must add up to 1, or be one stage of share 0 (no "
+            "training)."
+        )

@@ -1,4 +1,5 @@
-"""Self-Extend: no training; exact positions for neighbours, floor-divided ones beyond (Jin et al. 2024, arXiv 2401.01325)."""
+"""Self-Extend: no training; exact positions for neighbours, floor-divided ones beyond (Jin et al. 2024, arXiv
+2401.01325)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def self_extend_length(original_length: int, window: int, group: int) -> int:
     return (original_length - window) * group + window // group * group
 
 
-def self_extend(geometry: ModelGeometry, length: int, *, window: int | None = None, group: int | None = None) -> list[Stage]:
+def self_extend(
+    geometry: ModelGeometry, length: int, *, window: int | None = None, group: int | None = None
+) -> list[Stage]:
     """One stage without training at `length`, with the model's own base.
 
     Parameters
@@ -25,19 +28,22 @@ def self_extend(geometry: ModelGeometry, length: int, *, window: int | None = No
     window
         Tokens at exact distance. Default: a quarter of the trained context, the paper's 1024 of 4096.
     group
-        Tokens that share a position beyond. Default: the smallest that reaches `length`, as the authors advise, since larger ones are
-        coarser.
+        Tokens that share a position beyond. Default: the smallest that reaches `length`, as the authors advise, since
+        larger ones are coarser.
 
     Raises
     ------
     HarpeError
-        For a window outside the trained context, a group below 1, or a longest text shorter than `length`, with the group that would do.
+        For a window outside the trained context, a group below 1, or a longest text shorter than `length`, with the
+        group that would do.
     """
     check_unscaled(geometry, "Self-Extend")
     trained = geometry.original_length
     window = max(1, trained // 4) if window is None else window
     if not 1 <= window < trained:
-        raise HarpeError(f"The window is {window}; it must be at least 1 and less than the trained context of {trained} tokens.")
+        raise HarpeError(
+            f"The window is {window}; it must be at least 1 and less than the trained context of {trained} tokens."
+        )
     needed = max(1, -(-(length - window) // (trained - window)))
     while self_extend_length(trained, window, needed) < length:
         needed += 1

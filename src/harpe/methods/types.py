@@ -23,8 +23,8 @@ class SelfExtend:
 
 @dataclass(frozen=True)
 class DualChunk:
-    """Positions that never pass the trained context: within a chunk, to the chunk before, and to all earlier ones (An et al. 2024,
-    "Training-free long-context scaling of large language models", arXiv 2402.17463)."""
+    """Positions that never pass the trained context: within a chunk, to the chunk before, and to all earlier ones (An
+    et al. 2024, "Training-free long-context scaling of large language models", arXiv 2402.17463)."""
 
     chunk: int
     """Tokens of a chunk."""
@@ -43,9 +43,10 @@ class Encoding:
     per_head: bool
     """False: all bases are equal, and the model stays a stock transformers model with that `rope_theta`."""
     layer_bases: tuple[tuple[float, ...] | None, ...] | None = None
-    """One row of bases for every layer, where layers differ, None for a layer that keeps its positions; `bases` is then the first row."""
+    """One row of bases for every layer, where layers differ, None for a layer that keeps its positions; `bases` is then
+    the first row."""
     stock: dict[str, Any] | None = None
-    """Parameters of a rope type of transformers (`rope_type`, `rope_theta`, `factor` …), where that is more than one larger base."""
+    """Parameters of transformers' rope types (`rope_type`, `rope_theta`, `factor` …); None: only the base changes."""
     attention: SelfExtend | DualChunk | None = None
     """Positions changed inside the attention instead (no training)."""
 
@@ -55,7 +56,9 @@ class Encoding:
             values = ", ".join(f"{name} {value}" for name, value in asdict(self.attention).items())
             return f"{type(self.attention).__name__}, {values}, on base {self.bases[0]:,.0f}"
         if self.stock is not None:
-            shown = {k: v for k, v in self.stock.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)}
+            shown = {
+                k: v for k, v in self.stock.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)
+            }
             values = "".join(f", {name} {value:g}" for name, value in shown.items() if isinstance(value, int | float))
             return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
         rows = self.layer_bases or (self.bases,)
@@ -67,21 +70,32 @@ class Encoding:
 
 
 def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float] | None], geometry: ModelGeometry) -> Encoding:
-    """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every layer.
+    """An encoding with a base of its own for every key/value head (HARPE): one row for all layers, or a row for every
+    layer.
 
     Layers that keep their positions (`geometry.changed_layers` lacks them) may have None for a row; theirs is not used.
     """
     if not any(isinstance(row, Sequence) for row in bases):
-        return Encoding(check_bases(cast(Sequence[float], bases), geometry.key_value_heads), geometry.rotary_dim, per_head=True)
+        return Encoding(
+            check_bases(cast(Sequence[float], bases), geometry.key_value_heads), geometry.rotary_dim, per_head=True
+        )
     if len(bases) != geometry.layers:
-        raise HarpeError(f"--bases has rows for {len(bases)} layers, but the model has {geometry.layers}; give one row for each of them.")
+        raise HarpeError(
+            f"--bases has rows for {len(bases)} layers, but the model has {geometry.layers}; give one row for each of "
+            "them."
+        )
     changed = range(geometry.layers) if geometry.changed_layers is None else geometry.changed_layers
     rows: list[tuple[float, ...] | None] = []
     for layer, row in enumerate(cast(Sequence[Sequence[float] | None], bases)):
         if row is None and layer in changed:
-            raise HarpeError(f"--bases has no row for layer {layer}, whose positions change; only layers that keep theirs may have none.")
+            raise HarpeError(
+                f"--bases has no row for layer {layer}, whose positions change; only layers that keep theirs may have "
+                "none."
+            )
         rows.append(check_bases(row, geometry.key_value_heads) if row is not None and layer in changed else None)
-    return Encoding(next(row for row in rows if row is not None), geometry.rotary_dim, per_head=True, layer_bases=tuple(rows))
+    return Encoding(
+        next(row for row in rows if row is not None), geometry.rotary_dim, per_head=True, layer_bases=tuple(rows)
+    )
 
 
 def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
@@ -100,13 +114,14 @@ def check_unscaled(geometry: ModelGeometry, what: str) -> None:
     """
     if geometry.trained_angles is not None or geometry.attention_factor != 1.0:
         raise HarpeError(
-            f"{what} starts from RoPE without a scaling, and this checkpoint was trained with one of its own, which would be lost. Use "
-            "harpe or abf, whose bases follow from the angles that it was trained on."
+            f"{what} starts from RoPE without a scaling, and this checkpoint was trained with one of its own, which "
+            "would be lost. Use harpe or abf, whose bases follow from the angles that it was trained on."
         )
 
 
 def stock_encoding(parameters: dict[str, Any], geometry: ModelGeometry) -> Encoding:
-    """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another `rope_theta`.
+    """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another
+    `rope_theta`.
 
     Raises
     ------
@@ -126,7 +141,8 @@ class Stage:
     length: int
     """Sequence length in tokens."""
     share: float
-    """Share of the token budget, 0..1; the shares of a method's stages add up to 1. A single stage of share 0 is not trained."""
+    """Share of the token budget, 0..1; the shares of a method's stages add up to 1. A single stage of share 0 is not
+    trained."""
     note: str = ""
     """How its values were chosen, for plans."""
 
@@ -134,7 +150,12 @@ class Stage:
         """As JSON can hold it."""
         attention = self.encoding.attention
         kind = None if attention is None else {"kind": type(attention).__name__, **asdict(attention)}
-        return {"encoding": {**asdict(self.encoding), "attention": kind}, "length": self.length, "share": self.share, "note": self.note}
+        return {
+            "encoding": {**asdict(self.encoding), "attention": kind},
+            "length": self.length,
+            "share": self.share,
+            "note": self.note,
+        }
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> Stage:

@@ -1,1 +1,4 @@
-"""Encodings in transformers models: geometry, hooks, loading, applying."""
+"""Checkpoints of transformers: geometry, hooks, loading, changing positions, exporting.
+
+Neither training nor evaluation; and no mathematics of bases, which is in `bases` and comes here as plain numbers.
+"""

@@ -1,8 +1,8 @@
 """Rotations that depend on the length of the text: dynamic NTK, and LongRoPE with two sets of factors.
 
-Such a model turns a token otherwise when more text follows. A prefix of a long text is then not the same as a text of its own:
-what was read of it cannot be used again, one pass does not serve several lengths, and a text read in pieces is another than one
-read whole.
+Such a model turns a token otherwise when more text follows. A prefix of a long text is then not the same as a text of
+its own: what was read of it cannot be used again, one pass does not serve several lengths, and a text read in pieces is
+another than one read whole.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def moving_rope(config: PreTrainedConfig) -> str | None:
 def start_anew(model: PreTrainedModel) -> None:
     """Let a model forget the length of the texts that it has read: the next one is read as by a freshly loaded model.
 
-    transformers' dynamic NTK keeps the frequencies of the longest text until one comes that is shorter than the trained context,
-    such as one token.
+    transformers' dynamic NTK keeps the frequencies of the longest text until one comes that is shorter than the trained
+    context, such as one token.
     """
     if moving_rope(model.config) is not None:
         hidden_states(model, torch.zeros(1, 1, dtype=torch.int64, device=model.device))

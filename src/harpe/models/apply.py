@@ -18,15 +18,19 @@ from harpe.models.trained_base import check_applied
 from harpe.positions.geometry import ModelGeometry
 
 
-def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> dict[str, Any]:
+def rope_parameters(
+    config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int
+) -> dict[str, Any]:
     """The entry of `rope_parameters` in config.json for the layers that change.
 
-    One base for all heads, and every rope type of transformers, stay stock; where the checkpoint had an attention factor, which the type
-    `default` cannot hold, one base is LongRoPE without any scaling. Bases per head are one list, or a list by layer where they differ, or
-    where layers with a sliding window read from the same rotary module and keep their positions (whose entry then stands under `local`).
+    One base for all heads, and every rope type of transformers, stay stock; where the checkpoint had an attention
+    factor, which the type `default` cannot hold, one base is LongRoPE without any scaling. Bases per head are one list,
+    or a list by layer where they differ, or where layers with a sliding window read from the same rotary module and
+    keep their positions (whose entry then stands under `local`).
 
-    One base under a changed attention is written as equal bases per head, which turn alike: a program that knows no such attention stops at
-    the rope type. transformers keeps that whenever it saves the model, and drops the name of the attention.
+    One base under a changed attention is written as equal bases per head, which turn alike: a program that knows no
+    such attention stops at the rope type. transformers keeps that whenever it saves the model, and drops the name of
+    the attention.
     """
     key = rope_key(config)
     old = dict(config.rope_parameters if key is None else config.rope_parameters[key])
@@ -34,7 +38,8 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
         old = dict(old["local"])
     kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
     if getattr(config, "harpe_original_length", None) is None and old.get("rope_theta") != geometry.base:
-        old = {"rope_type": "default", "rope_theta": geometry.base, **kept}  # the family raises the base by a rule of its own
+        # the family raises the base by a rule of its own
+        old = {"rope_type": "default", "rope_theta": geometry.base, **kept}
     if encoding.stock is not None:
         return {**encoding.stock, **kept}
     factor = geometry.attention_factor
@@ -43,7 +48,12 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
         if factor == 1.0:
             return shared
         none = [1.0] * (encoding.rotary_dim // 2)
-        scaling = {"short_factor": none, "long_factor": list(none), "factor": 1.0, "original_max_position_embeddings": length}
+        scaling = {
+            "short_factor": none,
+            "long_factor": list(none),
+            "factor": 1.0,
+            "original_max_position_embeddings": length,
+        }
         own = {name: factor for name in ("short_mscale", "long_mscale") if name in old}  # PhiMoE's names of it
         return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor, **own}
     if factor != 1.0:
@@ -54,7 +64,9 @@ def rope_parameters(config: PreTrainedConfig, encoding: Encoding, geometry: Mode
         return {**entry, "bases": list(encoding.bases)}
     rows, changed = encoding.layer_bases or (encoding.bases,) * config.num_hidden_layers, set(changed_layers(config))
     entry["bases"] = [list(row) if row is not None and layer in changed else None for layer, row in enumerate(rows)]
-    return {**entry, "local": {name: value for name, value in old.items() if name != "bases"}} if keeps_windows else entry
+    return (
+        {**entry, "local": {name: value for name, value in old.items() if name != "bases"}} if keeps_windows else entry
+    )
 
 
 def apply_encoding(
@@ -63,8 +75,8 @@ def apply_encoding(
     """Put an encoding into a loaded model and set its context to `length` tokens; returns the same object.
 
     The rotary modules are made anew from the changed configuration, so that the model is what a fresh load of its saved
-    configuration would give. The trained context is kept in the configuration as `harpe_original_length`. May be called again with
-    another encoding, for the next stage of a method.
+    configuration would give. The trained context is kept in the configuration as `harpe_original_length`. May be called
+    again with another encoding, for the next stage of a method.
 
     Parameters
     ----------

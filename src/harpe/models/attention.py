@@ -12,7 +12,16 @@ from harpe.errors import HarpeError
 from harpe.methods.types import DualChunk, SelfExtend
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
-from harpe.models.remapped_attention import NAME, attention_entry, attention_of, clear_steps, enforce, layer_steps, register, turn
+from harpe.models.remapped_attention import (
+    NAME,
+    attention_entry,
+    attention_of,
+    clear_steps,
+    enforce,
+    layer_steps,
+    register,
+    turn,
+)
 
 _PROBE = "harpe_probe"
 _BEFORE = "_harpe_attention_before"
@@ -21,13 +30,15 @@ _BEFORE = "_harpe_attention_before"
 def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | None) -> PreTrainedModel:
     """Change the attention of a loaded model in place, or give it back its own (None); returns the same object.
 
-    The configuration keeps it as `harpe_attention`, so that `harpe.models.load.load_model` puts it into force again. It also names the
-    attention in `attn_implementation`: transformers without harpe stops there instead of loading a stock model.
+    The configuration keeps it as `harpe_attention`, so that `harpe.models.load.load_model` puts it into force again. It
+    also names the attention in `attn_implementation`: transformers without harpe stops there instead of loading a stock
+    model.
 
     Raises
     ------
     HarpeError
-        Where q and k do not reach the attention as rotations of what they are at position 0, so that they cannot be turned further.
+        Where q and k do not reach the attention as rotations of what they are at position 0, so that they cannot be
+        turned further.
     """
     register()
     clear_steps()
@@ -36,12 +47,16 @@ def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | 
         if getattr(config, "harpe_attention", None) is not None:
             del config.harpe_attention
             config.__dict__.pop("attn_implementation", None)
-            config._attn_implementation_internal = getattr(model, _BEFORE, None) or model.get_correct_attn_implementation(None)
+            config._attn_implementation_internal = getattr(
+                model, _BEFORE, None
+            ) or model.get_correct_attn_implementation(None)
         return model
     if config._attn_implementation != NAME:
         setattr(model, _BEFORE, config._attn_implementation)
     if any("chunked" in kind for kind in getattr(config, "layer_types", None) or []):
-        raise HarpeError(f"Self-Extend and dual chunk attention do not go with the chunked layers of a {config.model_type}.")
+        raise HarpeError(
+            f"Self-Extend and dual chunk attention do not go with the chunked layers of a {config.model_type}."
+        )
     _check_rotation(model, config)
     config.harpe_attention = attention_entry(attention)
     enforce(config)
@@ -56,13 +71,15 @@ def restore_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def _check_rotation(model: PreTrainedModel, config: Any) -> None:
-    """Run two tokens at two places with an attention that returns zeros: q and k of a layer must differ by a rotation and nothing else."""
+    """Run two tokens at two places with an attention that returns zeros: q and k must differ by a rotation alone."""
     if model.device.type == "meta":
         return
     family, changed = find_family(config), set(changed_layers(config))
     runs: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = []
 
-    def probe(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def probe(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         runs[-1][module.layer_idx] = (query, key)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
@@ -83,7 +100,8 @@ def _check_rotation(model: PreTrainedModel, config: Any) -> None:
     still, moved = runs
     if len(still) != config.num_hidden_layers:
         raise HarpeError(
-            f"The attention of a {config.model_type} cannot be exchanged: {len(still)} of {config.num_hidden_layers} layers ask."
+            f"The attention of a {config.model_type} cannot be exchanged: {len(still)} of {config.num_hidden_layers} "
+            "layers ask."
         )
     for layer in sorted(changed):
         steps = layer_steps(config, layer).to(model.device)
@@ -91,6 +109,7 @@ def _check_rotation(model: PreTrainedModel, config: Any) -> None:
             wanted = turn(at_zero, places[1:], steps, family.layout).float()
             if (at_place.float() - wanted).norm() > 0.03 * wanted.norm():
                 raise HarpeError(
-                    f"Layer {layer} of this {config.model_type} does more to queries or keys than to rotate them (such as a norm after the "
-                    "rotation): Self-Extend and dual chunk attention cannot change its positions. Use another method."
+                    f"Layer {layer} of this {config.model_type} does more to queries or keys than to rotate them (such "
+                    "as a norm after the rotation): Self-Extend and dual chunk attention cannot change its positions. "
+                    "Use another method."
                 )

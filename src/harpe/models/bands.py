@@ -1,9 +1,10 @@
 """Self-Extend and dual chunk attention as bands: which positions a query and a key have for each other.
 
-A band is an interval of keys for every query, with a map of query positions and a map of key positions that hold inside it. Each key that a
-query may see is in exactly one band of that query; one softmax runs over all of them.
+A band is an interval of keys for every query, with a map of query positions and a map of key positions that hold inside
+it. Each key that a query may see is in exactly one band of that query; one softmax runs over all of them.
 
-Shapes: B sequences (1 where all are alike), Q queries, K keys. Positions are int64 and count from the first token that is no padding.
+Shapes: B sequences (1 where all are alike), Q queries, K keys. Positions are int64 and count from the first token that
+is no padding.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def plain_bands(query: torch.Tensor, key: torch.Tensor, window: int | None) -> l
 
 
 def self_extend_bands(query: torch.Tensor, key: torch.Tensor, attention: SelfExtend) -> list[Band]:
-    """Neighbours (i - j < w) at exact distance; farther keys at (i // G + w - w // G) - j // G (Jin et al. 2024, section 3.3)."""
+    """Distance i - j where it is below w, else (i // G + w - w // G) - j // G (Jin et al. 2024, section 3.3)."""
     window, group = attention.window, attention.group
     edge = (query - window + 1).clamp(min=0)
     return [
@@ -51,7 +52,8 @@ def dual_chunk_bands(query: torch.Tensor, key: torch.Tensor, attention: DualChun
     before      min(i mod s + s, c-1) - j mod s
     earlier     c - 1                 - j mod s
 
-    In the first two bands keys keep their true positions, and queries move by the same multiple of s: the distances are those above.
+    In the first two bands keys keep their true positions, and queries move by the same multiple of s: the distances are
+    those above.
     """
     size, last = attention.chunk, attention.chunk + attention.local - 1
     start = query.div(size, rounding_mode="floor") * size

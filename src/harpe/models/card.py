@@ -18,7 +18,9 @@ def rope_entry(config: PreTrainedConfig) -> dict[str, object]:
     return entry
 
 
-def model_card(config: PreTrainedConfig, title: str, base_model: str | None = None, sections: Mapping[str, str] | None = None) -> str:
+def model_card(
+    config: PreTrainedConfig, title: str, base_model: str | None = None, sections: Mapping[str, str] | None = None
+) -> str:
     """Markdown with the front matter that the hub reads.
 
     Parameters
@@ -43,31 +45,56 @@ def model_card(config: PreTrainedConfig, title: str, base_model: str | None = No
 
 def _load(per_head: bool) -> str:
     code = ", trust_remote_code=True" if per_head else ""
-    lines = ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'path = "…"  # this folder']
-    lines += [f"model = AutoModelForCausalLM.from_pretrained(path{code})", "tokenizer = AutoTokenizer.from_pretrained(path)", "```"]
+    lines = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'path = "…"  # this folder',
+    ]
+    lines += [
+        f"model = AutoModelForCausalLM.from_pretrained(path{code})",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        "```",
+    ]
     if per_head:
         lines += [
             "",
-            "`modeling_harpe.py` is all the code that is needed; read it before you trust it. Without `trust_remote_code` transformers",
-            "stops with `KeyError: 'harpe'`. Formats with one RoPE base for all heads (GGUF, MLX, TensorRT-LLM) cannot hold this model.",
+            "`modeling_harpe.py` is all the code that is needed; read it before you trust it. Without "
+            "`trust_remote_code` transformers",
+            "stops with `KeyError: 'harpe'`. Formats with one RoPE base for all heads (GGUF, MLX, TensorRT-LLM) cannot "
+            "hold this model.",
         ]
     return "\n".join(lines)
 
 
 def _positions(config: PreTrainedConfig, per_head: bool) -> str:
     text, entry = text_config(config), rope_entry(config)
-    lengths = f"The context is {text.max_position_embeddings} tokens; the original model was trained with {text.harpe_original_length}."
+    lengths = (
+        f"The context is {text.max_position_embeddings} tokens; the original model was trained with "
+        f"{text.harpe_original_length}."
+    )
     if not per_head:
-        return f"{lengths} Positions are those of rope type `{entry.get('rope_type', 'default')}`, base {entry.get('rope_theta'):,.0f}."
+        return (
+            f"{lengths} Positions are those of rope type `{entry.get('rope_type', 'default')}`, base "
+            f"{entry.get('rope_theta'):,.0f}."
+        )
     rows = entry["bases"]
     assert isinstance(rows, list)
     layers = changed_layers(config)
     by_layer = [(i, row) for i, row in enumerate(rows) if isinstance(row, list)] or [(layers[0], rows)]
-    lines = [lengths, "", "Every key/value head has a RoPE base of its own ([HARPE](https://arxiv.org/abs/2412.07171)):", ""]
+    lines = [
+        lengths,
+        "",
+        "Every key/value head has a RoPE base of its own ([HARPE](https://arxiv.org/abs/2412.07171)):",
+        "",
+    ]
     if len({tuple(row) for _, row in by_layer}) == 1:
         lines.append(", ".join(f"{base:,.0f}" for base in by_layer[0][1]))
     else:
         lines += [f"* layer {i}: {', '.join(f'{base:,.0f}' for base in row)}" for i, row in by_layer]
     if len(layers) < text.num_hidden_layers:
-        lines += ["", f"They hold in layers {', '.join(map(str, layers))}; the others keep the positions that they had."]
+        lines += [
+            "",
+            f"They hold in layers {', '.join(map(str, layers))}; the others keep the positions that they had.",
+        ]
     return "\n".join(lines)

@@ -14,7 +14,8 @@ DTYPES = ("float32", "bfloat16")
 
 
 HOPELESS = 0.25
-"""Processors without bfloat16 imitate it at a hundredth of the speed. A small product shows that; large ones would take a minute."""
+"""Processors without bfloat16 imitate it at a hundredth of the speed. A small product shows that; large ones would take
+a minute."""
 
 
 def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float, size: int = 1024) -> float:
@@ -38,7 +39,9 @@ def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: floa
 
 
 def _gain(device: torch.device, seconds: float, size: int) -> float:
-    return _products_per_second(torch.bfloat16, device, seconds, size) / _products_per_second(torch.float32, device, seconds, size)
+    return _products_per_second(torch.bfloat16, device, seconds, size) / _products_per_second(
+        torch.float32, device, seconds, size
+    )
 
 
 def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tuple[str, str]:
@@ -63,5 +66,8 @@ def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tu
     if gain > HOPELESS:
         gain = _gain(device, 0.4, 1024)
     if gain >= MINIMUM_GAIN:
-        return "bfloat16", f"bfloat16: its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)"
+        return (
+            "bfloat16",
+            f"bfloat16: its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)",
+        )
     return "float32", f"float32: bfloat16 matrix products ran only {gain:.2g} times as fast here (one-second probe)"

@@ -23,12 +23,12 @@ def export_checkpoint(
 ) -> Path:
     """Write weights (safetensors), configuration, generation configuration, tokenizer and model card; returns `path`.
 
-    A model with one base per head also gets `modeling_harpe.py` and, in config.json, the `auto_map` that leads there; `architectures`
-    keeps the name of transformers' own class, which `transformers serve` and others look up. One base for all heads is a stock
-    checkpoint without code. The folder appears whole or not at all.
+    A model with one base per head also gets `modeling_harpe.py` and, in config.json, the `auto_map` that leads there;
+    `architectures` keeps the name of transformers' own class, which `transformers serve` and others look up. One base
+    for all heads is a stock checkpoint without code. The folder appears whole or not at all.
 
-    Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at which they stop
-    (`harpe.models.old_keys`).
+    Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at
+    which they stop (`harpe.models.old_keys`).
 
     Raises
     ------
@@ -36,14 +36,19 @@ def export_checkpoint(
         For a folder that exists, a model that was not extended by harpe, and one without an output layer.
     """
     if not isinstance(model, PreTrainedModel):
-        raise HarpeError(f"{type(model).__name__} is no model of transformers; merge adapters into the model before it is exported.")
+        raise HarpeError(
+            f"{type(model).__name__} is no model of transformers; merge adapters into the model before it is exported."
+        )
     config = text_config(model.config)
     if getattr(config, "harpe_original_length", None) is None:
-        raise HarpeError(f"{config.name_or_path or 'The model'} was not extended by harpe: there is nothing to export. Extend it first.")
+        raise HarpeError(
+            f"{config.name_or_path or 'The model'} was not extended by harpe: there is nothing to export. Extend it "
+            "first."
+        )
     if getattr(config, "harpe_attention", None) is not None:
         raise HarpeError(
-            f"The attention of this model is changed ({config.harpe_attention['type']}): only harpe runs it, so it cannot be exported. "
-            "Load it with harpe.models.load.load_model."
+            f"The attention of this model is changed ({config.harpe_attention['type']}): only harpe runs it, so it "
+            "cannot be exported. Load it with harpe.models.load.load_model."
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")

@@ -1,7 +1,8 @@
-"""The code that an exported checkpoint carries: one readable file of torch and transformers, written from harpe's own sources.
+"""The code that an exported checkpoint carries: one readable file of torch and transformers, written from harpe's own
+sources.
 
-The rotation and the hooks are copied as they stand, so that training, evaluation and the exported file have one formula. What is
-generated is the end: which family it is, and classes under the names of transformers' own.
+The rotation and the hooks are copied as they stand, so that training, evaluation and the exported file have one
+formula. What is generated is the end: which family it is, and classes under the names of transformers' own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from harpe._version import __version__
 from harpe.models import marker, per_head
 from harpe.models.families import find_family
 from harpe.models.geometry import text_config
-from harpe.positions import rotation
+from harpe.positions import phases, rotation
 
 MODULE = "modeling_harpe"
 PARTS = (
+    ("Angles of positions", phases),
     ("Rotating q and k", rotation),
     ("Putting it into transformers", per_head),
     ("A mark against reading the weights as a stock model", marker),
@@ -31,7 +33,7 @@ PARTS = (
 """What is carried, in the order in which each part needs those before it."""
 TAIL = "from typing import Any\n\nimport torch\nfrom transformers import PreTrainedConfig"
 """Imports of the generated end."""
-WIDTH = 140
+WIDTH = 120
 
 
 def stock_class(cls: type) -> type:
@@ -40,7 +42,7 @@ def stock_class(cls: type) -> type:
 
 
 def auto_map(model: PreTrainedModel) -> dict[str, str]:
-    """For config.json: which classes of the file the Auto classes make, in the order in which transformers writes it."""
+    """For config.json: the file's class for every Auto class, in the order in which transformers writes them."""
     causal = f"{MODULE}.{stock_class(type(model)).__name__}"
     classes = {
         "AutoConfig": f"{MODULE}.{stock_class(type(model.config)).__name__}",
@@ -66,7 +68,11 @@ def modeling_source(model: PreTrainedModel) -> str:
     trees = [ast.parse(inspect.getsource(module)) for _, module in PARTS]
     stock = "\n".join(f"from {name.rpartition('.')[0]} import {name.rpartition('.')[2]}" for name in modules)
     environment = Environment(
-        loader=PackageLoader("harpe.models"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
+        loader=PackageLoader("harpe.models"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     return environment.get_template(f"{MODULE}.py.j2").render(
         version=__version__,
@@ -85,7 +91,10 @@ def modeling_source(model: PreTrainedModel) -> str:
 
 
 def _comment(tree: ast.Module) -> str:
-    """A module's docstring as a comment, without its last paragraph (that the file is carried)."""
+    """A module's docstring as a comment, without its last paragraph (that the file is carried).
+
+    "# " is put before every line, so the docstrings of `PARTS` have lines of at most `WIDTH` - 2 columns.
+    """
     text = (ast.get_docstring(tree) or "").rsplit("\n\n", 1)[0]
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
@@ -127,4 +136,8 @@ def _line(module: str, names: Iterable[str]) -> str:
     """One `from` import, constants before classes before functions."""
     ordered: Any = sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     line = f"from {module} import {', '.join(ordered)}"
-    return line if len(line) <= WIDTH else f"from {module} import (\n" + "".join(f"    {name},\n" for name in ordered) + ")"
+    return (
+        line
+        if len(line) <= WIDTH
+        else f"from {module} import (\n" + "".join(f"    {name},\n" for name in ordered) + ")"
+    )

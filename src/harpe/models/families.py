@@ -1,8 +1,9 @@
 """Which model families can have a RoPE base per head, found out by trying: no list of names.
 
-A family qualifies when its module rotates q and k by `apply_rotary_pos_emb(q, k, cos, sin)`, its attention takes cos and sin as
-`position_embeddings` and does nothing else with them, and its rotation is one that `harpe.positions.rotation` has: half-split or
-interleaved pairs, turned either way, on the first dimensions of a head. That is tested on a few numbers, once a process.
+A family qualifies when its module rotates q and k by `apply_rotary_pos_emb(q, k, cos, sin)`, its attention takes cos
+and sin as `position_embeddings` and does nothing else with them, and its rotation is one that
+`harpe.positions.rotation` has: half-split or interleaved pairs, turned either way, on the first dimensions of a head.
+That is tested on a few numbers, once a process.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from harpe.errors import HarpeError
-from harpe.models.per_head import FAMILIES, Family, nested_types
-from harpe.positions.rotation import Layout, encode_positions, phase_steps, rotate_per_head
+from harpe.models.per_head import Family, known_family, nested_types, register_family
+from harpe.positions.phases import phase_steps
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 LAYOUTS = tuple(Layout(interleaved, direction) for interleaved in (False, True) for direction in (1, -1))
 PAIR = "cos, sin = position_embeddings"
@@ -37,21 +39,25 @@ def find_family(config: PreTrainedConfig, name: str = "the model") -> Family:
     HarpeError
         With the reason, where one base per head cannot be put into this family.
     """
-    known = next((FAMILIES[cls] for cls in type(config).__mro__ if cls in FAMILIES), None)
+    known = known_family(config)
     if known is None:
-        known = FAMILIES[type(config)] = _discover(config, name)
+        known = _discover(config, name)
+        register_family(type(config), known)
     return known
 
 
 def _refusal(config: PreTrainedConfig, name: str, reason: str) -> HarpeError:
-    return HarpeError(f"{name} has the model type {config.model_type}, which cannot have one RoPE base per head: {reason}.")
+    return HarpeError(
+        f"{name} has the model type {config.model_type}, which cannot have one RoPE base per head: {reason}."
+    )
 
 
 def _discover(config: PreTrainedConfig, name: str) -> Family:
     owner = next(cls for cls in type(config).__mro__ if ".models." in cls.__module__)
     try:
         path = owner.__module__.replace(".configuration_", ".modeling_")
-        if importlib.util.find_spec(path) is None and (made := MODEL_MAPPING.get(owner, None)):  # InternLM 3 is run by Llama's code
+        # InternLM 3 is run by Llama's code
+        if importlib.util.find_spec(path) is None and (made := MODEL_MAPPING.get(owner, None)):
             path = made.__module__
         module = importlib.import_module(path)
     except ImportError as error:
@@ -60,33 +66,48 @@ def _discover(config: PreTrainedConfig, name: str) -> Family:
     if function is None:
         raise _refusal(config, name, "its attention does not rotate queries and keys by apply_rotary_pos_emb")
     pristine = module if _is_own(function, module) else _second_copy(module)
-    classes = [cls for cls in vars(module).values() if isinstance(cls, type) and not re.search("Vision|Audio", cls.__name__)]
+    classes = [
+        cls for cls in vars(module).values() if isinstance(cls, type) and not re.search("Vision|Audio", cls.__name__)
+    ]
     rotaries = [cls for cls in classes if cls.__name__.endswith("RotaryEmbedding")]
     attentions = tuple(
         cls
         for cls in classes
-        if cls.__name__.endswith("Attention") and "position_embeddings" in inspect.signature(getattr(cls, "forward", len)).parameters
+        if cls.__name__.endswith("Attention")
+        and "position_embeddings" in inspect.signature(getattr(cls, "forward", len)).parameters
     )
     if len(rotaries) != 1 or not attentions:
-        raise _refusal(config, name, f"it has {len(rotaries)} rotary modules and {len(attentions)} attentions that read from them")
+        raise _refusal(
+            config, name, f"it has {len(rotaries)} rotary modules and {len(attentions)} attentions that read from them"
+        )
     for cls in attentions:
         source = inspect.getsource(inspect.unwrap(getattr(cls, "forward")))  # noqa: B009
         if PAIR in source and len(re.findall(r"\bcos\b", source)) != 2:
-            raise _refusal(config, name, f"{cls.__name__} uses cos and sin in another way than to rotate queries and keys once")
+            raise _refusal(
+                config, name, f"{cls.__name__} uses cos and sin in another way than to rotate queries and keys once"
+            )
         if "rope_parameters" in source:
             raise _refusal(config, name, f"{cls.__name__} reads rope parameters for another use than rotating")
         if getattr(config, "sliding_window", None) and _rotates_local_layers_only(source):
-            raise _refusal(config, name, "only its layers with a sliding window have RoPE, and those see the same distances at any length")
+            raise _refusal(
+                config,
+                name,
+                "only its layers with a sliding window have RoPE, and those see the same distances at any length",
+            )
     layout = _try_layouts(config, getattr(pristine, "apply_rotary_pos_emb"), rotaries[0])  # noqa: B009
     if layout is None:
-        raise _refusal(config, name, "its rotation is neither half-split nor interleaved RoPE on the first dimensions of a head")
+        raise _refusal(
+            config, name, "its rotation is neither half-split nor interleaved RoPE on the first dimensions of a head"
+        )
     return Family(module, rotaries[0], attentions, layout)
 
 
 def _rotates_local_layers_only(source: str) -> bool:
     """Whether an attention's forward calls apply_rotary_pos_emb under a condition about windows (Cohere2, EXAONE 4)."""
     nodes = ast.walk(ast.parse(textwrap.dedent(source)))
-    conditions = [node for node in nodes if isinstance(node, ast.If) and re.search("sliding|local", ast.unparse(node.test))]
+    conditions = [
+        node for node in nodes if isinstance(node, ast.If) and re.search("sliding|local", ast.unparse(node.test))
+    ]
     calls = [node for condition in conditions for node in ast.walk(condition) if isinstance(node, ast.Call)]
     return any(ast.unparse(call.func) == "apply_rotary_pos_emb" for call in calls)
 
@@ -106,7 +127,7 @@ def _second_copy(module: ModuleType) -> ModuleType:
 
 
 def _try_layouts(config: PreTrainedConfig, function: Any, rotary: type) -> Layout | None:
-    """The layout in which our rotation gives what the family's own gives, on random numbers; None where there is none."""
+    """The layout in which our rotation agrees with the family's own on random numbers; None: in no layout."""
     view = copy.copy(config)
     nested = nested_types(config)
     kept = ("partial_rotary_factor",)
@@ -114,7 +135,9 @@ def _try_layouts(config: PreTrainedConfig, function: Any, rotary: type) -> Layou
     def plain(rope: dict[str, Any] | None) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": 100.0, **{k: v for k, v in (rope or {}).items() if k in kept}}
 
-    view.rope_parameters = {key: plain(config.rope_parameters[key]) for key in nested} if nested else plain(config.rope_parameters)
+    view.rope_parameters = (
+        {key: plain(config.rope_parameters[key]) for key in nested} if nested else plain(config.rope_parameters)
+    )
     arguments = nested[:1]
     positions = torch.tensor([[3, 11]], device="cpu")
     generator = torch.Generator(device="cpu").manual_seed(0)

@@ -23,38 +23,45 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def rope_key(config: PreTrainedConfig) -> str | None:
-    """The entry of `rope_parameters` that global layers read, where layer types have entries of their own; None where all share one."""
+    """The entry of `rope_parameters` that global layers read; None: all layer types share one."""
     nested = nested_types(config)
     return next((key for key in GLOBAL if key in nested), nested[0]) if nested else None
 
 
 def check_rope(config: PreTrainedConfig, name: str) -> dict[str, Any]:
-    """The rope parameters of the global layers of a decoder that harpe can change; raises HarpeError for all others, with the reason."""
+    """Rope parameters of a decoder's global layers; HarpeError, with the reason, if harpe cannot change them."""
     rope = getattr(config, "rope_parameters", None)
     if not rope and any(key.startswith("rotary") for key in config.to_dict()):
         raise HarpeError(
-            f"{name} (model type {config.model_type}) has rotary positions whose base stands in its code, not in its configuration "
-            "(rope_parameters): harpe cannot change it. Choose a model such as Llama, Mistral or Qwen."
+            f"{name} (model type {config.model_type}) has rotary positions whose base stands in its code, not in its "
+            "configuration (rope_parameters): harpe cannot change it. Choose a model such as Llama, Mistral or Qwen."
         )
     if not rope or not isinstance(rope, dict) or getattr(config, "alibi", False):
         raise HarpeError(
-            f"{name} (model type {config.model_type}) has no rotary position embedding (RoPE), so there are no bases to change. "
-            "Choose a model with RoPE, such as Llama, Mistral or Qwen."
+            f"{name} (model type {config.model_type}) has no rotary position embedding (RoPE), so there are no bases "
+            "to change. Choose a model with RoPE, such as Llama, Mistral or Qwen."
         )
     if not _differ(config) and any(getattr(config, key, None) for key in ("kv_lora_rank", "qk_rope_head_dim")):
         raise HarpeError(
-            f"{name} (model type {config.model_type}) has latent attention, in which all heads share one rotary key: there are no heads "
-            "to give bases of their own. Choose a model with multi-head or grouped-query attention."
+            f"{name} (model type {config.model_type}) has latent attention, in which all heads share one rotary key: "
+            "there are no heads to give bases of their own. Choose a model with multi-head or grouped-query attention."
         )
     key = rope_key(config)
     if key is not None and key not in GLOBAL:
-        raise HarpeError(f"{name} (model type {config.model_type}) has no rotary position embedding in layers that attend to everything.")
+        raise HarpeError(
+            f"{name} (model type {config.model_type}) has no rotary position embedding in layers that attend to "
+            "everything."
+        )
     entry: dict[str, Any] = rope if key is None else rope[key]
     if entry.get("rope_type") == ROPE_TYPE:
-        raise HarpeError(f"{name} already has one RoPE base per head: it was extended by harpe. Extend the original checkpoint instead.")
+        raise HarpeError(
+            f"{name} already has one RoPE base per head: it was extended by harpe. Extend the original checkpoint "
+            "instead."
+        )
     if "mrope_section" in entry:
         raise HarpeError(
-            f"{name} (model type {config.model_type}) has positions in several dimensions (multimodal RoPE), which harpe does not extend."
+            f"{name} (model type {config.model_type}) has positions in several dimensions (multimodal RoPE), which "
+            "harpe does not extend."
         )
     return entry
 
@@ -69,40 +76,45 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
     name
         What messages call the model.
     original_length
-        The trained context, where it is not `max_position_embeddings`. For a checkpoint with a scaling of its own, the context before
-        the scaling says that it was not trained with it (`harpe.models.scaling`).
+        The trained context, where it is not `max_position_embeddings`. For a checkpoint with a scaling of its own, the
+        context before the scaling says that it was not trained with it (`harpe.models.scaling`).
 
     Raises
     ------
     HarpeError
-        For a model without RoPE, with latent attention, with bases per head already, or of a family that cannot have them.
+        For a model without RoPE, with latent attention, with bases per head already, or of a family that cannot have
+        them.
     """
     whole, config = config, text_config(config)
     rope, key = check_rope(config, name), rope_key(config)
     family = find_family(config, name)
     if _differ(config):
         raise HarpeError(
-            f"{name} (model type {config.model_type}) has layers of several shapes (per_layer_config), which harpe does not extend."
+            f"{name} (model type {config.model_type}) has layers of several shapes (per_layer_config), which harpe "
+            "does not extend."
         )
     changed = changed_layers(config)
     kinds = {str(kind) for kind in getattr(config, "layer_types", None) or []}
     if not changed and kinds and not any("sliding" in kind or kind in GLOBAL for kind in kinds):
         raise HarpeError(
-            f"The layers of {name} (model type {config.model_type}) are of type {', '.join(sorted(kinds))}; harpe extends those of type "
-            f"{GLOBAL[0]} alone, and there are none."
+            f"The layers of {name} (model type {config.model_type}) are of type {', '.join(sorted(kinds))}; harpe "
+            f"extends those of type {GLOBAL[0]} alone, and there are none."
         )
     if not changed:
         raise HarpeError(
-            f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. Where the layers have "
-            "a sliding window, --sliding-window off removes it."
+            f"No layer of {name} both attends to everything and has rotary positions: there are no bases to change. "
+            "Where the layers have a sliding window, --sliding-window off removes it."
         )
-    config.standardize_rope_params()  # as making the model does: moves an original_max_position_embeddings beside the entry into it
+    # as making the model does: moves an original_max_position_embeddings beside the entry into it
+    config.standardize_rope_params()
     if rope.get("rope_theta") is None:
         raise HarpeError(f"The configuration of {name} names no RoPE base (rope_theta); add it to its config.json.")
     base, rope, frequencies = trained_base(config, family.rotary, rope, key, name)
     trained = trained_with(config, family.rotary, rope, frequencies, key, original_length, whole)
     if trained.length < 2:
-        raise HarpeError(f"The trained context of {name} is {trained.length} tokens; give the real one with --original-length.")
+        raise HarpeError(
+            f"The trained context of {name} is {trained.length} tokens; give the real one with --original-length."
+        )
     heads = config.num_attention_heads
     return ModelGeometry(
         model_type=config.model_type,
@@ -121,7 +133,7 @@ def read_geometry(config: PreTrainedConfig, name: str, original_length: int | No
 
 
 def _differ(config: PreTrainedConfig) -> bool:
-    """Whether attributes such as the number of heads differ by layer; reading one of them from such a configuration is an error."""
+    """Whether attributes such as the number of heads differ by layer; reading one from the configuration raises."""
     return bool(getattr(config, "is_heterogeneous", False))
 
 
@@ -129,7 +141,8 @@ def changed_layers(config: PreTrainedConfig) -> list[int]:
     """Numbers of the layers whose positions a method changes: those that attend to everything and have RoPE."""
     config = text_config(config)
     types = getattr(config, "layer_types", None) or [GLOBAL[0]] * config.num_hidden_layers
-    rotary = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # SmolLM3: 0 marks a layer without RoPE
+    # SmolLM3: 0 marks a layer without RoPE
+    rotary = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
     if not isinstance(rotary, list) or len(rotary) != config.num_hidden_layers:
         rotary = [1] * config.num_hidden_layers
     return [i for i, (kind, has) in enumerate(zip(types, rotary, strict=True)) if kind in GLOBAL and has]
@@ -160,10 +173,13 @@ def check_sliding_window(config: PreTrainedConfig, name: str, length: int, polic
         if window >= length:
             return None
         raise HarpeError(
-            f"Every layer of {name} attends to a sliding window of {window} tokens, shorter than the target of {length}: a longer "
-            "context could not be seen. Give --sliding-window off to attend to everything."
+            f"Every layer of {name} attends to a sliding window of {window} tokens, shorter than the target of "
+            f"{length}: a longer context could not be seen. Give --sliding-window off to attend to everything."
         )
-    return f"{count} of {config.num_hidden_layers} layers keep their sliding window of {window} tokens and their positions."
+    return (
+        f"{count} of {config.num_hidden_layers} layers keep their sliding window of {window} tokens and their "
+        "positions."
+    )
 
 
 def remove_window(config: PreTrainedConfig) -> None:
@@ -181,36 +197,44 @@ def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
     whole, config = config, text_config(config)
     changed, rope, notes = changed_layers(config), config.rope_parameters, []
     if len(changed) < config.num_hidden_layers:
-        notes.append(f"Positions change in {len(changed)} of {config.num_hidden_layers} layers: {', '.join(map(str, changed))}.")
+        notes.append(
+            f"Positions change in {len(changed)} of {config.num_hidden_layers} layers: {', '.join(map(str, changed))}."
+        )
     key = rope_key(config)
     entry = rope if key is None else rope[key]
     kind = entry.get("rope_type", "default")
     if geometry.base != entry["rope_theta"]:
         notes.append(
-            f"The trained base is {geometry.base:,.0f}, from the frequencies that the rotary module computes; the configuration names "
-            f"{entry['rope_theta']:,.0f} (rope type {kind})."
+            f"The trained base is {geometry.base:,.0f}, from the frequencies that the rotary module computes; the "
+            f"configuration names {entry['rope_theta']:,.0f} (rope type {kind})."
         )
         return notes
     if kind == "default":
         return notes
-    values = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list))
+    values = ", ".join(
+        f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)
+    )
     notes.append(f"The checkpoint's own scaling of positions, {kind} ({values}), is replaced.")
     notes += [why] if (why := declared(config, entry, whole).why) else []
     if geometry.trained_angles is None:
         notes.append(
-            f"It is taken not to have been trained with: {geometry.original_length} tokens are counted as the trained context. If it was, "
-            "give the context that it was trained to with --original-length."
+            f"It is taken not to have been trained with: {geometry.original_length} tokens are counted as the trained "
+            "context. If it was, give the context that it was trained to with --original-length."
         )
         return notes
-    factor = f" Its attention factor, {geometry.attention_factor:.4g}, is kept." if geometry.attention_factor != 1 else ""
-    notes.append(
-        f"It is taken to have been trained with, to {geometry.original_length} tokens: the range is that of the angles which the pairs "
-        f"came to. If it was not, give the context before it with --original-length.{factor}"
+    factor = (
+        f" Its attention factor, {geometry.attention_factor:.4g}, is kept." if geometry.attention_factor != 1 else ""
     )
-    slowed = geometry.original_length / geometry.trained_angles[0]  # the fastest pair turns by one radian a token in every base
+    notes.append(
+        f"It is taken to have been trained with, to {geometry.original_length} tokens: the range is that of the angles "
+        f"which the pairs came to. If it was not, give the context before it with --original-length.{factor}"
+    )
+    # the fastest pair turns by one radian a token in every base
+    slowed = geometry.original_length / geometry.trained_angles[0]
     if slowed > 1.05:
         notes.append(
-            f"The scaling had slowed the fastest pairs as well, {slowed:.3g} times, which no base can: near distances look {slowed:.3g} "
-            "times as far as in training. No range helps, it must be learned anew; a checkpoint from before the scaling is a better start."
+            f"The scaling had slowed the fastest pairs as well, {slowed:.3g} times, which no base can: near distances "
+            f"look {slowed:.3g} times as far as in training. No range helps, it must be learned anew; a checkpoint "
+            "from before the scaling is a better start."
         )
     return notes

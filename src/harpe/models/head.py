@@ -1,9 +1,9 @@
 """From hidden states to logits and losses in the family's own way, for a few positions at a time.
 
 Families do more to their logits than to apply the output layer: they scale them (Cohere, Granite), cap them (Gemma 2,
-nanochat), add a bias. So the family's own `forward` runs here, and what stands in the decoder's place inside of it returns the
-hidden states that are given. The logits of one 128k sequence over a vocabulary of 128k take 64 GiB in float32; [S, V] never
-exists.
+nanochat), add a bias. So the family's own `forward` runs here, and what stands in the decoder's place inside of it
+returns the hidden states that are given. The logits of one 128k sequence over a vocabulary of 128k take 64 GiB in
+float32; [S, V] never exists.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def _place(model: PreTrainedModel) -> str:
         return str(model.base_model_prefix)
     inside = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
     if len(inside) != 1:
-        raise HarpeError(f"A {type(model).__name__} has no decoder beside its output layer: its loss cannot be formed in pieces.")
+        raise HarpeError(
+            f"A {type(model).__name__} has no decoder beside its output layer: its loss cannot be formed in pieces."
+        )
     return inside[0]
 
 
@@ -69,7 +71,8 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, **inputs: Any) -> t
 def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     """The model's logits [B, n, V] for last hidden states [B, n, W], by the forward of its class.
 
-    The forward of the object may be another one (accelerate's, that of `chunked_loss`); hooks of the decoder do not run.
+    The forward of the object may be another one (accelerate's, that of `chunked_loss`); hooks of the decoder do not
+    run.
     """
     place, modules = _place(model), model._modules
     decoder: Any = modules[place]
@@ -86,7 +89,9 @@ def _losses(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     return F.cross_entropy(logits_of(model, states)[0].float(), targets, reduction="none")
 
 
-def token_nll(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int = 0, recompute: bool = True) -> torch.Tensor:
+def token_nll(
+    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int = 0, recompute: bool = True
+) -> torch.Tensor:
     """-log p of `targets` given last hidden states: float32 [B, S] in nats, 0 where a target is -100.
 
     Parameters
@@ -102,7 +107,9 @@ def token_nll(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tenso
     parts = []
     for start in range(0, len(wanted), size):
         part = (model, rows[:, start : start + size], wanted[start : start + size])
-        parts.append(checkpoint(_losses, *part, use_reentrant=False) if recompute and torch.is_grad_enabled() else _losses(*part))
+        parts.append(
+            checkpoint(_losses, *part, use_reentrant=False) if recompute and torch.is_grad_enabled() else _losses(*part)
+        )
     return torch.cat(parts).view(targets.shape) if parts else states.new_zeros(targets.shape, dtype=torch.float32)
 
 
@@ -113,8 +120,8 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
     Raises
     ------
     HarpeError
-        Where they differ or are not finite, or where the family's forward cannot be run on given hidden states: it would be trained on, and
-        measured by, something else than its own loss.
+        Where they differ or are not finite, or where the family's forward cannot be run on given hidden states: it
+        would be trained on, and measured by, something else than its own loss.
     """
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         return model
@@ -122,24 +129,31 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
         model.config.model_type,
         torch.arange(1, 6, device=model.device)[None] % text_config(model.config).vocab_size,
     )
-    routers = "output_router_logits" in inspect.signature(type(model).forward).parameters  # their auxiliary loss is left out
+    # their auxiliary loss is left out
+    routers = "output_router_logits" in inspect.signature(type(model).forward).parameters
     try:
-        own = model(input_ids=ids, labels=ids, use_cache=False, **({"output_router_logits": False} if routers else {})).loss
+        own = model(
+            input_ids=ids, labels=ids, use_cache=False, **({"output_router_logits": False} if routers else {})
+        ).loss
     except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise HarpeError(f"{name} (model type {kind}) cannot read five tokens: {type(error).__name__}: {error}") from error
+        raise HarpeError(
+            f"{name} (model type {kind}) cannot read five tokens: {type(error).__name__}: {error}"
+        ) from error
     if not own.isfinite():
-        raise HarpeError(f"The loss of five tokens of {name} is {own:.5g}: its configuration or its weights are damaged.")
+        raise HarpeError(
+            f"The loss of five tokens of {name} is {own:.5g}: its configuration or its weights are damaged."
+        )
     try:
         found = token_nll(model, hidden_states(model, ids)[:, :-1], ids[:, 1:], chunk=3).mean()
     except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise HarpeError(
-            f"{name} has the model type {kind}, whose loss cannot be formed in pieces ({error}): harpe would have no loss to "
-            "train it on or to measure it by."
+            f"{name} has the model type {kind}, whose loss cannot be formed in pieces ({error}): harpe would have no "
+            "loss to train it on or to measure it by."
         ) from error
     near = TOLERANCE.get(model.dtype, COARSE)
     if not torch.allclose(found.float(), own.float(), atol=near, rtol=near):
         raise HarpeError(
-            f"{name} has the model type {kind}, whose own loss of five tokens is {own:.5g}, while it is {found:.5g} formed "
-            "in pieces: harpe would train it on, and measure it by, something else than its own loss."
+            f"{name} has the model type {kind}, whose own loss of five tokens is {own:.5g}, while it is {found:.5g} "
+            "formed in pieces: harpe would train it on, and measure it by, something else than its own loss."
         )
     return model

@@ -1,11 +1,12 @@
-"""How far each key/value head looks: the mean distance of its attention, measured on a few texts inside the trained context.
+"""How far each key/value head looks: the mean distance of its attention, measured on a few texts inside the trained
+context.
 
 For a query at position q and keys k = 1 .. q with attention a_qk, the distance of a head is
 
     sum a_qk (q - k) / sum a_qk        over all documents, queries and the query heads of the group
 
-with q in the second half of a document, where far is possible. The first token is left out: heads that have nothing to look at rest on it
-(an "attention sink": Xiao et al. 2023, arXiv 2309.17453), and would seem to look farthest of all.
+with q in the second half of a document, where far is possible. The first token is left out: heads that have nothing to
+look at rest on it (an "attention sink": Xiao et al. 2023, arXiv 2309.17453), and would seem to look farthest of all.
 
 Shapes: B documents of a batch (1), Q query heads, H key/value heads, S positions, L layers.
 """
@@ -28,7 +29,8 @@ from harpe.files import read_json, sha256_json, write_json
 from harpe.ownership import is_ours, may_write
 
 LONGEST = 4096
-"""Longest piece of a document that is read. The attention of one layer is in memory at a time: 2 GiB for 32 heads at this length."""
+"""Longest piece of a document that is read. The attention of one layer is in memory at a time: 2 GiB for 32 heads at
+this length."""
 SHORTEST = 16
 """A shorter piece says nothing about distance and is passed over."""
 
@@ -50,8 +52,8 @@ def _attention_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
     found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "self_attn"]
     if len(found) != model.config.num_hidden_layers:
         raise HarpeError(
-            f"{len(found)} attention modules were found for {model.config.num_hidden_layers} layers of a {model.config.model_type}: how "
-            "far its heads look cannot be measured. Use another --assignment."
+            f"{len(found)} attention modules were found for {model.config.num_hidden_layers} layers of a "
+            f"{model.config.model_type}: how far its heads look cannot be measured. Use another --assignment."
         )
     return found
 

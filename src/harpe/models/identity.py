@@ -19,15 +19,17 @@ UNREAD = ("_name_or_path", "name_or_path", "transformers_version")
 
 
 def checkpoint_identity(name: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What decides everything that a checkpoint computes; equal for equal models, wherever they lie and whatever they are called.
+    """What decides everything that a checkpoint computes; equal for equal models, wherever they lie and whatever they
+    are called.
 
-    A folder is the SHA-256 of its configuration (but for `UNREAD`, and an adapter's, where there is one) and that of its weights: every
-    safetensors file whole, by name. Sizes and times would not do, since a model that is trained on has the same shapes. A name on the hub
-    is the commit that it stands for, which is such a hash already. The generation configuration does not count: nothing that harpe
-    generates reads it. Nor does the tokenizer (`harpe.data.packing.tokenizer_identity`).
+    A folder is the SHA-256 of its configuration (but for `UNREAD`, and an adapter's, where there is one) and that of
+    its weights: every safetensors file whole, by name. Sizes and times would not do, since a model that is trained on
+    has the same shapes. A name on the hub is the commit that it stands for, which is such a hash already. The
+    generation configuration does not count: nothing that harpe generates reads it. Nor does the tokenizer
+    (`harpe.data.packing.tokenizer_identity`).
 
-    Reading a folder takes about a second for each gigabyte, several files at a time, once in a process as long as the files stay as they
-    are (by device, inode, size and time); loading the model takes at least that.
+    Reading a folder takes about a second for each gigabyte, several files at a time, once in a process as long as the
+    files stay as they are (by device, inode, size and time); loading the model takes at least that.
 
     Returns
     -------
@@ -43,7 +45,9 @@ def checkpoint_identity(name: str | Path, revision: str | None = None) -> dict[s
         load_config(target, revision)  # in sentences, what may fail
         commit = extract_commit_hash(cached_file(target, "config.json", revision=revision), None)
         if commit is None:
-            raise HarpeError(f"The commit of {name} on the hub cannot be told. Name a folder that holds the model, or a --revision.")
+            raise HarpeError(
+                f"The commit of {name} on the hub cannot be told. Name a folder that holds the model, or a --revision."
+            )
         return {"commit": commit}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -64,7 +68,9 @@ def checkpoint_identity(name: str | Path, revision: str | None = None) -> dict[s
 
 def _content(path: Path) -> str:
     there = path.stat()
-    return _hashed(str(path.absolute()), there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+    return _hashed(
+        str(path.absolute()), there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+    )
 
 
 @functools.lru_cache(maxsize=4096)

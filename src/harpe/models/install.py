@@ -1,4 +1,5 @@
-"""Teaches transformers what harpe's models need: the rope type "harpe", its kernel, and the attention of methods without training."""
+"""Teaches transformers what harpe's models need: the rope type "harpe", its kernel, and the attention of methods
+without training."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from transformers import PreTrainedConfig
 from harpe.models import remapped_attention
 from harpe.models.families import find_family
 from harpe.models.per_head import allow_rope_type, initialise, register_rope_type
-from harpe.positions import rotation
+from harpe.positions.rotation import use_kernel
 
 
 def install() -> None:
-    """Teach transformers the rope type "harpe". Safe to call again; families are hooked when a model of theirs is made."""
+    """Teach transformers the rope type "harpe". Safe to call again. A family is hooked when its first model is made."""
     register_rope_type(_initialise)
     remapped_attention.register()
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-        rotation.KERNEL = importlib.import_module("harpe.positions.rotation_triton").rotate
+        use_kernel(importlib.import_module("harpe.positions.rotation_triton").rotate)
     for name in ("phi3", "phimoe", "phi4_multimodal"):  # their configurations refuse rope types that they do not know
         module = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
         for cls in vars(module).values():

@@ -44,7 +44,9 @@ def resolve(name: str | Path) -> str:
             raise HarpeError(f"The folder {path} holds no config.json, so it is not a checkpoint of transformers.")
         return str(path)
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
-        raise HarpeError(f"There is no checkpoint folder at {path}. Give a folder with config.json, or a name on the hub.")
+        raise HarpeError(
+            f"There is no checkpoint folder at {path}. Give a folder with config.json, or a name on the hub."
+        )
     return text
 
 
@@ -55,7 +57,9 @@ def _hub_failure(name: str, error: Exception) -> HarpeError:
         if offline
         else ("Check the spelling and --revision; for a gated model set HF_TOKEN to a token that may read it.")
     )
-    return HarpeError(f"{name} is neither a folder nor a model that could be loaded from the hub. {hint} ({_line(error)})")
+    return HarpeError(
+        f"{name} is neither a folder nor a model that could be loaded from the hub. {hint} ({_line(error)})"
+    )
 
 
 def _line(error: Exception) -> str:
@@ -70,8 +74,8 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
     Raises
     ------
     HarpeError
-        Where there is none, and for what `harpe.models.settings` refuses: a model with code of its own, a quantised one, one that is no
-        causal language model, entries that are broken.
+        Where there is none, and for what `harpe.models.settings` refuses: a model with code of its own, a quantised
+        one, one that is no causal language model, entries that are broken.
     """
     install()
     target = resolve(name)
@@ -80,7 +84,9 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
     try:
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # of as many kinds as there are ways to get an entry wrong
-        raise HarpeError(f"config.json of {name} does not describe a model that transformers can make: {_line(error)}") from error
+        raise HarpeError(
+            f"config.json of {name} does not describe a model that transformers can make: {_line(error)}"
+        ) from error
     return settle(config, str(name))
 
 
@@ -116,19 +122,24 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise HarpeError(
-                f"The tokenizer of {name} needs code of its own that harpe does not run (auto_map in tokenizer_config.json). Name one that "
-                "transformers knows itself (--tokenizer)."
+                f"The tokenizer of {name} needs code of its own that harpe does not run (auto_map in "
+                "tokenizer_config.json). Name one that transformers knows itself (--tokenizer)."
             ) from error
-        reason = str(refused) if refused is not None and (Path(target) / "config.json").is_file() else f"{_line(error)}."
+        reason = (
+            str(refused) if refused is not None and (Path(target) / "config.json").is_file() else f"{_line(error)}."
+        )
         raise HarpeError(f"No tokenizer could be loaded from {name} (--tokenizer names another): {reason}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
         raise HarpeError(
-            f"The tokenizer of {name} has no vocabulary: tokenizer.json, or the file of its kind, is missing. Copy or download it again."
+            f"The tokenizer of {name} has no vocabulary: tokenizer.json, or the file of its kind, is missing. Copy or "
+            "download it again."
         )
     return tokenizer
 
 
-def load_model(name: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any) -> PreTrainedModel:
+def load_model(
+    name: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """A causal language model from safetensors: per-head checkpoints of harpe and stock ones alike.
 
     Its weights are those of the checkpoint, all of them, and no code or pickle of the checkpoint is read.

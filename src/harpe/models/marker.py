@@ -1,8 +1,9 @@
 """A tensor beside the weights, for programs that cannot hold one RoPE base per head.
 
-Some read a configuration's `rope_theta`, pass over a rope type that they do not know, and would turn the checkpoint into a stock model
-that is quietly wrong. A weight that they do not know stops them: llama.cpp's converter and mlx-lm refuse a tensor without a place.
-vLLM and SGLang leave out every tensor with `rotary_emb.inv_freq` in its name, and transformers is told to expect this one.
+Some read a configuration's `rope_theta`, pass over a rope type that they do not know, and would turn the checkpoint
+into a stock model that is quietly wrong. A weight that they do not know stops them: llama.cpp's converter and mlx-lm
+refuse a tensor without a place. vLLM and SGLang leave out every tensor with `rotary_emb.inv_freq` in its name, and
+transformers is told to expect this one.
 
 This file needs torch and nothing else: an exported checkpoint carries it as it stands.
 """
@@ -25,7 +26,7 @@ def with_marker(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, to
 
 
 class Marked:
-    """Before a model class of transformers: loads the weights as that class does, expects the mark, sets it in what is saved."""
+    """Mixed into a model class of transformers, which loads as before, expects the mark, and saves it."""
 
     _keys_to_ignore_on_load_unexpected: list[str] | None
 
@@ -38,7 +39,9 @@ class Marked:
         """No: the weights are those of transformers' own class, so that its renamings of old names hold for them."""
         return False
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
+    ) -> Any:
         model: Any = self
         weights = model.state_dict() if state_dict is None else state_dict
         return super().save_pretrained(save_directory, is_main_process, with_marker(self, weights), **kwargs)  # type: ignore[misc]

@@ -1,10 +1,10 @@
 """Rope parameters under the names that programs from before transformers 5 read, or marks at which those stop.
 
-transformers 5 writes `rope_parameters`; transformers 4 and vLLM and SGLang of that time pass over it and read `rope_theta` (or
-`rotary_emb_base` …), `rope_scaling` and `partial_rotary_factor` (or `rotary_pct`), with defaults where they are missing:
-a model with another base would run on 10,000, silently. config.json therefore has both. Which old names a family has is
-asked of its configuration class, which still understands them; and nothing is written that it would read otherwise than
-`rope_parameters`, with those beside it or without.
+transformers 5 writes `rope_parameters`; transformers 4 and vLLM and SGLang of that time pass over it and read
+`rope_theta` (or `rotary_emb_base` …), `rope_scaling` and `partial_rotary_factor` (or `rotary_pct`), with defaults where
+they are missing: a model with another base would run on 10,000, silently. config.json therefore has both. Which old
+names a family has is asked of its configuration class, which still understands them; and nothing is written that it
+would read otherwise than `rope_parameters`, with those beside it or without.
 
 What the old form cannot hold (bases per head; bases that differ by layer type where a family had one name for all) gets
 marks: a base of null is no number to go on with, and an unknown rope type stops programs that look at it.
@@ -135,9 +135,11 @@ def _forms(reader: _Reader) -> list[dict[str, Any]]:
             return [stop]
         scaling = {"type": entry["rope_type"], **{k: v for k, v in entry.items() if k not in APART}}
         if set(scaling) == {"type", "rope_type", "factor"}:
-            del scaling["rope_type"]  # transformers before 4.43, and OLMo's class after it, takes two fields and no third
+            # transformers before 4.43, and OLMo's class after it, takes two fields and no third
+            del scaling["rope_type"]
         old["rope_scaling"] = scaling
-    if entry["rope_type"] == "longrope":  # transformers 4 looks for it here, and takes the ratio of contexts for the factor
+    # transformers 4 looks for it here, and takes the ratio of contexts for the factor
+    if entry["rope_type"] == "longrope":
         old["original_max_position_embeddings"] = entry["original_max_position_embeddings"]
         ratio = reader.context / entry["original_max_position_embeddings"]
         if entry.get("attention_factor") is None and ratio != entry.get("factor", ratio):

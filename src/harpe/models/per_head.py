@@ -1,22 +1,22 @@
 """Per-head RoPE inside transformers models: three hooks a family, no copy of any model.
 
-1. The rotary module's `forward`: for rope type "harpe" it returns positions and steps (`harpe.positions.rotation`) in the place of
-   cos and sin; any other rope type takes the stock path.
+1. The rotary module's `forward`: for rope type "harpe" it returns positions and steps (`harpe.positions.rotation`) in
+   the place of cos and sin; any other rope type takes the stock path.
 2. The family's `apply_rotary_pos_emb`: such a pair goes to our rotation, every other to the stock function.
-3. The attention's `__call__`: takes its own layer's row where bases differ by layer, and under tensor parallelism the rows of the
-   heads that this rank holds.
+3. The attention's `__call__`: takes its own layer's row where bases differ by layer, and under tensor parallelism the
+   rows of the heads that this rank holds.
 
-Stock models in the same process take the stock path through all three. The rotary module's `inv_freq` buffer holds integers (steps),
-so that it survives `model.to(bfloat16)`; inverse frequencies in bfloat16 are noise.
+Stock models in the same process take the stock path through all three. The rotary module's `inv_freq` buffer holds
+integers (steps), so that it survives `model.to(bfloat16)`; inverse frequencies in bfloat16 are noise.
 
 An entry of `rope_parameters` with rope type "harpe" has the keys
-    bases              one base per key/value head, or a list with such a row for every layer (null: the layer has none)
+    bases              one base per key/value head, or a list of such rows, one for every layer (null: none)
     rope_theta         the base that the checkpoint was trained with
     local              the rope parameters of layers whose row is null, where one rotary module serves all layers
     attention_factor   multiplies cos and sin; default 1
     partial_rotary_factor, original_max_position_embeddings   as everywhere in transformers
 
-This file needs torch, transformers and `rotation.py`: an exported checkpoint carries it as it stands.
+This file needs torch, transformers, `phases.py` and `rotation.py`: an exported checkpoint carries it as it stands.
 """
 
 from __future__ import annotations
@@ -34,24 +34,16 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
 
-from harpe.positions.rotation import (
-    Layout,
-    base_frequencies,
-    encode_positions,
-    is_per_head,
-    of_heads,
-    of_layer,
-    phase_steps,
-    rotate_per_head,
-    with_factor,
-)
+from harpe.positions.phases import base_frequencies, is_per_head, of_heads, of_layer, phase_steps, with_factor
+from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 ROPE_TYPE = "harpe"
 KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
 """Optional keys beside rope_type and bases."""
 PROTOCOL = 2
-"""Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows from it. Exported
-checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds. Raised with any change of the pair."""
+"""Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows
+from it. Exported checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds.
+Raised with any change of the pair."""
 _MARK = "_harpe_hook"
 
 
@@ -65,16 +57,28 @@ class Family(NamedTuple):
     layout: Layout
 
 
-FAMILIES: dict[type, Family] = {}
-"""By configuration class."""
+_families: dict[type, Family] = {}
+
+
+def register_family(config_class: type, family: Family | None) -> None:
+    """Keep the family of a configuration class and of its subclasses; None: forget it."""
+    if family is None:
+        _families.pop(config_class, None)
+    else:
+        _families[config_class] = family
+
+
+def known_family(config: PreTrainedConfig) -> Family | None:
+    """The family of a configuration whose class, or a parent of it, has been registered."""
+    return next((_families[cls] for cls in type(config).__mro__ if cls in _families), None)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a configuration whose class, or a parent of it, has been registered."""
-    for cls in type(config).__mro__:
-        if cls in FAMILIES:
-            return FAMILIES[cls]
-    raise ValueError(f"Per-head RoPE was not set up for {type(config).__name__}.")
+    """The same, where it must have been registered."""
+    known = known_family(config)
+    if known is None:
+        raise ValueError(f"Per-head RoPE was not set up for {type(config).__name__}.")
+    return known
 
 
 def key_value_heads(config: PreTrainedConfig) -> int:
@@ -94,7 +98,7 @@ def nested_types(config: PreTrainedConfig) -> list[str]:
 def stock_frequencies(
     config: PreTrainedConfig, rotary: type, rope: dict[str, Any], layer_type: str | None, length: int | None = None
 ) -> tuple[list[float], float]:
-    """Inverse frequencies and attention factor that the family itself forms from rope parameters `rope` (any type but ours).
+    """Inverse frequencies and attention factor that the family itself forms from rope parameters of any type but ours.
 
     `length` is that of the text, in tokens, for types whose frequencies depend on it (longrope).
     """
@@ -109,11 +113,13 @@ def stock_frequencies(
 
 
 def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torch.Tensor:
-    """Steps of a configuration, int64 on the CPU: [H, N], [H, N, 2] with an attention factor, [L, H, N, 2] with rows by layer."""
+    """Steps of a configuration, on the CPU: int64 [H, N], [H, N, 2] or [L, H, N, 2], as in `Phases`."""
     family = family_of(config)
     rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     default = {key: value for key, value in rope.items() if key == "partial_rotary_factor"}
-    stock, _ = stock_frequencies(config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type)
+    stock, _ = stock_frequencies(
+        config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type
+    )
     bases, factor = rope["bases"], float(rope.get("attention_factor") or 1.0)
 
     def steps(row: list[float]) -> torch.Tensor:
@@ -125,26 +131,30 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
     other = with_factor(unused, 1.0)
     if rope.get("local") is not None:
         local, local_factor = stock_frequencies(config, family.rotary, rope["local"], layer_type)
-        other = with_factor(torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor)
+        other = with_factor(
+            torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor
+        )
     return torch.stack([other if row is None else with_factor(steps(row), factor) for row in bases])
 
 
 def initialise(
     config: PreTrainedConfig, device: Any = None, seq_len: int | None = None, layer_type: str | None = None, **_: Any
 ) -> tuple[torch.Tensor, float]:
-    """transformers' protocol for a rope type: the buffer `inv_freq` (here: steps) and a factor (which the steps carry)."""
+    """transformers' protocol for a rope type: the buffer `inv_freq`, here of steps, and a factor, here in the steps."""
     hook(family_of(config))
     return build_table(config, layer_type).to(device if device is not None else torch.get_default_device()), 1.0
 
 
 def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_keys: set[str] | None = None) -> None:
-    """Called by transformers whenever a configuration with rope type "harpe" is made; raises ValueError with the reason."""
+    """transformers calls this for every new configuration with rope type "harpe"; ValueError says what is wrong."""
     self._check_received_keys(ROPE_TYPE, set(rope_parameters), {"rope_type", "bases"}, KEYS, ignore_keys=ignore_keys)
     bases, heads = rope_parameters["bases"], key_value_heads(self)
     by_layer = any(isinstance(row, list | tuple) for row in bases)
     rows = [row for row in bases if row is not None] if by_layer else [bases]
     if by_layer and len(bases) != self.num_hidden_layers:
-        raise ValueError(f"rope_parameters.bases has rows for {len(bases)} layers; the model has {self.num_hidden_layers}.")
+        raise ValueError(
+            f"rope_parameters.bases has rows for {len(bases)} layers; the model has {self.num_hidden_layers}."
+        )
     for row in rows:
         for base in row:
             if not isinstance(base, int | float) or not math.isfinite(base) or base <= 1:
@@ -154,12 +164,13 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
 
 
 def _share_of_heads(attention: torch.nn.Module) -> tuple[int, int] | None:
-    """(rank, size): this process has the keys of the rank-th of `size` equal parts of the heads; None where it has them all.
+    """(rank, size): this process has the rank-th of `size` equal parts of the key heads; None: it has them all.
 
-    Read from the key projection itself: the placement of its weight (transformers' tensor parallelism), or what the parallel linear
-    layers of vLLM and SGLang tell of themselves.
+    Read from the key projection itself: the placement of its weight (transformers' tensor parallelism), or what the
+    parallel linear layers of vLLM and SGLang tell of themselves.
     """
-    children = attention._modules  # asked at every decoding step, where getattr on a module takes as long as an operation
+    # asked at every decoding step, where getattr on a module takes as long as an operation
+    children = attention._modules
     for name in ("k_proj", "qkv_proj", "query_key_value"):
         child: Any = children.get(name)
         if child is None:
@@ -180,7 +191,7 @@ def _share_of_heads(attention: torch.nn.Module) -> tuple[int, int] | None:
 
 
 def _server_rank(told: dict[str, Any]) -> int:
-    """This process among those that share a parallel layer of vLLM (`tp_rank`) or SGLang (the group; none where nothing is shared)."""
+    """This process's rank among those that share a parallel layer: `tp_rank` in vLLM; in SGLang the group's, if any."""
     if "tp_rank" in told:
         return int(told["tp_rank"])
     group = told.get("kv_tp_group") or told.get("tp_group")
@@ -198,12 +209,15 @@ def _own_pair(attention: Any, pair: Any) -> Any:
 
 def _wrap_rotary(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
-    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor | None = None, layer_type: str | None = None) -> Any:
+    def forward(
+        self: Any, x: torch.Tensor, position_ids: torch.Tensor | None = None, layer_type: str | None = None
+    ) -> Any:
         rope_type = self.rope_type if layer_type is None else self.rope_type[layer_type]
         if rope_type != ROPE_TYPE:
             return stock(self, x, position_ids) if layer_type is None else stock(self, x, position_ids, layer_type)
         if not torch.compiler.is_compiling():
-            hook(family_of(self.config))  # kernels patched into the module after us would read our pair as one table for all heads
+            # kernels patched into the module after us would read our pair as one table for all heads
+            hook(family_of(self.config))
         table = getattr(self, "inv_freq" if layer_type is None else f"{layer_type}_inv_freq")
         assert position_ids is not None
         return encode_positions(position_ids.to(x.device), table.to(x.device))
@@ -212,7 +226,9 @@ def _wrap_rotary(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_apply(stock: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def apply_rotary_pos_emb(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         if not is_per_head(cos):
             return stock(q, k, cos, sin, *args, **kwargs)
         return rotate_per_head(q, k, cos, sin, layout, kwargs.get("unsqueeze_dim", args[-1] if args else 1))
@@ -221,7 +237,7 @@ def _wrap_apply(stock: Callable[..., Any], layout: Layout) -> Callable[..., Any]
 
 
 def _wrap_attention(cls: Any) -> Callable[..., Any]:
-    """The `__call__` of an attention class: whoever exchanges a module's `forward` (vLLM, to merge q, k and v) leaves it in place."""
+    """A `__call__` for an attention class. Not a `forward`: vLLM exchanges those, to merge q, k and v."""
     place = list(inspect.signature(getattr(cls, "forward")).parameters).index("position_embeddings") - 1  # noqa: B009
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -235,12 +251,13 @@ def _wrap_attention(cls: Any) -> Callable[..., Any]:
 
 
 def _marked(function: Any) -> bool:
-    """Whether `function` is ours, or another copy's of these sources; RuntimeError where that copy speaks another version of them."""
+    """Whether `function` is a hook of these sources, in any copy; RuntimeError where it has another `PROTOCOL`."""
     found = getattr(function, _MARK, None)
     if found is not None and found != PROTOCOL:
         raise RuntimeError(
-            f"Per-head RoPE of another version is at work in this process (hooks of version {found}, here {PROTOCOL}): the checkpoints "
-            "that are loaded were exported by different versions of harpe. Load them in processes of their own, or export them again."
+            f"Per-head RoPE of another version is at work in this process (hooks of version {found}, here {PROTOCOL}): "
+            "the checkpoints that are loaded were exported by different versions of harpe. Load them in processes of "
+            "their own, or export them again."
         )
     return found is not None
 
@@ -262,7 +279,8 @@ def hook(family: Family) -> None:
         wrapped = _wrap_rotary(forward if forward is not None else getattr(family.rotary, "forward"))  # noqa: B009
         setattr(wrapped, _MARK, PROTOCOL)
         setattr(family.rotary, "forward", wrapped)  # noqa: B010
-    for cls in sorted(family.attentions, key=lambda cls: len(cls.__mro__)):  # a class that inherits the hook must not have it twice
+    # a class that inherits the hook must not have it twice
+    for cls in sorted(family.attentions, key=lambda cls: len(cls.__mro__)):
         if not _marked(getattr(cls, "__call__")):  # noqa: B004, B009
             wrapped = _wrap_attention(cls)
             setattr(wrapped, _MARK, PROTOCOL)
@@ -278,7 +296,8 @@ def allow_rope_type(config_class: type) -> None:
 
         @functools.wraps(stock)
         def validate_rope(self: Any, stock: Callable[..., Any] = stock) -> Any:
-            ours = (getattr(self, "rope_parameters", None) or {}).get("rope_type") == ROPE_TYPE  # encoders of sound have none
+            # encoders of sound have no rope_parameters
+            ours = (getattr(self, "rope_parameters", None) or {}).get("rope_type") == ROPE_TYPE
             return RotaryEmbeddingConfigMixin.validate_rope(self) if ours else stock(self)
 
         setattr(validate_rope, _MARK, PROTOCOL)
@@ -288,7 +307,7 @@ def allow_rope_type(config_class: type) -> None:
 
 
 def register_rope_type(initialiser: Callable[..., Any] = initialise) -> None:
-    """Teach transformers the rope type "harpe"; RuntimeError where another version of this file has done so in this process."""
+    """Teach transformers the rope type "harpe"; RuntimeError where a file of another `PROTOCOL` has done so."""
     _marked(ROPE_INIT_FUNCTIONS.get(ROPE_TYPE))
     setattr(initialiser, _MARK, PROTOCOL)
     ROPE_INIT_FUNCTIONS[ROPE_TYPE] = initialiser

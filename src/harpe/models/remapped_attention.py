@@ -1,13 +1,16 @@
-"""An attention function for transformers whose positions are mapped band by band (`harpe.models.bands`), on stock models of any family.
+"""An attention function for transformers whose positions are mapped band by band (`harpe.models.bands`), on stock
+models of any family.
 
-q and k arrive rotated at their true positions. Rotations compose, so they are turned further here, by the mapped minus the true position;
-the cache keeps keys at true positions. Positions come from the padding mask: a sequence's count of tokens that are no padding. A constant
-between these and the positions that the model rotated by cancels between q and k.
+q and k arrive rotated at their true positions. Rotations compose, so they are turned further here, by the mapped minus
+the true position; the cache keeps keys at true positions. Positions come from the padding mask: a sequence's count of
+tokens that are no padding. A constant between these and the positions that the model rotated by cancels between q and
+k.
 
-The scores of some queries against all their keys are in memory at a time (`SCORES`). Where those queries have keys in one band only,
-torch's scaled_dot_product_attention runs; else the bands' scores share one softmax in float32.
+The scores of some queries against all their keys are in memory at a time (`SCORES`). Where those queries have keys in
+one band only, torch's scaled_dot_product_attention runs; else the bands' scores share one softmax in float32.
 
-Layers that attend to a sliding window, and layers without RoPE, keep their positions: they run through the same function with one band.
+Layers that attend to a sliding window, and layers without RoPE, keep their positions: they run through the same
+function with one band.
 
 Shapes: B sequences, Q queries, K keys, H_q query heads, H_k key/value heads, D head dimension, N pairs that turn.
 """
@@ -30,23 +33,26 @@ from harpe.models.bands import Band, bands, plain_bands
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key
 from harpe.models.per_head import ROPE_TYPE, build_table, stock_frequencies
-from harpe.positions.rotation import Layout, cos_and_sin, hold, phase_steps, rotate_per_head
+from harpe.positions.phases import cos_and_sin, hold, phase_steps
+from harpe.positions.rotation import Layout, rotate_per_head
 
 NAME = "harpe_remapped"
-"""What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead of loading a
-stock model."""
+"""What transformers calls this attention. It stands in a saved config.json, so that a program without it stops instead
+of loading a stock model."""
 SCORES = {"cpu": 2**20, "cuda": 2**27}
-"""Scores (float32) that are in memory at a time, by type of device: 4 MiB, which a cache holds, and 512 MiB. Few queries
-at a time also means few keys outside their bands."""
+"""Scores (float32) that are in memory at a time, by type of device: 4 MiB, which a cache holds, and 512 MiB. Few
+queries at a time also means few keys outside their bands."""
 PIECE = 4096
 """Tokens that are turned at a time."""
+FormBands = Callable[[torch.Tensor, torch.Tensor], list[Band]]
+"""From true positions of queries and keys to a layer's bands."""
 _TYPES: dict[str, type[SelfExtend] | type[DualChunk]] = {"self_extend": SelfExtend, "dual_chunk": DualChunk}
-_STEPS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Span:
-    """What stands in the place of an attention mask: true positions of the queries and keys, and which keys are padding."""
+    """Passed in place of an attention mask: true positions of the queries and keys, and which keys are padding."""
 
     query: torch.Tensor
     """int64 [B or 1, Q]."""
@@ -83,11 +89,14 @@ def attention_of(config: PreTrainedConfig) -> SelfExtend | DualChunk | None:
     try:
         return _TYPES[entry["type"]](**values)
     except (KeyError, TypeError) as error:
-        raise HarpeError(f"config.json has harpe_attention {entry}, which this version of harpe does not know; update harpe.") from error
+        raise HarpeError(
+            f"config.json has harpe_attention {entry}, which this version of harpe does not know; update harpe."
+        ) from error
 
 
 def enforce(config: Any) -> None:
-    """Choose this attention where a model is made from a configuration that has `harpe_attention`, and keep its name for when it is saved.
+    """Choose this attention where a model is made from a configuration that has `harpe_attention`, and keep its name
+    for when it is saved.
 
     transformers forgets the name between loading and saving, and would choose another one when it loads what it saved.
     """
@@ -97,8 +106,15 @@ def enforce(config: Any) -> None:
 
 
 def clear_steps() -> None:
-    """Forget what was read from configurations that have changed since."""
-    _STEPS.clear()
+    """Forget the steps of all layers, when configurations have changed."""
+    _steps.clear()
+
+
+def _steps_of(module: torch.nn.Module, config: PreTrainedConfig, layer: int, device: torch.device) -> torch.Tensor:
+    """`layer_steps` of an attention module, formed at its first pass."""
+    if module not in _steps:
+        _steps[module] = layer_steps(config, layer).to(device)
+    return _steps[module].to(device)
 
 
 def span_mask(
@@ -116,8 +132,9 @@ def span_mask(
     """transformers' protocol for a mask function; the mask is a `Span`."""
     if local_size is None and mask_function is not causal_mask_function:
         raise HarpeError(
-            "Self-Extend and dual chunk attention take one causal sequence a row: neither packed documents (positions that restart) nor "
-            "blocks that see each other. Give each text a row of its own, padded, with its attention_mask."
+            "Self-Extend and dual chunk attention take one causal sequence a row: neither packed documents (positions "
+            "that restart) nor blocks that see each other. Give each text a row of its own, padded, with its "
+            "attention_mask."
         )
     start = int(q_offset)
     end = max(start + q_length, kv_offset + kv_length)
@@ -128,18 +145,29 @@ def span_mask(
         query = torch.arange(start, start + q_length, device=device)[None]
         return Span(query, key, None, (0,) * batch_size, local_size, start, kv_offset)
     if attention_mask.shape[1] < start + q_length:
-        raise HarpeError(f"The attention_mask has {attention_mask.shape[1]} tokens; with those in the cache it needs {start + q_length}.")
+        raise HarpeError(
+            f"The attention_mask has {attention_mask.shape[1]} tokens; with those in the cache it needs "
+            f"{start + q_length}."
+        )
     seen = torch.nn.functional.pad(attention_mask.to(torch.int64), (0, max(0, end - attention_mask.shape[1])))
     if bool((seen.diff(dim=1) == 1).sum(dim=1).add(seen[:, 0]).gt(1).any()):
         raise HarpeError("The attention_mask hides tokens in the middle of a text. Pad on the left.")
     position = seen.cumsum(dim=1) - 1
     keys = slice(kv_offset, kv_offset + kv_length)
     padding = tuple((seen.cumsum(dim=1) == 0).sum(dim=1).tolist())
-    return Span(position[:, start : start + q_length], position[:, keys], seen[:, keys] == 1, padding, local_size, start, kv_offset)
+    return Span(
+        position[:, start : start + q_length],
+        position[:, keys],
+        seen[:, keys] == 1,
+        padding,
+        local_size,
+        start,
+        kv_offset,
+    )
 
 
 def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
-    """Steps of a layer's rotation, int64 [1 or H_k, N], from its configuration (attention factors are in q and k already)."""
+    """Steps of a layer's rotation, int64 [1 or H_k, N]; q and k have been multiplied by attention factors already."""
     key = rope_key(config)
     rope = config.rope_parameters if key is None else config.rope_parameters[key]
     if rope.get("rope_type") == ROPE_TYPE:
@@ -147,7 +175,8 @@ def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
         return table[layer, ..., 0] if table.dim() == 4 else table[..., 0] if table.dim() == 3 else table
     if rope.get("rope_type") in ("dynamic", "longrope"):
         raise HarpeError(
-            f"Self-Extend and dual chunk attention need frequencies that do not change with the length; these are {rope['rope_type']}."
+            "Self-Extend and dual chunk attention need frequencies that do not change with the length; these are "
+            f"{rope['rope_type']}."
         )
     frequencies, _ = stock_frequencies(config, find_family(config).rotary, rope, key)
     return torch.tensor(phase_steps([frequencies]), dtype=torch.int64, device="cpu")
@@ -163,13 +192,19 @@ def turn(x: torch.Tensor, by: torch.Tensor, steps: torch.Tensor, layout: Layout)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
-def _band_slice(band: Callable[[torch.Tensor], Band], span: Span, start: int, end: int, size: int) -> slice:
-    """Indices of the keys that queries `start` .. `end` - 1 see in a band, for the whole batch. Works on the CPU: no wait for a GPU."""
+def _key_slices(form: FormBands, span: Span, start: int, end: int, size: int) -> list[slice]:
+    """For every band the indices of the keys that queries `start` .. `end` - 1 see, in any sequence of the batch.
+
+    Formed on the CPU, from the first and the last of these queries: a GPU need not be waited for.
+    """
     padding = torch.tensor(sorted(set(span.padding)), device="cpu")[:, None]
-    edges = band(torch.tensor([[span.query_start + start, span.query_start + end - 1]], device="cpu") - padding)
-    first = int((edges.first[:, :1] + padding).min()) - span.key_start
-    last = int((edges.end[:, 1:] + padding).max()) - span.key_start
-    return slice(min(max(first, 0), size), min(max(last, 0), size))
+    ends = torch.tensor([[span.query_start + start, span.query_start + end - 1]], device="cpu") - padding
+    slices = []
+    for band in form(ends, ends):
+        first = int((band.first[:, :1] + padding).min()) - span.key_start
+        last = int((band.end[:, 1:] + padding).max()) - span.key_start
+        slices.append(slice(min(max(first, 0), size), min(max(last, 0), size)))
+    return slices
 
 
 def _attend(
@@ -183,7 +218,9 @@ def _attend(
     if len(parts) == 1 and softcap is None and sinks is None:
         q, k, v, seen = parts[0]
         seen = seen | ~seen.any(dim=-1, keepdim=True)  # padding sees anything rather than nothing, which would be NaN
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None], scale=scaling, enable_gqa=heads != k.shape[1])
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, seen[:, None], scale=scaling, enable_gqa=heads != k.shape[1]
+        )
     scores = []
     for q, k, _, seen in parts:
         # the query heads of a group lie along the queries: no copy of k for each of them
@@ -214,44 +251,52 @@ def remapped_attention(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' protocol for an attention function: query [B, H_q, Q, D], key and value [B, H_k, K, D] -> [B, Q, H_q, D]."""
+    """An attention function of transformers: query [B, H_q, Q, D], key and value [B, H_k, K, D] -> [B, Q, H_q, D]."""
     config: Any = module.config
     span, attention, layer = attention_mask, attention_of(config), int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(span, Span):
-        raise HarpeError("Self-Extend and dual chunk attention take a mask of padding (attention_mask [batch, tokens]), not one of pairs.")
+        raise HarpeError(
+            "Self-Extend and dual chunk attention take a mask of padding (attention_mask [batch, tokens]), not one of "
+            "pairs."
+        )
     if attention is None:
-        raise HarpeError(f"The attention {NAME} was asked for, but the configuration has no harpe_attention; load the model with harpe.")
+        raise HarpeError(
+            f"The attention {NAME} was asked for, but the configuration has no harpe_attention; load the model with "
+            "harpe."
+        )
     if dropout:
         raise HarpeError("Self-Extend and dual chunk attention have no attention dropout: set attention_dropout to 0.")
     if span.key.shape[1] != key.shape[2]:
-        raise HarpeError(f"There are {key.shape[2]} keys for a mask of {span.key.shape[1]}: this kind of cache is not supported.")
+        raise HarpeError(
+            f"There are {key.shape[2]} keys for a mask of {span.key.shape[1]}: this kind of cache is not supported."
+        )
     scaling = key.shape[3] ** -0.5 if scaling is None else scaling
     turned = layer in changed_layers(config)
 
-    def of(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
+    def form(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
         return bands(positions, keys, attention) if turned else plain_bands(positions, keys, span.window)
 
-    found = of(span.query, span.key)
+    found = form(span.query, span.key)
     sides: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     if turned:
-        if module not in _STEPS:
-            _STEPS[module] = layer_steps(config, layer).to(key.device)
-        steps, layout = _STEPS[module].to(key.device), find_family(config).layout
+        steps, layout = _steps_of(module, config, layer, key.device), find_family(config).layout
     length, size = query.shape[2], key.shape[2]
-    for number, band in enumerate(found):
-        part = _band_slice(lambda q, number=number: of(q, q)[number], span, 0, length, size)  # type: ignore[misc]
+    for band, part in zip(found, _key_slices(form, span, 0, length, size), strict=True):
         if part.start >= part.stop:
             sides.append(None)
             continue
         q = query if band.query is span.query else turn(query, band.query - span.query, steps, layout)
-        k = key if band.key is span.key else turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
+        k = (
+            key
+            if band.key is span.key
+            else turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
+        )
         sides.append((q, k))
     rows = max(1, SCORES.get(key.device.type, 2**24) // (query.shape[0] * query.shape[1] * size))
     outputs = []
     for start in range(0, length, rows):
         end, parts = min(start + rows, length), []
-        for number, (band, side) in enumerate(zip(found, sides, strict=True)):
-            keys = _band_slice(lambda q, number=number: of(q, q)[number], span, start, end, size)  # type: ignore[misc]
+        for band, side, keys in zip(found, sides, _key_slices(form, span, start, end, size), strict=True):
             if side is None or keys.start >= keys.stop:
                 continue
             there = span.key[:, None, keys]

@@ -1,8 +1,8 @@
 """Whether a model turns queries and keys where, and by what, its configuration says: one pass over two tokens.
 
-A configuration may name a base that its model does not use (Granite 4's hybrids without positions), another number of key/value heads
-than its layers have (Falcon's multi-query attention), or bases by layer in an entry of the family's own (Granite with windows). Bases
-per head would then do nothing, or something else than the plan says.
+A configuration may name a base that its model does not use (Granite 4's hybrids without positions), another number of
+key/value heads than its layers have (Falcon's multi-query attention), or bases by layer in an entry of the family's own
+(Granite with windows). Bases per head would then do nothing, or something else than the plan says.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from harpe.errors import HarpeError
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
 from harpe.models.head import hidden_states
-from harpe.models.per_head import Family, is_per_head, key_value_heads, nested_types
-from harpe.positions.rotation import of_layer
+from harpe.models.per_head import Family, key_value_heads, nested_types
+from harpe.positions.phases import is_per_head, of_layer
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @torch.no_grad()
-def check_rotation(model: PreTrainedModel, name: str = "the model", layers: Sequence[int] | None = None) -> PreTrainedModel:
-    """Read two tokens and look at what is rotated in the layers whose positions a method changes; returns the same object.
+def check_rotation(
+    model: PreTrainedModel, name: str = "the model", layers: Sequence[int] | None = None
+) -> PreTrainedModel:
+    """Read two tokens and look at what is rotated in the layers whose positions a method changes; returns the same
+    object.
 
     Parameters
     ----------
@@ -37,8 +40,8 @@ def check_rotation(model: PreTrainedModel, name: str = "the model", layers: Sequ
     Raises
     ------
     HarpeError
-        With the reason, where a layer does not rotate, rotates by other angles or has other heads than the configuration says, or is told
-        its positions in another way.
+        With the reason, where a layer does not rotate, rotates by other angles or has other heads than the
+        configuration says, or is told its positions in another way.
     """
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         return model
@@ -49,29 +52,42 @@ def check_rotation(model: PreTrainedModel, name: str = "the model", layers: Sequ
         with _watched(model, family) as (entered, seen, positions):
             hidden_states(model, torch.ones(1, 2, dtype=torch.int64, device=model.device))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise HarpeError(f"{beginning}its forward does not work with the rope parameters that it was given ({error!r}).") from error
+        raise HarpeError(
+            f"{beginning}its forward does not work with the rope parameters that it was given ({error!r})."
+        ) from error
     if any(dimensions != 2 for dimensions in positions):
         raise HarpeError(f"{beginning}its rotary module is told positions in several dimensions (multimodal RoPE).")
     with torch.device(model.device):
         module, ids = family.rotary(config), torch.tensor([[0, 1]])
         x = torch.zeros(1, dtype=torch.float32)
-        pairs: list[Pair] = [module(x, ids, *key) for key in ([each] for each in nested_types(config))] or [module(x, ids)]
+        pairs: list[Pair] = [module(x, ids, *key) for key in ([each] for each in nested_types(config))] or [
+            module(x, ids)
+        ]
     changed = changed_layers(config) if layers is None else layers
-    for layer in [each for each in changed if each in entered] or changed:  # families that run few layers often number them alike
+    # families that run few layers often number them alike
+    for layer in [each for each in changed if each in entered] or changed:
         if layer not in seen:
-            raise HarpeError(f"{beginning}layer {layer} turns no queries and keys, though its configuration has rope parameters.")
+            raise HarpeError(
+                f"{beginning}layer {layer} turns no queries and keys, though its configuration has rope parameters."
+            )
         pair, found = seen[layer]
         if found % heads:
-            raise HarpeError(f"{beginning}layer {layer} has {found} key/value heads, and its configuration says {heads}.")
+            raise HarpeError(
+                f"{beginning}layer {layer} has {found} key/value heads, and its configuration says {heads}."
+            )
         if not any(_alike(pair, of_layer(*each, layer) if is_per_head(each[0]) else each) for each in pairs):
-            raise HarpeError(f"{beginning}layer {layer} turns by other angles than the rope parameters of its configuration give.")
+            raise HarpeError(
+                f"{beginning}layer {layer} turns by other angles than the rope parameters of its configuration give."
+            )
     return model
 
 
 @contextmanager
-def _watched(model: PreTrainedModel, family: Family) -> Iterator[tuple[set[int], dict[int, tuple[Pair, int]], list[int]]]:
-    """While the block runs, keep the layers that are entered, the pair and the number of key heads of those that rotate, and the
-    dimensions of the positions."""
+def _watched(
+    model: PreTrainedModel, family: Family
+) -> Iterator[tuple[set[int], dict[int, tuple[Pair, int]], list[int]]]:
+    """While the block runs, keep the layers that are entered, the pair and the number of key heads of those that
+    rotate, and the dimensions of the positions."""
     entered: set[int] = set()
     seen: dict[int, tuple[Pair, int]] = {}
     positions: list[int] = []
@@ -103,6 +119,7 @@ def _watched(model: PreTrainedModel, family: Family) -> Iterator[tuple[set[int],
 def _alike(a: Pair, b: Pair) -> bool:
     """Whether two pairs turn alike; cos and sin come in the dtype of the states."""
     return all(
-        x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=0, atol=0.01 if x.dtype.itemsize < 4 else 1e-6)
+        x.shape == y.shape
+        and torch.allclose(x.double(), y.double(), rtol=0, atol=0.01 if x.dtype.itemsize < 4 else 1e-6)
         for x, y in zip(a, b, strict=True)
     )

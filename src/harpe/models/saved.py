@@ -9,8 +9,8 @@ from harpe.errors import HarpeError
 
 
 def missing_of(folder: Path) -> str | None:
-    """What a model's folder lacks, None where it is whole: config.json, and every weight file that the index names, each as long as its
-    header says."""
+    """What a model's folder lacks, None where it is whole: config.json, and every weight file that the index names,
+    each as long as its header says."""
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = ["model.safetensors"]
@@ -24,11 +24,14 @@ def missing_of(folder: Path) -> str | None:
 def check_saved(folder: Path) -> None:
     """HarpeError where a folder that counts as done holds no whole model."""
     if missing := missing_of(folder):
-        raise HarpeError(f"{folder} holds no whole model: {missing}. Move it to another place; then the run goes on and saves it again.")
+        raise HarpeError(
+            f"{folder} holds no whole model: {missing}. Move it to another place; then the run goes on and saves it "
+            "again."
+        )
 
 
 def _whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (https://huggingface.co/docs/safetensors: 8 bytes, header, data)."""
+    """Whether a safetensors file (8 bytes, header, data) is as long as its header says."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

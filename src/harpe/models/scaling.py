@@ -1,9 +1,9 @@
 """What a checkpoint with a scaling of its own (linear, YaRN, LongRoPE, Llama 3) was trained on, from its configuration.
 
 Two things count, and both come from angles. Before the scaling the pairs came to L0 theta_i, with it to L theta'_i,
-theta' being the scaled inverse frequencies and L the longer context; the larger of the two is the *trained angle* of a pair,
-beyond which its angles are new. And the attention factor, by which cos and sin are multiplied: the weights have adapted
-to it.
+theta' being the scaled inverse frequencies and L the longer context; the larger of the two is the *trained angle* of a
+pair, beyond which its angles are new. And the attention factor, by which cos and sin are multiplied: the weights have
+adapted to it.
 
 Whether a scaling was trained with, and from which context to which, a configuration does not say outright: see
 `declared`.
@@ -54,7 +54,7 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
     where the scaling was trained with (Llama 3.1, Phi-3, gpt-oss), and L0 where the reader was told to add one (Qwen2.5
     with YaRN).
         llama3, longrope    trained with if M > L0
-        yarn                trained with if M >= factor L0 (Qwen3's M counts 8,192 tokens of answer), or marked `finetuned`
+        yarn                trained with if M >= factor L0 (Qwen3's M counts 8,192 tokens of answer) or `finetuned`
         dynamic             never: up to L0 it changes nothing
         linear              two conventions, M is L0 or factor L0: see `_linear`
     """
@@ -63,7 +63,9 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
     if kind == "linear":
         return _linear(config, factor, before, outer or config)
     before = int(before or limit) if kind != "default" else limit
-    with_it = {"llama3": limit, "longrope": limit, "yarn": limit if limit >= factor * before else before}.get(kind, before)
+    with_it = {"llama3": limit, "longrope": limit, "yarn": limit if limit >= factor * before else before}.get(
+        kind, before
+    )
     if kind == "yarn" and rope.get("finetuned"):  # checkpoints of YaRN's authors
         with_it = max(limit, factor * before)
     return Declared(before, max(before, int(with_it)))
@@ -73,7 +75,11 @@ def _linear(config: PreTrainedConfig, factor: float, original: int | None, outer
     """transformers' documentation asked to leave max_position_embeddings as it was before the scaling (Vicuna,
     LongChat), others raised it (DeepSeek-Coder, LLaMA-2-7B-32K, Gemma 3)."""
     limit = config.max_position_embeddings
-    original = original or getattr(config, "original_max_position_embeddings", None) or getattr(config, "harpe_original_length", None)
+    original = (
+        original
+        or getattr(config, "original_max_position_embeddings", None)
+        or getattr(config, "harpe_original_length", None)
+    )
     if original is not None:
         return Declared(int(original), int(max(limit, factor * original)))
     if factor <= 1:
@@ -89,18 +95,23 @@ def _linear(config: PreTrainedConfig, factor: float, original: int | None, outer
             why, first = f"the tokenizer's model_max_length is {told}", told == longer
         else:
             first = limit / factor < SHORTEST_PRETRAINING <= limit
-            why = f"{limit / factor:.0f} tokens are too few for a pretraining" if first else "nothing in it says otherwise"
+            why = (
+                f"{limit / factor:.0f} tokens are too few for a pretraining"
+                if first
+                else "nothing in it says otherwise"
+            )
     if first:
         return Declared(
             limit,
             longer,
-            f"max_position_embeddings, {limit}, is taken for the context before linear scaling, {longer} for that with it ({why}).",
+            f"max_position_embeddings, {limit}, is taken for the context before linear scaling, {longer} for that with "
+            f"it ({why}).",
         )
     return Declared(
         int(limit / factor),
         limit,
-        f"max_position_embeddings, {limit}, is taken for the context with linear scaling, {limit / factor:.0f} for that before it "
-        f"({why}). If it is that before, give --original-length {longer}.",
+        f"max_position_embeddings, {limit}, is taken for the context with linear scaling, {limit / factor:.0f} for "
+        f"that before it ({why}). If it is that before, give --original-length {longer}.",
     )
 
 

@@ -29,7 +29,9 @@ TOLERANCE = 1e-5
 """Relative. float32 arithmetic strays by 4e-7; formulas that differ, by 1e-2 and more."""
 
 
-def module_frequencies(config: PreTrainedConfig, rotary: type, key: str | None, length: int = 1) -> tuple[list[float], float]:
+def module_frequencies(
+    config: PreTrainedConfig, rotary: type, key: str | None, length: int = 1
+) -> tuple[list[float], float]:
     """Inverse frequencies that the family's rotary module holds, and the factor by which it multiplies cos and sin in a
     text of `length` tokens. `key` is the layer type, where layer types have rope parameters of their own."""
     with torch.device("cpu"), torch.no_grad():
@@ -60,7 +62,11 @@ def trained_base(
 
     found, _ = module_frequencies(config, rotary, key)
     base, kind = float(rope["rope_theta"]), rope.get("rope_type", "default")
-    if kind in KNOWN and _alike(found, stock_frequencies(config, rotary, rope, key)[0]) and _alike(plain(base), _powers(base, len(found))):
+    if (
+        kind in KNOWN
+        and _alike(found, stock_frequencies(config, rotary, rope, key)[0])
+        and _alike(plain(base), _powers(base, len(found)))
+    ):
         return base, rope, plain(base)
     fitted = _fit(found)
     if fitted > 1 and _alike(found, _powers(fitted, len(found))):
@@ -69,8 +75,9 @@ def trained_base(
             if plain(base) == found:
                 return base, {"rope_type": "default", "rope_theta": base, **kept}, found
     raise HarpeError(
-        f"{name} (model type {config.model_type}, rope type {kind}) turns by frequencies that follow no base: there is none to "
-        f"start from, and its own formula would put others in. harpe extends plain RoPE and checkpoints scaled by {', '.join(SCALED)}."
+        f"{name} (model type {config.model_type}, rope type {kind}) turns by frequencies that follow no base: there is "
+        "none to start from, and its own formula would put others in. harpe extends plain RoPE and checkpoints scaled "
+        f"by {', '.join(SCALED)}."
     )
 
 
@@ -89,14 +96,17 @@ def check_applied(config: PreTrainedConfig, rotary: type, rope: dict[str, Any], 
         found, by = module_frequencies(config, rotary, key)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HarpeError(
-            f"A {config.model_type} does not take the rope type {rope['rope_type']} as other families do ({error}). Choose a method with "
-            "plain bases, such as abf or harpe."
+            f"A {config.model_type} does not take the rope type {rope['rope_type']} as other families do ({error}). "
+            "Choose a method with plain bases, such as abf or harpe."
         ) from error
     plain = rope["rope_type"] == "default"
-    if not _alike(found, _powers(rope["rope_theta"], len(found)) if plain else wanted) or not math.isclose(by, factor, rel_tol=TOLERANCE):
+    if not _alike(found, _powers(rope["rope_theta"], len(found)) if plain else wanted) or not math.isclose(
+        by, factor, rel_tol=TOLERANCE
+    ):
         raise HarpeError(
-            f"The rotary module of a {config.model_type} has a formula of its own for the rope type {rope['rope_type']} and would turn "
-            "by other frequencies than the method asks for; choose another method, such as harpe."
+            f"The rotary module of a {config.model_type} has a formula of its own for the rope type "
+            f"{rope['rope_type']} and would turn by other frequencies than the method asks for; choose another method, "
+            "such as harpe."
         )
 
 

@@ -1,7 +1,7 @@
 """Token ids for which a model has no embedding: refused where one occurs, not for being in the vocabulary.
 
-Published tokenizers know tokens that their model was never given a row for: Gemma 3 1B one for images, Code Llama 34B those for filling
-in, many a padding token. Texts do not hold them, and the models work.
+Published tokenizers know tokens that their model was never given a row for: Gemma 3 1B one for images, Code Llama 34B
+those for filling in, many a padding token. Texts do not hold them, and the models work.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from harpe.errors import HarpeError
 from harpe.models.geometry import text_config
 
 
-def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_vocabulary(
+    model_or_config: PreTrainedModel | PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
     """From here on refuse every token without an embedding where it occurs, with its name.
 
-    It has an effect only where the tokenizer's ids go beyond the embeddings. Then the tokenizer refuses a text that holds such a token,
-    and a model refuses such an id, wherever it comes from (data that were packed before, say).
+    It has an effect only where the tokenizer's ids go beyond the embeddings. Then the tokenizer refuses a text that
+    holds such a token, and a model refuses such an id, wherever it comes from (data that were packed before, say).
 
     Raises
     ------
@@ -29,16 +31,18 @@ def check_vocabulary(model_or_config: PreTrainedModel | PreTrainedConfig, tokeni
         At once where the beginning or end of a text is such a token.
     """
     model = model_or_config if isinstance(model_or_config, PreTrainedModel) else None
-    rows = text_config(model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config).vocab_size
+    rows = text_config(
+        model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
+    ).vocab_size
     if max(tokenizer.get_vocab().values(), default=-1) < rows:
         return
 
     def refuse(largest: int) -> None:
         if largest >= rows:
             raise HarpeError(
-                f"The token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}) is in a text, but {name} has {rows} embeddings, "
-                "none for it. Take it out of the text; where ordinary words are such tokens, the tokenizer belongs to another model "
-                "(--tokenizer)."
+                f"The token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}) is in a text, but {name} has "
+                f"{rows} embeddings, none for it. Take it out of the text; where ordinary words are such tokens, the "
+                "tokenizer belongs to another model (--tokenizer)."
             )
 
     refuse(max((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), default=-1))

@@ -19,7 +19,9 @@ from harpe.models.marker import MARKER
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EXPLAINED = {
     "_orig_mod.": "It was saved from a compiled model (torch.compile): save the one inside, model._orig_mod.",
-    "module.": "It was saved from a wrapper for several processes (DataParallel, DDP): save the model inside, model.module.",
+    "module.": (
+        "It was saved from a wrapper for several processes (DataParallel, DDP): save the model inside, model.module."
+    ),
     ".lora_": "It holds an adapter: merge it into the model (peft: merge_and_unload) and save that.",
     ".qweight": "It is quantised: name the checkpoint that it was made from.",
     ".weight_scale": "It is quantised: name the checkpoint that it was made from.",
@@ -31,24 +33,25 @@ _FEW_BITS = ("I8", "U8", "I4", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2",
 
 
 def check_files(target: str, revision: str | None, name: str) -> None:
-    """Look at the files before they are loaded; of a folder each one's header and size, of a model on the hub its index.
+    """Look at the files before they are loaded; of a folder each one's header and size, of a model on the hub its
+    index.
 
     Raises
     ------
     HarpeError
-        For an adapter, the shards of a distributed run, a checkpoint without safetensors, and files that are missing, cut short or hold
-        something else.
+        For an adapter, the shards of a distributed run, a checkpoint without safetensors, and files that are missing,
+        cut short or hold something else.
     """
     folder = Path(target) if os.path.isdir(target) else None
     if _file(target, "adapter_config.json", revision) is not None:
         raise HarpeError(
-            f"{name} holds an adapter (adapter_config.json), not a model of its own. Merge it into its base model (peft: "
-            "merge_and_unload), save that, and name it."
+            f"{name} holds an adapter (adapter_config.json), not a model of its own. Merge it into its base model "
+            "(peft: merge_and_unload), save that, and name it."
         )
     if folder is not None and any(folder.glob("shard-*-model-*.safetensors")):
         raise HarpeError(
-            f"{name} holds the shards of a distributed run (shard-…-model-….safetensors), which transformers would read in "
-            "place of what is named model. Load it with transformers and save it by save_pretrained."
+            f"{name} holds the shards of a distributed run (shard-…-model-….safetensors), which transformers would "
+            "read in place of what is named model. Load it with transformers and save it by save_pretrained."
         )
     if folder is not None and (folder / WEIGHTS).is_file():
         _check_file(folder / WEIGHTS)
@@ -59,15 +62,19 @@ def check_files(target: str, revision: str | None, name: str) -> None:
         if folder is None:
             return
         if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-            raise HarpeError(f"{index} names {_some(missing)}, which {_are(missing)} not there. Copy or download the checkpoint again.")
+            raise HarpeError(
+                f"{index} names {_some(missing)}, which {_are(missing)} not there. Copy or download the checkpoint "
+                "again."
+            )
         for shard in shards:
             _check_file(folder / shard)
     elif folder is not None:
         others = [path.name for path in sorted(folder.iterdir()) if path.suffix in _OTHERS]
         held = f" It holds {_some(others)}." if others else ""
         raise HarpeError(
-            f"{name} has no weights in safetensors ({WEIGHTS}, or {INDEX} with its files).{held} Pickled weights (.bin, .pt) can run code "
-            "when they are read and are refused: where you trust them, load them with transformers and save them by save_pretrained."
+            f"{name} has no weights in safetensors ({WEIGHTS}, or {INDEX} with its files).{held} Pickled weights "
+            "(.bin, .pt) can run code when they are read and are refused: where you trust them, load them with "
+            "transformers and save them by save_pretrained."
         )
 
 
@@ -77,7 +84,8 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
     Parameters
     ----------
     report
-        What `from_pretrained` gives for `output_loading_info`. What a family declares as derived, tied or left out is in none of its lists.
+        What `from_pretrained` gives for `output_loading_info`. What a family declares as derived, tied or left out is
+        in none of its lists.
 
     Raises
     ------
@@ -89,13 +97,15 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
     missing, mismatched = set(report["missing_keys"]), sorted(report["mismatched_keys"])
     unexpected = {key for key in report["unexpected_keys"] if not key.endswith(MARKER)}
     if report.get("error_msgs"):
-        raise HarpeError(f"The weights of {name} could not be loaded: {' '.join(str(report['error_msgs'][0]).split())[:300]}")
+        raise HarpeError(
+            f"The weights of {name} could not be loaded: {' '.join(str(report['error_msgs'][0]).split())[:300]}"
+        )
     if mismatched:
         key, stored, wanted = mismatched[0]
         more = f" ({len(mismatched) - 1} others differ too)" if len(mismatched) > 1 else ""
         raise HarpeError(
-            f"In {name} the weight {key} is {list(stored)}, and a {kind} of its config.json has {list(wanted)}{more}. Configuration and "
-            "weights are not of one model: restore the one that was changed."
+            f"In {name} the weight {key} is {list(stored)}, and a {kind} of its config.json has {list(wanted)}{more}. "
+            "Configuration and weights are not of one model: restore the one that was changed."
         )
     found = []
     if missing:
@@ -105,15 +115,17 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
     tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
     if not found and tied and head is not None and head.weight is not embedding.weight:
         raise HarpeError(
-            f"config.json of {name} says that the output layer has the embedding's weights (tie_word_embeddings), and the "
-            "checkpoint holds others for it. Set it to false where those are meant, or take them out of the checkpoint."
+            f"config.json of {name} says that the output layer has the embedding's weights (tie_word_embeddings), and "
+            "the checkpoint holds others for it. Set it to false where those are meant, or take them out of the "
+            "checkpoint."
         )
     if found:
         raise HarpeError(f"{name} {', and '.join(found)}. {_advice(model, missing, unexpected)}")
     if broken := _not_finite(model):
         raise HarpeError(
-            f"The weights {_some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training that made them "
-            "diverged, or their dtype was too narrow: take an earlier checkpoint, or save it again in bfloat16 or float32."
+            f"The weights {_some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training "
+            "that made them diverged, or their dtype was too narrow: take an earlier checkpoint, or save it again in "
+            "bfloat16 or float32."
         )
 
 
@@ -122,7 +134,9 @@ def _not_finite(model: PreTrainedModel) -> list[str]:
     return [
         name
         for name, weight in model.named_parameters()
-        if weight.device.type != "meta" and not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all()
+        if weight.device.type != "meta"
+        and not weight.sum(dtype=torch.float32).isfinite()
+        and not weight.isfinite().all()
     ]
 
 
@@ -131,11 +145,21 @@ def _advice(model: PreTrainedModel, missing: set[str], unexpected: set[str]) -> 
         if any(part in key for key in unexpected):
             return advice
     head = model.get_output_embeddings()
-    if head is not None and not unexpected and missing <= {f"{key}.weight" for key, module in model.named_modules() if module is head}:
-        return "If the output layer shares the embedding's weights, set tie_word_embeddings to true in config.json; else save it whole."
+    if (
+        head is not None
+        and not unexpected
+        and missing <= {f"{key}.weight" for key, module in model.named_modules() if module is head}
+    ):
+        return (
+            "If the output layer shares the embedding's weights, set tie_word_embeddings to true in config.json; else "
+            "save it whole."
+        )
     if missing and not unexpected:
         return "A file or a part of one is lost: copy or download the checkpoint again."
-    return "Configuration and weights are not of one model of transformers: save it again with save_pretrained of its own class."
+    return (
+        "Configuration and weights are not of one model of transformers: save it again with save_pretrained of its own "
+        "class."
+    )
 
 
 def _file(target: str, file: str, revision: str | None) -> Path | None:
@@ -160,10 +184,13 @@ def _shards(index: Path, name: str) -> list[str]:
         shards = sorted(set(places.values()))
         wrong = [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HarpeError(f"{index} does not say in which files the weights are. Copy or download the checkpoint again.") from error
+        raise HarpeError(
+            f"{index} does not say in which files the weights are. Copy or download the checkpoint again."
+        ) from error
     if wrong or not shards:
         raise HarpeError(
-            f"{INDEX} of {name} names {_some(wrong) if wrong else 'no files'}. Weights are read from safetensors files beside it only."
+            f"{INDEX} of {name} names {_some(wrong) if wrong else 'no files'}. Weights are read from safetensors files "
+            "beside it only."
         )
     return shards
 
@@ -177,7 +204,9 @@ def _check_file(path: Path) -> None:
         with safe_open(path, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118  (no mapping)
                 if key.endswith(".weight") and (kind := str(weights.get_slice(key).get_dtype())) in _FEW_BITS:
-                    raise HarpeError(f"{path} holds {key} as {kind}: it is quantised. Name the checkpoint that it was made from.")
+                    raise HarpeError(
+                        f"{path} holds {key} as {kind}: it is quantised. Name the checkpoint that it was made from."
+                    )
     except (OSError, SafetensorError) as error:
         raise HarpeError(f"{path} is no whole safetensors file ({error}). Copy or download it again.") from error
 

@@ -24,8 +24,8 @@ class ModelGeometry:
     attention_factor: float = 1.0
     """Multiplies cos and sin in the checkpoint (YaRN, LongRoPE). Methods keep it: the weights have adapted to it."""
     trained_angles: tuple[float, ...] | None = None
-    """Angle in radians that each rotary pair came to in training, fastest first, where the checkpoint was trained with a scaling of its
-    own; None: `original_length` times `base`^(-2i/d)."""
+    """Angle in radians that each rotary pair came to in training, fastest first, where the checkpoint was trained with
+    a scaling of its own; None: `original_length` times `base`^(-2i/d)."""
     changed_layers: tuple[int, ...] | None = None
     """Layers whose positions a method changes; None: all of them."""
 

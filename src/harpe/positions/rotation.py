@@ -1,51 +1,68 @@
 """Rotating q and k by one RoPE base per key/value head, without tables of cos and sin.
 
-Positions reach the layers as two integer tensors, the positions themselves and the *steps*: how far each pair of dimensions turns
-from one position to the next, in units of 2**-64 of a full turn. Their product wraps around at 2**64, which is exactly what a turn
-does, so the angle is right at every position an int64 can hold: its error is the rounding of one float32 angle in -pi..pi (below
-5e-7), not that of a large product. Integers are also what survives `model.to(bfloat16)`, autocast and FSDP's casting of inputs.
-cos and sin of a long sequence (gigabytes at 128k tokens and 32 heads) exist for one tile of tokens at a time.
+cos and sin of a long sequence would take gigabytes (128k tokens, 32 heads). Beyond `HELD_ANGLES` angles the layers
+get positions and steps instead (`harpe.positions.phases`), and cos and sin exist for one tile of tokens at a time.
 
 RoPE: Su et al. 2021, arXiv 2104.09864. One base per head: Lian et al. 2024 (HARPE), arXiv 2412.07171.
 
-Shapes: B batch, S positions, H key/value heads, D head dimension, N pairs that turn (2 N <= D: partial rotary leaves the rest).
+Shapes: B batch, S positions, H key/value heads, D head dimension, N pairs that turn (2 N <= D: partial rotary leaves
+the rest). `first` and `second` are the pair of `encode_positions`.
 
-This file needs torch and nothing else: an exported checkpoint carries it as it stands.
+This file needs torch and `phases.py`: an exported checkpoint carries it as it stands.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-RADIANS = 2 * math.pi / 2**64
-"""Radians in one unit of a phase."""
+from harpe.positions.phases import (
+    FINE,
+    CosSin,
+    Phases,
+    TwoTensors,
+    cos_and_sin,
+    decode,
+    hold,
+    sum_of_angles,
+    trigonometry,
+)
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, bool, int], TwoTensors]
+
 TILE = 2**20
-"""Elements of q and k that every thread of a CPU works on at a time: more would leave its core's cache, fewer be too little work for an
-operation (8 to 16 MiB of temporaries a thread)."""
+"""Elements of q and k that every thread of a CPU works on at a time: more would leave its core's cache, fewer be too
+little work for an operation (8 to 16 MiB of temporaries a thread)."""
 MOST_THREADS = 8
 """Threads that tiles are made larger for, which bounds the temporaries."""
 TILE_ON_DEVICES = 2**24
-"""The same where no kernel is at hand for an accelerator: its launches are what takes time there (150 MiB of temporaries)."""
-FINE = 128
-"""Consecutive tokens whose cos and sin are formed from those of the first on a CPU, where trigonometry takes longer than all else."""
+"""Elements of a tile on an accelerator without a kernel, where launches take the time (150 MiB of temporaries)."""
 HELD_ANGLES = 2**20
 """Up to this many angles, cos and sin (12 MiB) are formed once for all layers."""
 
-KERNEL: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
-"""A fused kernel for CUDA tensors, where one is installed (`harpe.positions.rotation_triton`)."""
+_kernel: Kernel | None = None
+
+
+def use_kernel(kernel: Kernel | None) -> Kernel | None:
+    """From now on rotate CUDA tensors by `kernel` (that of `harpe.positions.rotation_triton`); None: by torch alone.
+
+    Returns the kernel that was in use before.
+    """
+    global _kernel
+    before, _kernel = _kernel, kernel
+    return before
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps for its tiles: page faults of a fresh allocation cost more than the work that is done in it."""
+    """Memory that a thread keeps for its tiles: a fresh allocation's page faults cost more than the work done in it."""
 
-    memory: torch.Tensor | None = None
+    memory: Tensor | None = None
 
-    def take(self, rows: int, size: int) -> torch.Tensor:
+    def take(self, rows: int, size: int) -> Tensor:
         """float32 [rows, size] on the CPU, uninitialised, good until the next call."""
         if self.memory is None or self.memory.numel() < rows * size:
             with torch.inference_mode(False):  # else it could not be written to outside of it
@@ -53,7 +70,13 @@ class _Scratch(threading.local):
         return self.memory[: rows * size].view(rows, size)
 
 
-_SCRATCH = _Scratch()
+_scratch = _Scratch()
+
+
+def free_scratch() -> int:
+    """Give back the memory that this thread keeps for its tiles, and return how many bytes it was."""
+    kept, _scratch.memory = _scratch.memory, None
+    return 0 if kept is None else kept.nbytes
 
 
 class Layout(NamedTuple):
@@ -65,65 +88,7 @@ class Layout(NamedTuple):
     """1: pair (a, b) becomes (a cos - b sin, b cos + a sin). -1: it turns the other way round."""
 
 
-def base_frequencies(bases: Sequence[float], rotary_dim: int) -> list[list[float]]:
-    """Inverse frequencies b_h^(-2i/D) in radians a position, i = 0 .. D/2 - 1: a row for every base, in float64."""
-    return [[float(base) ** (-2 * i / rotary_dim) for i in range(rotary_dim // 2)] for base in bases]
-
-
-def phase_steps(frequencies: Sequence[Sequence[float]]) -> list[list[int]]:
-    """Steps of inverse frequencies in radians a position: rows of integers, to be made an int64 tensor."""
-    rows = [[round(value / (2 * math.pi) % 1.0 * 2**64) for value in row] for row in frequencies]
-    return [[step - 2**64 if step >= 2**63 else step for step in row] for row in rows]
-
-
-def with_factor(steps: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
-    """int64 [..., H, N, 2]: steps [..., H, N] beside an attention factor that cos and sin are multiplied by (its float64 bits)."""
-    bits = torch.as_tensor(factor, dtype=torch.float64, device=steps.device).view(torch.int64)
-    return torch.stack((steps, bits.expand_as(steps)), dim=-1)
-
-
-def _trigonometry(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [B, S, H, N], each from its angle."""
-    steps = table if table.dim() == 2 else table[..., 0]
-    angle = (position_ids[:, :, None, None] * steps).to(torch.float32) * RADIANS
-    cos, sin = angle.cos(), angle.sin()
-    if table.dim() == 3:
-        factor = table[..., 1].contiguous().view(torch.float64).to(torch.float32)
-        cos, sin = cos * factor, sin * factor
-    return cos, sin
-
-
-def _sum_of_angles(
-    coarse: tuple[torch.Tensor, torch.Tensor], fine: tuple[torch.Tensor, torch.Tensor], space: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the sums of two sets of angles, from those of both; in `space`, float32 [2, at least so many], where it is given."""
-    (cos, sin), (fine_cos, fine_sin) = coarse, fine
-    if space is None:
-        return (cos * fine_cos).addcmul_(sin, fine_sin, value=-1), (sin * fine_cos).addcmul_(cos, fine_sin)
-    shape = torch.broadcast_shapes(cos.shape, fine_cos.shape)
-    of_cos, of_sin = space[:, : math.prod(shape)].view(2, *shape)
-    torch.mul(cos, fine_cos, out=of_cos).addcmul_(sin, fine_sin, value=-1)
-    torch.mul(sin, fine_cos, out=of_sin).addcmul_(cos, fine_sin)
-    return of_cos, of_sin
-
-
-def cos_and_sin(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [B, S, H, N], for positions int64 [B, S] and steps int64 [H, N] or [H, N, 2] (with an attention factor).
-
-    On a CPU they are formed from those of the last multiple of `FINE` and those of the rest, as in `_tiles`, so that a token
-    has the same bits in a long text and alone. Largest error there 6e-7, elsewhere 3e-7.
-    """
-    if position_ids.device.type != "cpu":
-        return _trigonometry(position_ids, table)
-    rest = position_ids & (FINE - 1)
-    if table.dim() == 3:
-        return _sum_of_angles(_trigonometry(position_ids - rest, table), _trigonometry(rest, table[..., 0]))
-    cos, sin = _trigonometry(torch.stack((position_ids - rest, rest)).flatten(0, 1), table)  # at once: few operations while decoding
-    (cos, fine_cos), (sin, fine_sin) = cos.chunk(2), sin.chunk(2)
-    return _sum_of_angles((cos, sin), (fine_cos, fine_sin))
-
-
-def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_positions(position_ids: Tensor, table: Tensor) -> TwoTensors:
     """What the layers get in place of cos and sin.
 
     Parameters
@@ -135,48 +100,25 @@ def encode_positions(position_ids: torch.Tensor, table: torch.Tensor) -> tuple[t
 
     Returns
     -------
-    The bits of cos and sin as `hold` gives them, where they are few and no kernel forms them on the fly; else positions and table.
+    The pair of `CosSin` where the angles are few and no kernel forms them on the fly; else that of `Phases`.
     """
     if position_ids.dim() != 2 or position_ids.is_floating_point():
-        raise ValueError(f"position_ids must be integers [batch, positions]; they are {position_ids.dtype} {list(position_ids.shape)}.")
+        found = f"{position_ids.dtype} {list(position_ids.shape)}"
+        raise ValueError(f"position_ids must be integers [batch, positions]; they are {found}.")
     position_ids = position_ids.to(torch.int64)
     few = position_ids.shape[0] * position_ids.shape[1] * table.shape[0] * table.shape[1] <= HELD_ANGLES
-    if table.dim() == 4 or not few or (KERNEL is not None and position_ids.is_cuda and not torch.compiler.is_compiling()):
+    fused = _kernel is not None and position_ids.is_cuda and not torch.compiler.is_compiling()
+    if table.dim() == 4 or not few or fused:
         return position_ids, table
     return hold(*cos_and_sin(position_ids, table))
 
 
-def hold(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair that stands for cos and sin [B, S, H, N]: their bits, int32 [B, S, H, N] and [B, S, H, 2, N], of -sin and sin."""
-    return cos.view(torch.int32), torch.stack((-sin, sin), dim=-2).view(torch.int32)
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, axis: int, direction: int, out: Tensor, space: Tensor | None) -> None:
+    """Rotate x [B, S, H * G, D] into `out` of the same shape; G heads of a group share cos and sin [B or 1, S, H, N].
 
-
-def is_per_head(cos: Any) -> bool:
-    """Whether `cos` is the first half of a pair that `encode_positions` made."""
-    return isinstance(cos, torch.Tensor) and not cos.is_floating_point() and not cos.is_complex()
-
-
-def of_layer(first: torch.Tensor, second: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair with the table of one layer, where there is one for every layer (int64 [L, H, N, 2])."""
-    return (first, second[layer]) if first.dtype == torch.int64 and second.dim() == 4 else (first, second)
-
-
-def of_heads(first: torch.Tensor, second: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair for the key/value heads that tensor-parallel rank `rank` of `size` holds."""
-    if first.dtype == torch.int64:
-        count = second.shape[0] // size
-        return first, second[rank * count : (rank + 1) * count]
-    count = first.shape[2] // size
-    return first[:, :, rank * count : (rank + 1) * count], second[:, :, rank * count : (rank + 1) * count]
-
-
-def _turn(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int, direction: int, out: torch.Tensor, space: torch.Tensor | None
-) -> None:
-    """Rotate x [B, S, H * G, D] into `out` of the same shape; the G heads of a group share cos and sin [B or 1, S, H, 1, N].
-
-    The two dimensions of a pair lie along `axis` once D is taken apart: -2, (2, N), half-split; -1, (N, 2), interleaved. `space`,
-    float32 [2, at least as many elements as x], holds what is not float32 while it is worked on.
+    The two dimensions of a pair lie along `axis` once D is taken apart: -2 if it becomes (2, N), half-split; -1 if
+    (N, 2), interleaved. `space`, float32 [2, at least as many elements as x], is where x of another dtype is
+    worked on; None where x is float32.
     """
     heads, pairs = sin.shape[2:]
     if x.shape[3] > 2 * pairs:
@@ -195,11 +137,11 @@ def _turn(
         target.copy_(turned)
 
 
-def _turn_one(x: torch.Tensor, cos: torch.Tensor, sins: torch.Tensor, axis: int) -> torch.Tensor:
-    """What `_turn` does, for one token and in as few operations as possible; their number is what takes time while decoding.
+def _turn_one(x: Tensor, cos: Tensor, sins: Tensor, axis: int) -> Tensor:
+    """What `_turn` does, for one token and in few operations: while decoding, their number is what takes time.
 
-    x [B, H * G, 1, D] or [B, 1, H * G, D]; cos [B or 1, H, 1, 1, N] and (-sin, sin) [B or 1, H, 1, 2, N], or with the last two axes
-    swapped where `axis` is -1.
+    x [B, H * G, 1, D] or [B, 1, H * G, D]; cos [B or 1, H, 1, 1, N] and (-sin, sin) [B or 1, H, 1, 2, N], or with the
+    last two axes swapped where `axis` is -1.
     """
     batch, one, other, dim = x.shape
     heads, rotary = cos.shape[1], sins.shape[3] * sins.shape[4]
@@ -211,12 +153,11 @@ def _turn_one(x: torch.Tensor, cos: torch.Tensor, sins: torch.Tensor, axis: int)
     return turned if exact else turned.type(x.dtype)
 
 
-def _rotate_one(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, layout: Layout
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotated copies of one token's q and k, for a pair that `hold` made."""
-    batch, _, heads, pairs = first.shape
-    cos, sins = first.view(torch.float32).view(batch, heads, 1, 1, pairs), second.view(torch.float32).view(batch, heads, 1, 2, pairs)
+def _rotate_one(q: Tensor, k: Tensor, held: CosSin, layout: Layout) -> TwoTensors:
+    """Rotated copies of one token's q and k."""
+    batch, _, heads, pairs = held.cos_bits.shape
+    cos = held.cos().view(batch, heads, 1, 1, pairs)
+    sins = held.sin_bits.view(torch.float32).view(batch, heads, 1, 2, pairs)
     if layout.direction < 0:
         sins = -sins
     if not layout.interleaved:
@@ -225,9 +166,41 @@ def _rotate_one(
     return _turn_one(q, cos, sins, -1), _turn_one(k, cos, sins, -1)
 
 
-def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
-    """Cuts a row of positions, int64 [S], into pieces that count up by one: at most `tokens` long, and either within `FINE` positions
-    from a multiple of it or whole such stretches. Empty where the positions jump too often for that to pay."""
+class TilePlan(NamedTuple):
+    """How q and k are cut into tiles."""
+
+    rows: list[slice]
+    """Parts of the batch, one after the other: all of it at once, or row by row where positions differ between rows."""
+    tokens: int
+    """Tokens of a tile."""
+    find_runs: bool
+    """Whether to look for runs of consecutive positions."""
+    space: Tensor
+    """float32 [4, elements of q or k in a tile]: two rows for q or k, two for angles, which are half as many."""
+
+
+def _plan_tiles(q: Tensor, k: Tensor, angles: Phases | CosSin) -> TilePlan:
+    batch, length, dim = q.shape[0], q.shape[1], q.shape[3]
+    real = q.device.type == "cpu" and type(angles[0]) is Tensor  # not a stand-in without data, nor one that traces
+    rows, find_runs = [slice(0, batch)], False
+    if real and isinstance(angles, Phases) and length >= 2 * FINE:
+        positions, find_runs = angles.positions, True
+        if positions.shape[0] > 1 and bool((positions != positions[:1]).any()):
+            rows = [slice(row, row + 1) for row in range(batch)]
+    elements = TILE * min(torch.get_num_threads(), MOST_THREADS) if real else TILE_ON_DEVICES
+    head = rows[0].stop * dim  # elements of one head at one position
+    tokens = max(1, min(length, elements // max(1, head * (q.shape[2] + k.shape[2]))))
+    size = tokens * head * max(q.shape[2], k.shape[2])
+    space = _scratch.take(4, size) if real else torch.empty((4, size), dtype=torch.float32, device=q.device)
+    return TilePlan(rows, tokens, find_runs, space)
+
+
+def _runs(positions: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """Cuts a row of positions, int64 [S], into pieces (start, end) that count up by one.
+
+    A piece has at most `tokens` tokens, and either lies between two multiples of `FINE` or is whole such stretches.
+    Empty where the positions jump too often for that to pay.
+    """
     length = positions.shape[0]
     jumps = (positions.diff() != 1).nonzero()[:, 0].add(1).tolist()
     if len(jumps) > length // 32:
@@ -243,75 +216,55 @@ def _runs(positions: torch.Tensor, tokens: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _tiles(
-    first: torch.Tensor, second: torch.Tensor, tokens: int, space: torch.Tensor, runs: list[tuple[int, int]]
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """The tokens of every tile, and their cos and sin [B or 1, s, H, N], for a pair of which `tokens` tokens are one tile.
-
-    `runs` cuts a single row of positions as `_runs` does; where it is empty, every token's angles are formed for themselves. `space`,
-    float32 [2, at least the angles of a tile], holds what is yielded of runs.
-    """
-    length = first.shape[1]
-    plain = [slice(start, start + tokens) for start in range(0, length, tokens)]
-    if first.dtype == torch.int32:
-        for part in plain:
-            yield part, first[:, part].view(torch.float32), second[:, part, :, 1].view(torch.float32)
+def _tiles(angles: Phases | CosSin, plan: TilePlan) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The tokens of every tile, and their cos and sin [B or 1, s, H, N], which are good until the next tile."""
+    parts = [slice(start, start + plan.tokens) for start in range(0, angles[0].shape[1], plan.tokens)]
+    if isinstance(angles, CosSin):
+        cos, sin = angles.cos(), angles.sin()
+        yield from ((part, cos[:, part], sin[:, part]) for part in parts)
         return
+    positions, table = angles
+    runs = _runs(positions[0], plan.tokens) if plan.find_runs else []
     if not runs:
-        for part in plain:
-            yield part, *cos_and_sin(first[:, part], second)
+        yield from ((part, *cos_and_sin(positions[:, part], table)) for part in parts)
         return
-    steps = second if second.dim() == 2 else second[..., 0]
-    fine = _trigonometry(torch.arange(FINE, device=first.device)[None], steps)
+    steps = table if table.dim() == 2 else table[..., 0]
+    fine_cos, fine_sin = trigonometry(torch.arange(FINE, device=positions.device)[None], steps)
     for start, end in runs:
-        anchors = first[:1, start:end:FINE]
-        past, count = int(anchors[0, 0]) % FINE, min(FINE, end - start)
-        coarse = _trigonometry(anchors - past, second)
-        stretch = slice(past, past + count)
-        cos, sin = _sum_of_angles((coarse[0].transpose(0, 1), coarse[1].transpose(0, 1)), (fine[0][:, stretch], fine[1][:, stretch]), space)
+        anchors = positions[:1, start:end:FINE]
+        past = int(anchors[0, 0]) % FINE
+        within = slice(past, past + min(FINE, end - start))
+        coarse_cos, coarse_sin = (x.transpose(0, 1) for x in trigonometry(anchors - past, table))
+        fine = fine_cos[:, within], fine_sin[:, within]
+        cos, sin = sum_of_angles((coarse_cos, coarse_sin), fine, plan.space[2:])
         yield slice(start, end), cos.flatten(0, 1)[None], sin.flatten(0, 1)[None]
 
 
-def _rotate_tiles(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotate_tiles(q: Tensor, k: Tensor, angles: Phases | CosSin, layout: Layout) -> TwoTensors:
     """Rotated copies of q [B, S, H_q, D] and k [B, S, H_k, D], tile by tile of tokens."""
-    axis = -1 if interleaved else -2
-    held, batch = first.dtype == torch.int32, q.shape[0]
-    real = q.device.type == "cpu" and type(first) is torch.Tensor  # not a stand-in without data, nor one that traces
-    long = real and not held and q.shape[1] >= 2 * FINE
-    rows = [slice(0, batch)]
-    if long and first.shape[0] > 1 and bool((first != first[:1]).any()):
-        rows = [slice(row, row + 1) for row in range(batch)]
-    token = rows[0].stop * q.shape[3]  # elements of one head's token
-    tile = TILE * min(torch.get_num_threads(), MOST_THREADS) if real else TILE_ON_DEVICES
-    tokens = max(1, min(q.shape[1], tile // max(1, token * (q.shape[2] + k.shape[2]))))
-    shape = (4, tokens * token * max(q.shape[2], k.shape[2]))  # two rows for q or k, two for angles, of which there are half as many
-    space = _SCRATCH.take(*shape) if real else torch.empty(shape, dtype=torch.float32, device=q.device)
+    plan, axis = _plan_tiles(q, k, angles), -1 if layout.interleaved else -2
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
-    for row in rows:
-        runs = _runs(first[row][0], tokens) if long else []
-        for part, cos, sin in _tiles(first[row], second[row] if held else second, tokens, space[2:], runs):
+    for row in plan.rows:
+        for part, cos, sin in _tiles(angles.of_rows(row), plan):
             for x, out in ((q, out_q), (k, out_k)):
-                _turn(x[row, part], cos, sin, axis, direction, out[row, part], None if x.dtype == torch.float32 else space[:2])
+                space = None if x.dtype == torch.float32 else plan.space[:2]
+                _turn(x[row, part], cos, sin, axis, layout.direction, out[row, part], space)
     return out_q, out_k
 
 
-def _rotate(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if KERNEL is not None and q.is_cuda and first.dtype == torch.int64:
-        return KERNEL(q, k, first, second, interleaved, direction)
-    return _rotate_tiles(q, k, first, second, interleaved, direction)
+def _rotate(q: Tensor, k: Tensor, first: Tensor, second: Tensor, interleaved: bool, direction: int) -> TwoTensors:
+    """As `_rotate_tiles`, or by the kernel in use; in the plain types that torch's graphs and operators take."""
+    angles = decode(first, second)
+    if _kernel is not None and q.is_cuda and isinstance(angles, Phases):
+        return _kernel(q, k, *angles, interleaved, direction)
+    return _rotate_tiles(q, k, angles, Layout(interleaved, direction))
 
 
 class _Rotation(torch.autograd.Function):
     """The gradient of a rotation is the rotation back: nothing but positions and table is kept for it."""
 
     @staticmethod
-    def forward(
-        q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(q: Tensor, k: Tensor, first: Tensor, second: Tensor, interleaved: bool, direction: int) -> TwoTensors:
         return _rotate(q, k, first, second, interleaved, direction)
 
     @staticmethod
@@ -320,27 +273,24 @@ class _Rotation(torch.autograd.Function):
         ctx.save_for_backward(first, second)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k = _Rotation.apply(*grads, *ctx.saved_tensors, ctx.interleaved, -ctx.direction)
         return q, k, None, None, None, None
 
 
-# Compiled graphs call the tiles as one operator: traced through, cos and sin of all positions would be kept for the next layer.
+# Compiled graphs call the tiles as one operator: traced through, cos and sin of all positions would be kept for the
+# next layer.
 @torch.library.custom_op("harpe::rotate", mutates_args=())
-def _operator(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _operator(q: Tensor, k: Tensor, first: Tensor, second: Tensor, interleaved: bool, direction: int) -> TwoTensors:
     return _rotate(q, k, first, second, interleaved, direction)
 
 
 @_operator.register_fake
-def _(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, interleaved: bool, direction: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(q: Tensor, k: Tensor, first: Tensor, second: Tensor, interleaved: bool, direction: int) -> TwoTensors:
     return torch.empty_like(q), torch.empty_like(k)
 
 
-def _operator_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _operator_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     q, k = _operator(*grads, *ctx.saved_tensors, ctx.interleaved, -ctx.direction)
     return q, k, None, None, None, None
 
@@ -348,52 +298,55 @@ def _operator_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | N
 _operator.register_autograd(_operator_backward, setup_context=_Rotation.setup_context)
 
 
-def _rotate_traced(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, direction: int) -> torch.Tensor:
+def _rotate_traced(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses."""
     heads, pairs = cos.shape[2:]
     grouped = x.unflatten(2, (heads, x.shape[2] // heads)).float()
-    cos, sin = cos.unsqueeze(3), sin.unsqueeze(3) * direction
+    cos, sin = cos.unsqueeze(3), sin.unsqueeze(3) * layout.direction
     turned, rest = grouped[..., : 2 * pairs], grouped[..., 2 * pairs :]
-    a, b = turned.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turned.chunk(2, dim=-1)
+    a, b = turned.unflatten(-1, (pairs, 2)).unbind(-1) if layout.interleaved else turned.chunk(2, dim=-1)
     pair = (a * cos - b * sin, b * cos + a * sin)
-    joined = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    joined = torch.stack(pair, dim=-1).flatten(-2) if layout.interleaved else torch.cat(pair, dim=-1)
     return torch.cat((joined, rest), dim=-1).flatten(2, 3).to(x.dtype)
 
 
 def rotate_per_head(
-    q: torch.Tensor, k: torch.Tensor, first: torch.Tensor, second: torch.Tensor, layout: Layout, head_dim: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, first: Tensor, second: Tensor, layout: Layout, head_dim: int = 1
+) -> TwoTensors:
     """Rotate q and k by the bases of their key/value heads; the first 2 N dimensions turn, the others stay.
 
     Parameters
     ----------
     q, k
-        [B, H_q, S, D] and [B, H_k, S, D], or with heads and positions swapped (`head_dim` 2). Any floating dtype: the arithmetic is
-        float32, and each is returned in its own. H_q and H_k are multiples of H; the heads of a group share a base.
+        [B, H_q, S, D] and [B, H_k, S, D], or with heads and positions swapped (`head_dim` 2). Any floating dtype: the
+        arithmetic is float32, and each is returned in its own. H_q and H_k are multiples of H; the heads of a group
+        share a base.
     first, second
         From `encode_positions`, for the H heads that are present.
     """
-    if first.dtype == torch.int64 and second.dim() == 4:
-        raise ValueError("Bases differ by layer, and this attention was not given the row of its layer: its forward is not harpe's.")
-    heads = first.shape[2] if first.dtype == torch.int32 else second.shape[0]
+    angles = decode(first, second)
+    if isinstance(angles, Phases) and angles.by_layer():
+        raise ValueError(
+            "Bases differ by layer, and this attention was not given the row of its layer: its forward is not harpe's."
+        )
+    heads = angles.heads()
     if k.shape[head_dim] % heads or q.shape[head_dim] % heads:
         raise ValueError(
-            f"There are RoPE bases for {heads} key/value heads, but this layer has {k.shape[head_dim]} (and {q.shape[head_dim]} query "
-            "heads): the configuration does not belong to these weights, or the heads were split in an unknown way."
+            f"There are RoPE bases for {heads} key/value heads, but this layer has {k.shape[head_dim]} (and "
+            f"{q.shape[head_dim]} query heads): the configuration does not belong to these weights, or the heads were "
+            "split in an unknown way."
         )
-    compiling = torch.compiler.is_compiling()
-    if q.shape[3 - head_dim] == 1 and not compiling and not torch.is_grad_enabled() and (KERNEL is None or not q.is_cuda):
-        pair = (first, second) if first.dtype == torch.int32 else hold(*cos_and_sin(first, second))
-        return _rotate_one(q, k, *pair, layout)
+    compiling, grad = torch.compiler.is_compiling(), torch.is_grad_enabled()
+    if q.shape[3 - head_dim] == 1 and not compiling and not grad and (_kernel is None or not q.is_cuda):
+        held = angles if isinstance(angles, CosSin) else CosSin(*hold(*cos_and_sin(*angles)))
+        return _rotate_one(q, k, held, layout)
     if head_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    interleaved, direction = layout
     if not compiling:
-        turn = _Rotation.apply if torch.is_grad_enabled() else _rotate
-        q, k = turn(q, k, first, second, interleaved, direction)
-    elif first.dtype == torch.int64:
-        q, k = _operator(q, k, first, second, interleaved, direction)
+        turn = _Rotation.apply if grad else _rotate
+        q, k = turn(q, k, first, second, *layout)
+    elif isinstance(angles, Phases):
+        q, k = _operator(q, k, first, second, *layout)
     else:
-        cos, sin = first.view(torch.float32), second[..., 1, :].view(torch.float32)
-        q, k = (_rotate_traced(x, cos, sin, interleaved, direction) for x in (q, k))
+        q, k = (_rotate_traced(x, angles.cos(), angles.sin(), layout) for x in (q, k))
     return (q.transpose(1, 2), k.transpose(1, 2)) if head_dim == 1 else (q, k)

@@ -1,8 +1,9 @@
-"""The rotation of `harpe.positions.rotation` as one CUDA kernel: q and k of a layer read once, written once, no cos and sin in memory.
+"""The rotation of `harpe.positions.rotation` as one CUDA kernel: q and k of a layer read once, written once, no cos and
+sin in memory.
 
-A program takes a block of tokens and one key/value head: it forms cos and sin once and turns with them the query heads of the group
-and the key. The formula is the one of `cos_and_sin`, integer phases that wrap around, so positions of any size are right. The gradient
-is the same kernel with the direction reversed.
+A program takes a block of tokens and one key/value head: it forms cos and sin once and turns with them the query heads
+of the group and the key. The formula is the one of `cos_and_sin`, integer phases that wrap around, so positions of any
+size are right. The gradient is the same kernel with the direction reversed.
 
 Offsets are int64: q of 131,072 tokens x 32 heads x 512 dimensions has 2**31 elements.
 
@@ -18,12 +19,13 @@ import torch
 import triton
 import triton.language as tl
 
-from harpe.positions.rotation import RADIANS
+from harpe.positions.phases import RADIANS
 
 ANGLES = 2048
 """Angles of a program: 16 a thread, few enough that cos, sin and a pair of operands stay in registers."""
 PROGRAMS = 256
-"""With fewer blocks than this (decoding), the heads of a group go to programs of their own, as the device would idle."""
+"""With fewer blocks than this (decoding), the heads of a group go to programs of their own, as the device would
+idle."""
 
 _RADIANS = tl.constexpr(RADIANS)
 
@@ -32,8 +34,9 @@ _RADIANS = tl.constexpr(RADIANS)
 def _cos_and_sin(phase):
     """cos and sin of an angle int64 in 2**-64 of a turn, float32, within 1.5e-7.
 
-    The nearest quarter turn is taken off as an integer, exactly; what is left, -pi/4 to pi/4, needs short polynomials only (those of
-    Moshier's Cephes). The CUDA library's functions are ready for arguments of any size, at the price of branches and local memory.
+    The nearest quarter turn is taken off as an integer, exactly; what is left, -pi/4 to pi/4, needs short polynomials
+    only (those of Moshier's Cephes). The CUDA library's functions are ready for arguments of any size, at the price of
+    branches and local memory.
     """
     quarter = (phase + (1 << 61)) >> 62  # -2, -1, 0 or 1
     x = (phase - (quarter << 62)).to(tl.float32) * _RADIANS
@@ -139,8 +142,10 @@ def _kernel(
     interleaved: tl.constexpr,
     direction: tl.constexpr,
 ):
-    """Program (i, p): tokens `i // heads * tokens` and on, key/value head `i % heads`, of each group the heads p, p + parts, ..."""
-    program = tl.program_id(0).to(tl.int64)  # int64 from here on: strides may arrive as int32, and a product with one would wrap
+    """Program (i, p): tokens `i // heads * tokens` and on, key/value head `i % heads`, of each group the heads p, p +
+    parts, ..."""
+    # int64 from here on: strides may arrive as int32, and a product with one would wrap
+    program = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     head = program % heads
     token = program // heads * tokens + tl.arange(0, tokens).to(tl.int64)[:, None]
@@ -166,8 +171,11 @@ def _kernel(
     # fmt: on
 
 
-def launch_options(total: int, heads: int, group: int, dim: int, pairs: int, inplace: bool) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and block sizes for `total` tokens (B * S) and groups of `group` query heads; N = `pairs` of `dim` / 2 pairs turn."""
+def launch_options(
+    total: int, heads: int, group: int, dim: int, pairs: int, inplace: bool
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and block sizes for `total` tokens (B * S) and groups of `group` query heads; N = `pairs` of `dim` / 2 pairs
+    turn."""
     block = triton.next_power_of_2(pairs)
     rest = 0 if inplace or dim == 2 * pairs else triton.next_power_of_2(dim - 2 * pairs)
     tokens = min(max(1, ANGLES // max(block, rest // 2)), triton.next_power_of_2(total))
@@ -186,7 +194,7 @@ def rotate(
     direction: int,
     inplace: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotated q and k, without a graph for gradients: `harpe.positions.rotation` calls this as its `KERNEL`.
+    """Rotated q and k, without a graph for gradients: for `harpe.positions.rotation.use_kernel`.
 
     Parameters
     ----------
@@ -207,7 +215,9 @@ def rotate(
     if not q.device == k.device == position_ids.device == table.device:
         devices = ", ".join(str(x.device) for x in (q, k, position_ids, table))
         raise ValueError(f"q, k, positions and steps must lie on one device; they are on {devices}.")
-    if inplace and any(size > 1 and stride == 0 for x in (q, k) for size, stride in zip(x.shape, x.stride(), strict=True)):
+    if inplace and any(
+        size > 1 and stride == 0 for x in (q, k) for size, stride in zip(x.shape, x.stride(), strict=True)
+    ):
         raise ValueError("q or k is expanded: elements that share memory cannot be rotated in place.")
     out_q, out_k = (q, k) if inplace else (torch.empty_like(q), torch.empty_like(k))
     batch, length, q_heads, dim = q.shape
@@ -215,7 +225,8 @@ def rotate(
         return out_q, out_k
     heads, pairs = table.shape[:2]
     grid, options = launch_options(batch * length, heads, q_heads // heads, dim, pairs, inplace)
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which in a model spread over several is not always q's
+    # Triton launches on the current device, which in a model spread over several is not always q's
+    with torch.cuda.device_of(q):
         _kernel[grid](
             q,
             k,

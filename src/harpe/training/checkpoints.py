@@ -22,8 +22,13 @@ KEPT = 2
 
 def mark_complete(checkpoint: Path) -> None:
     """Write the mark, with every file's size and SHA-256, as the last act of saving."""
-    files = {p.relative_to(checkpoint).as_posix(): p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK}
-    write_json(checkpoint / MARK, {"files": {k: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for k, p in files.items()}})
+    files = {
+        p.relative_to(checkpoint).as_posix(): p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK
+    }
+    write_json(
+        checkpoint / MARK,
+        {"files": {k: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for k, p in files.items()}},
+    )
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -49,22 +54,29 @@ def step_of(checkpoint: Path) -> int | None:
 
 def _numbered(folder: Path) -> dict[int, Path]:
     """Folders with names of checkpoints by step, the newest first."""
-    found = {step: path for path in folder.glob("checkpoint-*") if (step := step_of(path)) is not None and path.is_dir()}
+    found = {
+        step: path for path in folder.glob("checkpoint-*") if (step := step_of(path)) is not None and path.is_dir()
+    }
     return dict(sorted(found.items(), reverse=True))
 
 
 def last_complete(folder: Path, tell: Callable[[str], None] = lambda sentence: None) -> Path | None:
-    """The newest whole checkpoint of a stage; `tell` hears of newer ones that were damaged, which stay until they are made again."""
+    """The newest whole checkpoint of a stage; `tell` hears of newer ones that were damaged, which stay until they are
+    made again."""
     for checkpoint in _numbered(folder).values():
         if (checkpoint / MARK).is_file():
             if is_complete(checkpoint):
                 return checkpoint
-            tell(f"{checkpoint} is not whole: its files are not those that its {MARK} tells of. The training goes on from the one before.")
+            tell(
+                f"{checkpoint} is not whole: its files are not those that its {MARK} tells of. The training goes on "
+                "from the one before."
+            )
     return None
 
 
 def check_room(folder: Path, done: int, steps: int, save_every: int) -> None:
-    """Remove what a killed process has left of a save, and refuse a stage whose checkpoints would fall on what is not harpe's.
+    """Remove what a killed process has left of a save, and refuse a stage whose checkpoints would fall on what is not
+    harpe's.
 
     Raises
     ------
@@ -75,7 +87,10 @@ def check_room(folder: Path, done: int, steps: int, save_every: int) -> None:
     for step in sorted({*range(save_every, steps, save_every), steps}):
         path = folder / f"checkpoint-{step}"
         if step > done and (path.exists() or path.is_symlink()) and not is_own(path):
-            raise HarpeError(f"{path} is not harpe's (it has no {MARK}), and the training would save there. Move it to another place.")
+            raise HarpeError(
+                f"{path} is not harpe's (it has no {MARK}), and the training would save there. Move it to another "
+                "place."
+            )
 
 
 def is_own(checkpoint: Path) -> bool:
@@ -84,7 +99,8 @@ def is_own(checkpoint: Path) -> bool:
 
 
 def remove_checkpoints(folder: Path, before: int | None = None, keep: int = 0) -> None:
-    """Delete harpe's checkpoints of a stage, those of steps below `before`, but for the newest `keep` of them; nobody else's."""
+    """Delete harpe's checkpoints of a stage, those of steps below `before`, but for the newest `keep` of them; nobody
+    else's."""
     own = [path for step, path in _numbered(folder).items() if is_own(path) and (before is None or step < before)]
     for path in own[keep:]:
         remove_folder(path)
@@ -111,6 +127,10 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
                         continue
                     there[name].copy_(value)
                     filled.add(there[name].data_ptr())
-    wrong |= {name for name, value in there.items() if value.numel() and value.data_ptr() not in filled}  # tied ones share their memory
+    # tied ones share their memory
+    wrong |= {name for name, value in there.items() if value.numel() and value.data_ptr() not in filled}
     if wrong:
-        raise HarpeError(f"{checkpoint} does not hold the weights of this model: {', '.join(sorted(wrong)[:3])} do not fit. Move it away.")
+        raise HarpeError(
+            f"{checkpoint} does not hold the weights of this model: {', '.join(sorted(wrong)[:3])} do not fit. Move it "
+            "away."
+        )

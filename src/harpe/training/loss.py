@@ -24,12 +24,18 @@ NEAR = 1e-3
 class _Mean(torch.autograd.Function):
     """The mean of `token_nll` with its gradients formed in the forward pass, where a chunk's logits exist.
 
-    Only a factor is missing to them in the backward pass, since the loss is a scalar. No logits are formed a second time.
+    Only a factor is missing to them in the backward pass, since the loss is a scalar. No logits are formed a second
+    time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, chunk: int, *parameters: torch.Tensor
+        ctx: Any,
+        model: PreTrainedModel,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        chunk: int,
+        *parameters: torch.Tensor,
     ) -> Any:
         rows, wanted = states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
         mean = 1 / (wanted != -100).sum().clamp(min=1)
@@ -42,8 +48,8 @@ class _Mean(torch.autograd.Function):
                 loss = token_nll(model, part, wanted[None, piece], chunk, recompute=False).sum() * mean
             if any(all(leaf is not known for known in (part, *parameters)) for leaf in _leaves(loss)):
                 raise HarpeError(
-                    f"The logits of a {model.config.model_type} depend on other weights from position to position: harpe would leave out a "
-                    "part of their gradients, and cannot train it."
+                    f"The logits of a {model.config.model_type} depend on other weights from position to position: "
+                    "harpe would leave out a part of their gradients, and cannot train it."
                 )
             slope[:, piece], *more = torch.autograd.grad(loss, (part, *parameters))
             for sum_, value in zip(slopes, more, strict=True):
@@ -75,7 +81,8 @@ def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The trained parameters that the logits of one position depend on, whatever the family and adapters make of them."""
+    """The trained parameters that the logits of one position depend on, whatever the family and adapters make of
+    them."""
     with torch.enable_grad():
         return _leaves(logits_of(model, states[:1, :1].detach()))
 
@@ -100,8 +107,8 @@ def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor,
 def _without_randomness(model: PreTrainedModel) -> None:
     """Put all modules into evaluation but for those whose `training` says that their activations are recomputed.
 
-    Dropout and noise in routers ask for their own module's `training`, whatever the family calls them. Flags are set directly,
-    since `eval()` exchanges kernels where a model uses some.
+    Dropout and noise in routers ask for their own module's `training`, whatever the family calls them. Flags are set
+    directly, since `eval()` exchanges kernels where a model uses some.
     """
     for module in model.modules():
         recomputed = isinstance(module, GradientCheckpointingLayer) and getattr(module, "gradient_checkpointing", True)
@@ -110,8 +117,8 @@ def _without_randomness(model: PreTrainedModel) -> None:
 
 @contextmanager
 def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within the context `model(input_ids, labels)` gives the model's own loss in pieces, no logits, and no dropout in training
-    either; afterwards the model is as before.
+    """Within the context `model(input_ids, labels)` gives the model's own loss in pieces, no logits, and no dropout in
+    training either; afterwards the model is as before.
 
     Only `forward` of this one object is replaced, so wrappers (autocast, DDP, FSDP) see an ordinary model.
     """
@@ -128,7 +135,8 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     try:
         yield model
     finally:
-        # accelerate may have wrapped the forward again meanwhile; dropping the instance's attribute restores the class's own
+        # accelerate may have wrapped the forward again meanwhile; dropping the instance's attribute restores the
+        # class's own
         vars(model).pop("forward", None)
         vars(model).pop("_original_forward", None)
         if before is not None:
@@ -143,7 +151,8 @@ def check_training_loss(model: PreTrainedModel) -> None:
     Raises
     ------
     HarpeError
-        Where they differ: the family does something in training that cannot be switched off, such as dropout in a layer.
+        Where they differ: the family does something in training that cannot be switched off, such as dropout in a
+        layer.
     """
     ids, training = (
         torch.arange(1, 17, device=model.device)[None] % text_config(model.config).vocab_size,
@@ -156,9 +165,9 @@ def check_training_loss(model: PreTrainedModel) -> None:
     model.train(training)
     if abs(trained - wanted) > NEAR * max(1.0, abs(wanted)):
         raise HarpeError(
-            f"The loss of a {model.config.model_type} is {trained:.5g} in training and {wanted:.5g} in evaluation, for the "
-            "same tokens: its code does something in training, such as dropout within a layer, that harpe cannot switch off. Set it "
-            "to 0 in config.json."
+            f"The loss of a {model.config.model_type} is {trained:.5g} in training and {wanted:.5g} in evaluation, for "
+            "the same tokens: its code does something in training, such as dropout within a layer, that harpe cannot "
+            "switch off. Set it to 0 in config.json."
         )
 
 
@@ -172,5 +181,7 @@ def loss_notes(config: PreTrainedConfig) -> list[str]:
         named = ", ".join(f"{key} {numbers[key]:g}" for key in sorted(random))
         notes.append(f"The configuration asks for {named} in training: left out, as in continued pretraining of today.")
     if any("aux_loss" in key for key in numbers):
-        notes.append("Experts are trained on the next-token loss alone, without the auxiliary loss that balances their load.")
+        notes.append(
+            "Experts are trained on the next-token loss alone, without the auxiliary loss that balances their load."
+        )
     return notes

@@ -18,8 +18,8 @@ Report = Callable[[int, int, dict[str, Any]], None]
 
 
 class JsonlLog(TrainerCallback):
-    """Appends one row a logged step to `log.jsonl`: step, loss, learning_rate, grad_norm, tokens, seconds. Stops where the loss
-    or the norm of the gradient is not finite.
+    """Appends one row a logged step to `log.jsonl`: step, loss, learning_rate, grad_norm, tokens, seconds. Stops where
+    the loss or the norm of the gradient is not finite.
 
     When a run is resumed, rows after the checkpoint are dropped: they are computed again.
     """
@@ -28,7 +28,9 @@ class JsonlLog(TrainerCallback):
         self.path, self.step_tokens, self.report = path, step_tokens, report
         self.began, self.before = time.monotonic(), 0.0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         rows = [row for row in read_jsonl(self.path) if row["step"] <= state.global_step] if self.path.exists() else []
         write_jsonl(self.path, rows)
         self.before = rows[-1]["seconds"] if rows else 0.0
@@ -53,7 +55,8 @@ class JsonlLog(TrainerCallback):
         for key, title in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
             if not math.isfinite(row.get(key, 0.0)):
                 raise HarpeError(
-                    f"The {title} became {row[key]} at step {row['step']} in {self.path.parent}: training diverged. Lower --learning-rate."
+                    f"The {title} became {row[key]} at step {row['step']} in {self.path.parent}: training diverged. "
+                    "Lower --learning-rate."
                 )
         if self.report is not None:
             self.report(state.global_step, state.max_steps, row)

@@ -1,1 +1,4 @@
-"""Needle tasks: samples, answers by greedy generation, and the grid over length and depth."""
+"""Needle tasks: samples, answers by greedy generation, and the grid over length and depth.
+
+Our own tasks only; those of RULER are in `ruler`.
+"""

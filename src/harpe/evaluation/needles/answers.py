@@ -19,7 +19,9 @@ Key = tuple[str, int, int, float | None]
 
 
 @torch.inference_mode()
-def answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[NeedleSample]) -> list[list[str]]:
+def answer_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[NeedleSample]
+) -> list[list[str]]:
     """Greedy answers, one text a turn, of samples of one shape. Earlier questions and answers stay in the context.
 
     Only the last position's logits are computed, and the key/value cache is carried from turn to turn.
@@ -39,7 +41,11 @@ def answer_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bat
 def score(sample: NeedleSample, texts: list[str]) -> float:
     """Share of the expected numbers that stand in their turn's answer, as whole numbers: 1.0 is all right."""
     expected = [answer for turn in sample.turns for answer in turn.answers]
-    hits = sum(answer in re.findall(r"\d+", text) for turn, text in zip(sample.turns, texts, strict=True) for answer in turn.answers)
+    hits = sum(
+        answer in re.findall(r"\d+", text)
+        for turn, text in zip(sample.turns, texts, strict=True)
+        for answer in turn.answers
+    )
     return hits / len(expected)
 
 
@@ -49,7 +55,8 @@ def key_of(record: dict[str, Any]) -> Key:
 
 
 def record_of(sample: NeedleSample, texts: list[str]) -> dict[str, Any]:
-    """One line of the results: task, length, index, depth (null where the needles' places were drawn), depths, expected, answers, score."""
+    """One line of the results: task, length, index, depth (null where the needles' places were drawn), depths,
+    expected, answers, score."""
     return {
         "task": sample.task,
         "length": sample.length,
@@ -77,8 +84,8 @@ def answer_samples(
     Parameters
     ----------
     done
-        Keys of samples that need no answer: batches that hold no other sample are passed over. Batches are always formed from all
-        samples, so that a resumed evaluation computes what an uninterrupted one does.
+        Keys of samples that need no answer: batches that hold no other sample are passed over. Batches are always
+        formed from all samples, so that a resumed evaluation computes what an uninterrupted one does.
     ranks
         Processes that share the batches that are left.
     """

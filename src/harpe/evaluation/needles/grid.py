@@ -1,14 +1,17 @@
 """The classic needle grid: one number in a text of a length, at a depth, for every length and every depth.
 
-The protocol is that of the Large World Model (Liu et al. 2024, arXiv 2402.08268) with exact match, lengths and depths in tokens: in a cell
-of length L and depth d the needle starts at token d L, or as late as question and answer allow. A sample of the grid is one haystack with
-one needle and one question, in all cells: what two cells have in common up to some token is read once.
+The protocol is that of the Large World Model (Liu et al. 2024, arXiv 2402.08268) with exact match, lengths and depths
+in tokens: in a cell of length L and depth d the needle starts at token d L, or as late as question and answer allow. A
+sample of the grid is one haystack with one needle and one question, in all cells: what two cells have in common up to
+some token is read once.
 
 * All cells begin with the haystack up to their needle: one pass over the clean haystack serves all of them.
-* Cells whose needles start at the same token (d L is the same) are one text cut at several lengths: one pass serves these too.
+* Cells whose needles start at the same token (d L is the same) are one text cut at several lengths: one pass serves
+  these too.
 
-So the tokens that are read are those of the prefix tree of a sample's cells. The key/value cache goes from node to node: after a branch it
-is cropped back to where the branch began, or, where a layer keeps a window and cannot be cropped, the branch is read into a copy.
+So the tokens that are read are those of the prefix tree of a sample's cells. The key/value cache goes from node to
+node: after a branch it is cropped back to where the branch began, or, where a layer keeps a window and cannot be
+cropped, the branch is read into a copy.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from harpe.models.angles import moving_rope
 from harpe.models.geometry import GLOBAL, text_config
 
 CLOSE = 1e-3
-"""Answers with two first logits this close at some token are counted: reading in other pieces may turn these round, and no others."""
+"""Answers with two first logits this close at some token are counted: reading in other pieces may turn these round, and
+no others."""
 
 Reuse = Literal["crop", "copy", "none"]
 Way = tuple[Reuse, str | None]
@@ -66,7 +70,7 @@ class GridSample:
         return length - len(self.turn.question) - self.turn.budget
 
     def needle_offset(self, length: int, depth: float) -> int:
-        """Where the needle starts: token depth * length, but not inside of the prefix, and whole before the question."""
+        """The needle's start: token depth * length, but after the prefix, and all of it before the question."""
         return min(max(int(depth * length), self.prefix), self.end(length) - len(self.needle))
 
     def cell(self, length: int, depth: float) -> NeedleSample:
@@ -79,7 +83,10 @@ class GridSample:
     def nodes(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell]]]:
         """Needle places, ascending, each with its cells by ascending length."""
         placed = sorted((self.needle_offset(*cell), *cell) for cell in cells)
-        return [(needle_offset, [(n, d) for _, n, d in group]) for needle_offset, group in groupby(placed, key=lambda item: item[0])]
+        return [
+            (needle_offset, [(n, d) for _, n, d in group])
+            for needle_offset, group in groupby(placed, key=lambda item: item[0])
+        ]
 
     def cost_alone(self, cells: Sequence[Cell], cost: ReadingCost) -> int:
         """Floating-point operations of one prefill a cell, answers included (their last token is not read)."""
@@ -115,7 +122,9 @@ def check_grid(writer: NeedleWriter, longest: int, shortest: int, count: int) ->
         _drawn(writer, longest, shortest, index)
 
 
-def _drawn(writer: NeedleWriter, longest: int, shortest: int, index: int) -> tuple[np.random.Generator, tuple[int, ...], Turn]:
+def _drawn(
+    writer: NeedleWriter, longest: int, shortest: int, index: int
+) -> tuple[np.random.Generator, tuple[int, ...], Turn]:
     rng = writer.generator("grid", longest, index)
     needle, turn = writer.single(rng)
     writer.check_fits("single", len(writer.prefix) + len(needle) + len(turn.question) + turn.budget, shortest)
@@ -134,7 +143,10 @@ def cache_reuse(model: PreTrainedModel) -> Way:
         return "crop", None
     if layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "copy", None
-    return "none", f"A cache of {', '.join(sorted(cls.__name__ for cls in layers))} cannot be taken back to an earlier token."
+    return (
+        "none",
+        f"A cache of {', '.join(sorted(cls.__name__ for cls in layers))} cannot be taken back to an earlier token.",
+    )
 
 
 @contextmanager
@@ -157,7 +169,11 @@ def _texts(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
 
 
 def _answer_shared(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[GridSample], cells: Sequence[Cell], reuse: Reuse
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: list[GridSample],
+    cells: Sequence[Cell],
+    reuse: Reuse,
 ) -> Iterator[Answers]:
     """Walk the prefix tree of the cells of samples of one shape; one cell at a time, by the needle's offset."""
     first, device = batch[0], model.device
@@ -224,26 +240,32 @@ def answer_grid(
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer and score the samples in all cells; yields the records of one cell of one batch at a time.
 
-    Records are those of `answer_samples`, and have `margin` (the least distance of the two first logits at a token of the answer) and
-    `seconds` (the sample's share of the time since the records before) as well.
+    Records are those of `answer_samples`, and have `margin` (the least distance of the two first logits at a token of
+    the answer) and `seconds` (the sample's share of the time since the records before) as well.
 
     Parameters
     ----------
     reuse
         From `cache_reuse`; "none" reads every cell by itself.
     done
-        Keys of records that are there already. A batch that lacks any is read as a whole, so that a resumed evaluation computes what an
-        uninterrupted one does.
+        Keys of records that are there already. A batch that lacks any is read as a whole, so that a resumed evaluation
+        computes what an uninterrupted one does.
     ranks
         Processes that share the batches that are left.
     """
     model.eval()
     units = _units(samples, cells, reuse, batch_tokens)
-    units = [(batch, of) for batch, of in units if not all(("single", n, s.index, depth) in done for s in batch for n, depth in of)]
+    units = [
+        (batch, of)
+        for batch, of in units
+        if not all(("single", n, s.index, depth) in done for s in batch for n, depth in of)
+    ]
     for batch, of in ranks.share(units):
         began = time.perf_counter()
         alone = reuse == "none"
-        answers = _answer_alone(model, tokenizer, batch, of) if alone else _answer_shared(model, tokenizer, batch, of, reuse)
+        answers = (
+            _answer_alone(model, tokenizer, batch, of) if alone else _answer_shared(model, tokenizer, batch, of, reuse)
+        )
         for cell, texts, margins in answers:
             now = time.perf_counter()
             share, began = (now - began) / len(batch), now

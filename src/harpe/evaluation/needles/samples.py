@@ -1,6 +1,7 @@
 """Needle tasks: numbers hidden in long documents, asked for at the end.
 
-Four tasks in the manner of RULER's (Hsieh et al. 2024, arXiv 2404.06654), in a wording short enough for a context of 256 tokens:
+Four tasks in the manner of RULER's (Hsieh et al. 2024, arXiv 2404.06654), in a wording short enough for a context of
+256 tokens:
 
 * `single`       one needle, one question;
 * `multi_key`    eight needles with different keys, one question;
@@ -29,7 +30,8 @@ KEYS = tuple(
     london paris berlin madrid lisbon vienna prague warsaw oslo dublin athens cairo lima quito havana boston
     denver dallas chicago seattle austin tokyo osaka seoul delhi mumbai lagos nairobi sydney perth geneva milan
     copper silver gold nickel cobalt zinc marble granite basalt quartz amber coral pearl ruby topaz jade
-    anchor bridge castle harbor island meadow canyon desert glacier river valley forest temple garden market tower""".split()
+    anchor bridge castle harbor island meadow canyon desert glacier river valley forest temple garden market
+    tower""".split()
 )
 """The 128 keys that a needle can have."""
 
@@ -104,7 +106,8 @@ class NeedleWriter:
     haystacks
         Token ids of the documents that needles are hidden in, without special tokens.
     seed
-        Together with task, length and index it decides a sample completely: samples do not depend on which others are drawn.
+        Together with task, length and index it decides a sample completely: samples do not depend on which others are
+        drawn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, haystacks: Sequence[Sequence[int]], seed: int) -> None:
@@ -120,7 +123,7 @@ class NeedleWriter:
         return piece_ids(self.tokenizer, text)
 
     def haystack(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """`length` tokens [length] int64: a stretch of one document, or of several in a row where none is long enough."""
+        """`length` tokens, int64 [length], from one document, or from several in a row if none is long enough."""
         sizes = np.array([len(h) for h in self.haystacks])
         long_enough = np.flatnonzero(sizes >= length)
         if len(long_enough):
@@ -148,8 +151,8 @@ class NeedleWriter:
         """HarpeError where a sample of `length` tokens has no room for needles, questions and answers."""
         if needed > length:
             raise HarpeError(
-                f"{task} needs at least {needed} tokens with this tokenizer; the length {length} is too short. Give a longer "
-                "--original-length, or leave the needles out with --samples 0 --grid-samples 0."
+                f"{task} needs at least {needed} tokens with this tokenizer; the length {length} is too short. Give a "
+                "longer --original-length, or leave the needles out with --samples 0 --grid-samples 0."
             )
 
     def generator(self, name: str, length: int, index: int) -> np.random.Generator:
@@ -159,13 +162,17 @@ class NeedleWriter:
     def single(self, rng: np.random.Generator) -> tuple[tuple[int, ...], Turn]:
         """Token ids of one needle, and its question."""
         key, value = KEYS[rng.integers(len(KEYS))], str(rng.integers(1000, 10000))
-        return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(TASKS["single"], [key], {key: [value]})[0]
+        return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(
+            TASKS["single"], [key], {key: [value]}
+        )[0]
 
     def _drawn(
         self, task: NeedleTask, length: int, index: int, depth: float | None
     ) -> tuple[np.random.Generator, tuple[Turn, ...], list[list[int]], int]:
-        """What a sample holds beside its haystack: its random numbers from there on, questions, needles, and how many tokens they take."""
-        rng = np.random.default_rng([self.seed, length, index, *task.name.encode(), int(1e6 * depth) if depth is not None else 0])
+        """All of a sample but its haystack: the generator as it is then, questions, needles, number of tokens."""
+        rng = np.random.default_rng(
+            [self.seed, length, index, *task.name.encode(), int(1e6 * depth) if depth is not None else 0]
+        )
         keys = [KEYS[i] for i in rng.choice(len(KEYS), task.keys, replace=False)]
         counts = [task.values] + [1] * (task.keys - 1)
         numbers = iter(rng.choice(np.arange(1000, 10000), sum(counts), replace=False))
@@ -180,7 +187,7 @@ class NeedleWriter:
         return rng, turns, pieces, fixed
 
     def check(self, task: NeedleTask, length: int, count: int) -> None:
-        """HarpeError where one of the first `count` samples of a task does not fit into `length` tokens; no haystack is drawn."""
+        """HarpeError if one of a task's first `count` samples does not fit into `length` tokens. Draws no haystack."""
         for index in range(count):
             self._drawn(task, length, index, None)
 

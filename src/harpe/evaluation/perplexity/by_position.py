@@ -1,7 +1,8 @@
 """Token-weighted loss by position, and perplexity, on whole documents.
 
-Every document is read from its start, so that a token at position p is predicted from exactly p tokens: the loss at position p
-of the document. Losses are averaged over tokens (never over windows), and perplexity is the exponential of that mean.
+Every document is read from its start, so that a token at position p is predicted from exactly p tokens: the loss at
+position p of the document. Losses are averaged over tokens (never over windows), and perplexity is the exponential of
+that mean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from harpe.models.head import hidden_states, token_nll
 
 
 def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
-    """Bins of positions [start, end): halves of the context downward from `length` to an eighth of the original one, and the rest."""
+    """Bins [start, end) of positions: `length` halved down to an eighth of the original context, and the rest."""
     edges = [length]
     while edges[-1] > max(original_length // 8, 8):
         edges.append(edges[-1] // 2)
@@ -29,10 +30,11 @@ def position_bins(original_length: int, length: int) -> list[tuple[int, int]]:
 
 @torch.inference_mode()
 def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
-    """-log p of every next token: float64 [B, S-1] in nats, for ids int64 [B, S]. Logits exist for a few positions at a time.
+    """-log p of every next token: float64 [B, S-1] in nats, for ids int64 [B, S]. Logits exist for a few positions at a
+    time.
 
-    Entry p is the loss of predicting token p + 1 from the p + 1 tokens before it, in a text of S - 1 tokens: where rotations
-    depend on a text's length (dynamic NTK, LongRoPE), they are those of the whole text.
+    Entry p is the loss of predicting token p + 1 from the p + 1 tokens before it, in a text of S - 1 tokens: where
+    rotations depend on a text's length (dynamic NTK, LongRoPE), they are those of the whole text.
     """
     ids = ids.to(model.device)
     start_anew(model)
@@ -40,11 +42,12 @@ def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
 
 
 def short_windows(ids: torch.Tensor, size: int, length: int, begin: Sequence[int] = ()) -> list[torch.Tensor]:
-    """The first `length` + 1 tokens of a document in windows, of which each predicts its last `size` tokens; int64 [1 + size] each.
+    """The first `length` + 1 tokens of a document in windows, of which each predicts its last `size` tokens; int64 [1 +
+    size] each.
 
-    Together they predict the tokens 1, 2, … `length` (as many as whole windows hold), each once. A window after the first begins with
-    `begin`, as the document does; where that is empty, with the token before what it predicts. (The windows after the first are
-    [P + size] where `begin` has P > 1 ids.)
+    Together they predict the tokens 1, 2, … `length` (as many as whole windows hold), each once. A window after the
+    first begins with `begin`, as the document does; where that is empty, with the token before what it predicts. (The
+    windows after the first are [P + size] where `begin` has P > 1 ids.)
     """
     windows = [ids[start : start + size + 1] for start in range(0, length - size + 1, size)]
     if begin:
@@ -70,17 +73,18 @@ def document_records(
     documents
         Token ids, at least length + 1 of each; the first length + 1 are used.
     original_length
-        Also the window of the short-context perplexity: the same tokens, cut into windows of this many (`short_windows`).
+        Also the window of the short-context perplexity: the same tokens, cut into windows of this many
+        (`short_windows`).
     numbers
         Which of the documents; None: all.
     begin
-        What the documents begin with (`harpe.data.token_ids.begin_ids`), and then all windows do: a model that never saw a text without BOS
-        is lost without it.
+        What the documents begin with (`harpe.data.token_ids.begin_ids`), and then all windows do: a model that never
+        saw a text without BOS is lost without it.
 
     Notes
     -----
-    A record has document, nll [bins] (sums over the tokens of a bin), tokens [bins], short_nll (a sum) and short_tokens.
-    """
+    A record has document, nll [bins] (sums over the tokens of a bin), tokens [bins], short_nll (a sum) and
+    short_tokens."""
     bins = position_bins(original_length, length)
     for number in range(len(documents)) if numbers is None else numbers:
         ids = torch.tensor(documents[number][: length + 1], dtype=torch.int64)
@@ -111,7 +115,9 @@ def summarise(records: Sequence[dict[str, Any]], original_length: int, length: i
     for i, (start, end) in enumerate(position_bins(original_length, length)):
         mean = weighted_mean([r["nll"][i] for r in records], [r["tokens"][i] for r in records])
         tokens = sum(r["tokens"][i] for r in records)
-        bins.append({"start": start, "end": end, "nll": mean.value, "low": mean.low, "high": mean.high, "tokens": tokens})
+        bins.append(
+            {"start": start, "end": end, "nll": mean.value, "low": mean.low, "high": mean.high, "tokens": tokens}
+        )
     short = weighted_mean([r["short_nll"] for r in records], [r["short_tokens"] for r in records])
     last = bins[-1]
     return {

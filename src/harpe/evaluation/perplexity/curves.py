@@ -2,17 +2,18 @@
 
 Two kinds of figure that are not comparable, and carry their kind with them:
 
-* `prefixes`: documents cut to L tokens, for many L. One forward pass over a document gives all of them, since under causal attention the
-  losses of its first L tokens do not depend on what follows; where the rotations do (`harpe.models.angles`), every L has a pass of its
-  own;
-* `windows`: a window of W tokens that moves on by S (Press et al. 2021, arXiv 2108.12409); every token is scored once, with at least
-  W - S tokens before it, but for the beginning of the document.
+* `prefixes`: documents cut to L tokens, for many L. One forward pass over a document gives all of them, since under
+  causal attention the losses of its first L tokens do not depend on what follows; where the rotations do
+  (`harpe.models.angles`), every L has a pass of its own;
+* `windows`: a window of W tokens that moves on by S (Press et al. 2021, arXiv 2108.12409); every token is scored once,
+  with at least W - S tokens before it, but for the beginning of the document.
 
-Every document and every window begins as the tokenizer begins texts (with BOS, where it does), and that takes places of the window.
+Every document and every window begins as the tokenizer begins texts (with BOS, where it does), and that takes places of
+the window.
 
-Averages are over tokens. `yarn` is the way of YaRN's script (jquesnelle/yarn, eval/perplexity.py at 995db5b): a mean over windows, each
-of them counting the same however many tokens it scores, with one beginning-of-text token in front of every window, whatever the tokenizer
-does. It is here to compare with published tables.
+Averages are over tokens. `yarn` is the way of YaRN's script (jquesnelle/yarn, eval/perplexity.py at 995db5b): a mean
+over windows, each of them counting the same however many tokens it scores, with one beginning-of-text token in front of
+every window, whatever the tokenizer does. It is here to compare with published tables.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ WINDOW_BINS = 64
 
 
 @torch.inference_mode()
-def document_losses(model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, prefill: int = PREFILL, logits: int = 0) -> np.ndarray:
+def document_losses(
+    model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, prefill: int = PREFILL, logits: int = 0
+) -> np.ndarray:
     """-log p of every next token of one document: float64 [S - 1] in nats; entry p is the loss of token p + 1.
 
     The document is read `prefill` tokens at a time and its logits are formed `logits` positions at a time (0:
-    `harpe.models.head.CHUNK`), so that beside the weights only the key/value cache grows with its length. Where rotations depend
-    on the length of the text, all S tokens are read at once, as by a model that has read nothing before.
+    `harpe.models.head.CHUNK`), so that beside the weights only the key/value cache grows with its length. Where
+    rotations depend on the length of the text, all S tokens are read at once, as by a model that has read nothing
+    before.
     """
     row = torch.as_tensor(ids, dtype=torch.int64, device=model.device)[None]
     size, parts = row.shape[1] - 1, []
@@ -60,7 +64,7 @@ def document_losses(model: PreTrainedModel, ids: Sequence[int] | torch.Tensor, p
 
 
 def prefix_totals(losses: np.ndarray, lengths: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Sums of the losses [S - 1] of a document's first L tokens, and how many there are, for every L of `lengths` (at least 2)."""
+    """For every L of `lengths` (at least 2): sum and number of the losses [S - 1] of a document's first L tokens."""
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     counts = [min(length - 1, len(losses)) for length in lengths]
     return [float(sums[n]) for n in counts], counts
@@ -71,7 +75,8 @@ def window_totals(
 ) -> list[tuple[float, int]]:
     """Sum of losses and number of scored tokens of every window of one document.
 
-    Windows begin at 0, S, 2S, …; each scores the tokens that no earlier one has scored; the last may be shorter than `window`.
+    Windows begin at 0, S, 2S, …; each scores the tokens that no earlier one has scored; the last may be shorter than
+    `window`.
 
     Parameters
     ----------
@@ -89,7 +94,9 @@ def window_totals(
     """
     width = window - len(begin)
     if not 1 <= stride <= width - (not begin):
-        raise HarpeError(f"--window {window} --stride {stride}: the stride has to be at least 1 and less than the window.")
+        raise HarpeError(
+            f"--window {window} --stride {stride}: the stride has to be at least 1 and less than the window."
+        )
     totals, before = [], 0
     for start in range(0, len(ids), stride):
         end = min(start + width, len(ids))
@@ -103,12 +110,15 @@ def window_totals(
 
 
 def position_edges(length: int) -> list[int]:
-    """Edges of the bins that losses by position are summed in: 0, 16, 32, 64 … and `length` - 1, the number of losses."""
+    """Edges of the bins for losses by position: 0, 16, 32, 64 … and `length` - 1, the number of losses."""
     return [0, *(2**k for k in range(4, 64) if 2**k < length - 1), length - 1]
 
 
-def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], begin: Sequence[int] = ()) -> dict[str, Any]:
-    """One document's sums of losses, from one forward pass; from one a length where rotations depend on the text's length.
+def prefix_record(
+    model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], begin: Sequence[int] = ()
+) -> dict[str, Any]:
+    """One document's sums of losses, from one forward pass; from one a length where rotations depend on the text's
+    length.
 
     Parameters
     ----------
@@ -121,9 +131,8 @@ def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[
 
     Returns
     -------
-    nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of `position_edges(lengths[-1])`, of
-    the text of that length.
-    """
+    nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of
+    `position_edges(lengths[-1])`, of the text of that length."""
     row = [*begin, *ids]
     losses = document_losses(model, row[: lengths[-1]])
     nll, tokens = prefix_totals(losses, lengths)
@@ -138,39 +147,51 @@ def prefix_record(model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[
     }
 
 
-def prefix_curve(records: Sequence[dict[str, Any]], lengths: Sequence[int], average: Average = "tokens") -> dict[str, Any]:
+def prefix_curve(
+    records: Sequence[dict[str, Any]], lengths: Sequence[int], average: Average = "tokens"
+) -> dict[str, Any]:
     """Perplexity of documents cut to each length, and loss by position, from the documents' `prefix_record`s.
 
     Returns
     -------
-    points: for every length perplexity with the ends of its interval (bootstrap over documents), and by document nll and tokens.
-    positions: for every bin start, end, nll a token (over tokens, whatever `average` is) with its ends, and tokens.
-    """
+    points: for every length perplexity with the ends of its interval (bootstrap over documents), and by document nll
+    and tokens. positions: for every bin start, end, nll a token (over tokens, whatever `average` is) with its ends, and
+    tokens."""
     points = []
     for i, length in enumerate(lengths):
         sums, counts = [r["nll"][i] for r in records], [r["tokens"][i] for r in records]
-        values = (sums, counts) if average == "tokens" else ([s / n for s, n in zip(sums, counts, strict=True)], [1] * len(sums))
+        values = (
+            (sums, counts)
+            if average == "tokens"
+            else ([s / n for s, n in zip(sums, counts, strict=True)], [1] * len(sums))
+        )
         mean = weighted_mean(*values)
         ends = {"low": float(np.exp(mean.low)), "high": float(np.exp(mean.high))}
-        points.append({"length": length, "perplexity": perplexity(sums, counts, average), **ends, "nll": sums, "tokens": counts})
+        points.append(
+            {"length": length, "perplexity": perplexity(sums, counts, average), **ends, "nll": sums, "tokens": counts}
+        )
     rows = [(r["position_nll"], r["position_tokens"]) for r in records]
     return {"points": points, "positions": _positions(list(pairwise(position_edges(lengths[-1]))), rows)}
 
 
-def window_curve(records: Sequence[dict[str, Any]], window: int, stride: int, average: Average, begin: int) -> dict[str, Any]:
-    """Perplexity in sliding windows, and loss by position, from documents' nll and tokens by window (`window_totals`, `begin` ids of it).
+def window_curve(
+    records: Sequence[dict[str, Any]], window: int, stride: int, average: Average, begin: int
+) -> dict[str, Any]:
+    """Perplexity in sliding windows, and loss by position, from documents' nll and tokens by window (`window_totals`,
+    `begin` ids of it).
 
     Returns
     -------
-    perplexity and tokens, over everything that was scored; positions as in `prefix_curve`, a bin for what a window scores (or
-    several in a row: at most WINDOW_BINS bins).
-    """
+    perplexity and tokens, over everything that was scored; positions as in `prefix_curve`, a bin for what a window
+    scores (or several in a row: at most WINDOW_BINS bins)."""
     sums, counts = [s for r in records for s in r["nll"]], [n for r in records for n in r["tokens"]]
     width, windows = window - begin, max(len(r["nll"]) for r in records)
     size = -(-windows // WINDOW_BINS)
     parts = range(0, windows, size)
     edges = [0, *(width + (first + size - 1) * stride for first in parts)]
-    rows = [([sum(r["nll"][i : i + size]) for i in parts], [sum(r["tokens"][i : i + size]) for i in parts]) for r in records]
+    rows = [
+        ([sum(r["nll"][i : i + size]) for i in parts], [sum(r["tokens"][i : i + size]) for i in parts]) for r in records
+    ]
     positions = _positions(list(pairwise(edges)), rows)
     return {"perplexity": perplexity(sums, counts, average), "tokens": sum(counts), "positions": positions}
 
@@ -183,7 +204,9 @@ def _positions(bins: Sequence[tuple[int, int]], rows: Sequence[tuple[list[float]
         if there:
             mean = weighted_mean([s for s, _ in there], [n for _, n in there])
             nll = {"nll": mean.value, "low": mean.low, "high": mean.high}
-            found.append({"start": start, "end": end, **nll, "tokens": sum(n for _, n in there), "documents": len(there)})
+            found.append(
+                {"start": start, "end": end, **nll, "tokens": sum(n for _, n in there), "documents": len(there)}
+            )
     return found
 
 

@@ -40,14 +40,15 @@ def answer_task(
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer a task's samples; yields the records of one batch at a time.
 
-    A record has task, sample (its number in the file), prediction, outputs, score, and token_position_answer (null where a task has
-    none). The prompt is the sample's input and the beginning of the answer, behind what the tokenizer begins texts with.
+    A record has task, sample (its number in the file), prediction, outputs, score, and token_position_answer (null
+    where a task has none). The prompt is the sample's input and the beginning of the answer, behind what the tokenizer
+    begins texts with.
 
     Parameters
     ----------
     done
-        Numbers of samples that need no answer. Batches are always formed from all samples, so that a resumed evaluation computes what
-        an uninterrupted one does.
+        Numbers of samples that need no answer. Batches are always formed from all samples, so that a resumed evaluation
+        computes what an uninterrupted one does.
     ranks
         Processes that share the batches in turn: batches differ in length, and neighbours differ least.
     """
@@ -83,7 +84,8 @@ def answer_from(
     Raises
     ------
     HarpeError
-        The first one of `complete`, after the answers that were already under way have been yielded. No further samples are asked.
+        The first one of `complete`, after the answers that were already under way have been yielded. No further samples
+        are asked.
     """
     failure: HarpeError | None = None
     stop = Event()
@@ -115,9 +117,11 @@ def answer_from(
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Scores in per cent by task, with 95 % intervals, and their means over the needle tasks and over all 13 where those are complete.
+    """Scores in per cent by task, with 95 % intervals, and their means over the needle tasks and over all 13 where
+    those are complete.
 
-    Wilson's interval where every score is 0 or 1, else a bootstrap over the samples. `empty` counts answers without any text.
+    Wilson's interval where every score is 0 or 1, else a bootstrap over the samples. `empty` counts answers without any
+    text.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for name in TASKS:

@@ -1,13 +1,14 @@
 """The exact number of tokens of a text, without tokenising most of it.
 
-A context of RULER is made of words that occur again and again. Where it is certain that a tokenizer cuts a text in front of a space,
-the tokens of the text are those of its words, and each distinct word is tokenised once. A text is cut between X and a space that Y
-follows, where neither X nor Y is white space. That is exact in two cases, which are read from the tokenizer itself:
+A context of RULER is made of words that occur again and again. Where it is certain that a tokenizer cuts a text in
+front of a space, the tokens of the text are those of its words, and each distinct word is tokenised once. A text is cut
+between X and a space that Y follows, where neither X nor Y is white space. That is exact in two cases, which are read
+from the tokenizer itself:
 
-* SentencePiece's BPE (Llama 2, Mistral): merges run over the whole text, but none can join X and the marker of a space, because no
-  token of the vocabulary has that marker behind another character;
-* byte-level BPE (GPT-2, Llama 3, Qwen): a regular expression splits the text before any merge, and no alternative of the expressions
-  listed here matches a space behind something that is no space, or looks back.
+* SentencePiece's BPE (Llama 2, Mistral): merges run over the whole text, but none can join X and the marker of a space,
+  because no token of the vocabulary has that marker behind another character;
+* byte-level BPE (GPT-2, Llama 3, Qwen): a regular expression splits the text before any merge, and no alternative of
+  the expressions listed here matches a space behind something that is no space, or looks back.
 
 For any other tokenizer whole texts are tokenised: slower, and the same numbers.
 """
@@ -31,7 +32,9 @@ _UNCLEAN = 1 << 48
 _CACHED = 1_000_000
 """Words in the table before it is emptied: numbers and identifiers are new in every sample."""
 
-_NUMBER_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NUMBER_LETTERS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
     _NUMBER_LETTERS % "{1,3}",  # Llama 3
     _NUMBER_LETTERS % "",  # Qwen 2, Qwen 3
@@ -52,12 +55,17 @@ def _steps(value: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 def _marks_spaces(state: dict[str, Any]) -> bool:
     """Whether this is SentencePiece's BPE as described above."""
     model, vocabulary = state["model"], state["model"].get("vocab", {})
-    steps = [(s["type"], s.get("prepend") or s.get("content"), s.get("pattern")) for s in _steps(state["normalizer"], "normalizers")]
+    steps = [
+        (s["type"], s.get("prepend") or s.get("content"), s.get("pattern"))
+        for s in _steps(state["normalizer"], "normalizers")
+    ]
     replace, prepend = ("Replace", MARKER, {"String": " "}), ("Prepend", MARKER, None)
     marks = steps in ([prepend, replace], [replace]) and state["pre_tokenizer"] is None
     if not steps and state["pre_tokenizer"]:
         marks = state["pre_tokenizer"]["type"] == "Metaspace" and state["pre_tokenizer"]["replacement"] == MARKER
-    plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"))
+    plain = not any(
+        model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    )
     inside = re.compile(f"[^{MARKER}]{MARKER}")
     added = any(MARKER in token["content"] or token["content"][0].isspace() for token in state["added_tokens"])
     return marks and plain and not added and MARKER in vocabulary and not any(map(inside.search, vocabulary))
@@ -69,10 +77,14 @@ def _splits_bytes(state: dict[str, Any]) -> bool:
     steps = _steps(state["pre_tokenizer"], "pretokenizers")
     splits = [s for s in steps if s["type"] == "Split"]
     levels = [s for s in steps if s["type"] == "ByteLevel"]
-    known = all(s["pattern"].get("Regex") in _SPLITS and s["behavior"] == "Isolated" and not s["invert"] for s in splits)
+    known = all(
+        s["pattern"].get("Regex") in _SPLITS and s["behavior"] == "Isolated" and not s["invert"] for s in splits
+    )
     digits = sum(s["type"] == "Digits" for s in steps)
     whole = len(levels) == 1 and len(steps) == len(splits) + digits + 1
-    cutting = any(s["pattern"].get("Regex") != r" ?\d{1,2}" for s in splits) or (len(levels) == 1 and levels[0].get("use_regex", True))
+    cutting = any(s["pattern"].get("Regex") != r" ?\d{1,2}" for s in splits) or (
+        len(levels) == 1 and levels[0].get("use_regex", True)
+    )
     return normal and known and whole and cutting
 
 
@@ -87,8 +99,8 @@ class TokenCounter:
     Attributes
     ----------
     by_words
-        Whether words are counted; otherwise whole texts are tokenised. Becomes False for good when a text holds something that the
-        reasoning does not cover, such as a special token that swallows the spaces around it.
+        Whether words are counted; otherwise whole texts are tokenised. Becomes False for good when a text holds
+        something that the reasoning does not cover, such as a special token that swallows the spaces around it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -112,7 +124,9 @@ class TokenCounter:
             self._forbidden = [content for content in greedy if content.strip()]
             self._piece = lambda piece: self._whole(" " + piece)
         self._backend = backend
-        self._special = re.compile("|".join(map(re.escape, self._forbidden))) if self._piece and self._forbidden else None
+        self._special = (
+            re.compile("|".join(map(re.escape, self._forbidden))) if self._piece and self._forbidden else None
+        )
 
     @property
     def by_words(self) -> bool:
@@ -136,7 +150,8 @@ class TokenCounter:
         return len(self._tokenizer.tokenize(text))
 
     def _sum(self, words: list[str], last: str) -> int:
-        """Tokens of words that stand behind a space each, but the first; `_UNCLEAN` or more where one of them touches white space."""
+        """Tokens of words that stand behind a space each, but the first; `_UNCLEAN` or more where one of them touches
+        white space."""
         if not last or last[0].isspace() or not words[0] or words[0][-1].isspace():
             return _UNCLEAN
         table = self._rest

@@ -30,7 +30,9 @@ class CommonWordsMaker:
         Gives the second list; called when a list wants more words than the first has.
     """
 
-    def __init__(self, template: str, rng: random.Random, shuffle: Shuffler, length: int, more_words: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, template: str, rng: random.Random, shuffle: Shuffler, length: int, more_words: Callable[[], list[str]]
+    ) -> None:
         self._template, self._rng, self._shuffle, self._more = template, rng, shuffle, more_words
         self._words = shuffle(single_words())
         self._example, self._repeats = ((20, 3, 1), (6, 1)) if length < 4096 else ((40, 10, 3), (30, 3))
@@ -53,13 +55,16 @@ class CommonWordsMaker:
 
 
 class FrequentWordsMaker:
-    """Draws coded texts for `fwe`: made-up words whose frequencies fall with the square of their rank; the first one is dots.
+    """Draws coded texts for `fwe`: made-up words whose frequencies fall with the square of their rank; the first one is
+    dots.
 
-    The number of words is found by making texts longer until they have `limit` tokens, for one vocabulary; every sample, with a
-    vocabulary of its own, starts from there and is made shorter where it is too long.
+    The number of words is found by making texts longer until they have `limit` tokens, for one vocabulary; every
+    sample, with a vocabulary of its own, starts from there and is made shorter where it is too long.
     """
 
-    def __init__(self, template: str, rng: random.Random, shuffle: Shuffler, limit: int, count: Callable[[str], int]) -> None:
+    def __init__(
+        self, template: str, rng: random.Random, shuffle: Shuffler, limit: int, count: Callable[[str], int]
+    ) -> None:
         self._template, self._rng, self._shuffle, self._limit, self._count = template, rng, shuffle, limit, count
         self._step = limit // 32
         if self._step < 1 or limit // 50 < 4:
@@ -71,7 +76,9 @@ class FrequentWordsMaker:
         self._start = words - self._step
 
     def _too_short(self, why: str) -> HarpeError:
-        return HarpeError(f"fwe cannot be made with {self._limit} tokens before the answer: {why}. Give a longer --length.")
+        return HarpeError(
+            f"fwe cannot be made with {self._limit} tokens before the answer: {why}. Give a longer --length."
+        )
 
     def _vocabulary(self) -> list[str]:
         size = self._limit // 50
@@ -84,7 +91,9 @@ class FrequentWordsMaker:
     def _text(self, vocabulary: Sequence[str], words: int) -> str:
         ranks = np.arange(1, len(vocabulary) + 1)
         counts = (words * ranks**-2.0 / ZETA_2).astype(int)
-        coded = self._shuffle([word for word, times in zip(vocabulary, counts.tolist(), strict=True) for _ in range(times)])
+        coded = self._shuffle(
+            [word for word, times in zip(vocabulary, counts.tolist(), strict=True) for _ in range(times)]
+        )
         return self._template.format(context=" ".join(coded), query="")
 
     def __call__(self) -> tuple[Draft, int]:

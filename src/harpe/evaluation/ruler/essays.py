@@ -19,7 +19,9 @@ def sentence_tokenizer(data: DataFolder) -> Any:
     try:
         from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
     except ImportError as error:
-        raise HarpeError("RULER splits essays with the package nltk, which is not installed: pip install 'harpe[eval]'.") from error
+        raise HarpeError(
+            "RULER splits essays with the package nltk, which is not installed: pip install 'harpe[eval]'."
+        ) from error
     folder = data.find("punkt")
 
     def lines(name: str) -> list[str]:
@@ -39,8 +41,9 @@ def sentence_tokenizer(data: DataFolder) -> Any:
 class Essays:
     """The words of the essays, over and over where more are wanted than there are.
 
-    Whether a sentence ends somewhere depends on the words around that place alone. So the text is split once, and the sentences of its
-    first n words are those of the whole, but for the last few, which are split again from a safe place on.
+    Whether a sentence ends somewhere depends on the words around that place alone. So the text is split once, and the
+    sentences of its first n words are those of the whole, but for the last few, which are split again from a safe place
+    on.
     """
 
     def __init__(self, words: list[str], tokenizer: Any) -> None:

@@ -16,11 +16,13 @@ from harpe.evaluation.ruler.sources import SOURCES
 from harpe.files import write_text
 from harpe.ownership import refuse_foreign
 
-_ESSAYS = "https://raw.githubusercontent.com/gkamradt/LLMTest_NeedleInAHaystack/7b90d285651b68d39a94f3d3bd3672f84192c989/"
+_ESSAYS = (
+    "https://raw.githubusercontent.com/gkamradt/LLMTest_NeedleInAHaystack/7b90d285651b68d39a94f3d3bd3672f84192c989/"
+)
 _ESSAY_NAMES = """
-    addiction aord apple avg before bias boss copy corpdev desres diff ecw founders foundervisa gap gba gh goodtaste hubs iflisp
-    island know langdes laundry love mod newideas nft philosophy popular pow rootsoflisp rss siliconvalley startuplessons submarine
-    sun superangels todo unions useful vb vcsqueeze vw want web20 weird wisdom worked
+    addiction aord apple avg before bias boss copy corpdev desres diff ecw founders foundervisa gap gba gh goodtaste
+    hubs iflisp island know langdes laundry love mod newideas nft philosophy popular pow rootsoflisp rss siliconvalley
+    startuplessons submarine sun superangels todo unions useful vb vcsqueeze vw want web20 weird wisdom worked
 """.split()
 """The 49 text files of that repository, in the order of their names."""
 
@@ -45,8 +47,9 @@ SHA256 = {
     "punkt": "e57f64187974277726a3417ca6f181ec5403676c717672eef6a748a7b20e0106",
     "essays": "43f7b0618626c4f2757d7e2b05327154d2782e6d0cac01d6595636d32a777869",
 }
-"""Of the files as they come; of the essays' joined text. The published script joins pages of paulgraham.com to them, whose text changes
-with time: for the haystack of a published table, put its own PaulGrahamEssays.json into the data folder."""
+"""Of the files as they come; of the essays' joined text. The published script joins pages of paulgraham.com to them,
+whose text changes with time: for the haystack of a published table, put its own PaulGrahamEssays.json into the data
+folder."""
 
 TIMEOUT = 60.0
 """Seconds without a byte before a download is given up."""
@@ -70,7 +73,9 @@ def _download(name: str) -> bytes:
         found = hashlib.sha256(content).hexdigest()
         if found == SHA256[name]:
             return content
-        problems.append(f"{addresses[0]} gave a file whose SHA-256 is {found} instead of {SHA256[name]}; it is not used")
+        problems.append(
+            f"{addresses[0]} gave a file whose SHA-256 is {found} instead of {SHA256[name]}; it is not used"
+        )
     raise HarpeError(
         f"{name} ({SOURCES[name].what}): {'; '.join(problems)}. Fetch it on a machine with a network and put it at "
         f"{SOURCES[name].places[0]} in the data folder."

@@ -39,7 +39,8 @@ class RulerGenerator:
     tokenizer
         Lengths are counted in its tokens, as `len(tokenizer.tokenize(text))`: without BOS or other special tokens.
     data
-        Where essays and questions are found. The tasks that need none (niah_single_1, niah_multikey_2 and _3, vt, cwe, fwe) run without.
+        Where essays and questions are found. The tasks that need none (niah_single_1, niah_multikey_2 and _3, vt, cwe,
+        fwe) run without.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataFolder | None = None) -> None:
@@ -50,7 +51,9 @@ class RulerGenerator:
     def _essays(self) -> Essays:
         return Essays.load(self._data)
 
-    def samples(self, task: RulerTask, length: int, count: int, seed: int = 42, template: str = "base") -> Iterator[dict[str, Any]]:
+    def samples(
+        self, task: RulerTask, length: int, count: int, seed: int = 42, template: str = "base"
+    ) -> Iterator[dict[str, Any]]:
         """The first `count` samples of a task, each a dict with the keys of the published files.
 
         Parameters
@@ -69,8 +72,16 @@ class RulerGenerator:
         """
         if length < 1 or count < 0:
             raise HarpeError(f"--length {length} --samples {count}: both have to be positive.")
-        draw = {"niah": self._needles, "vt": self._tracking, "cwe": self._common, "fwe": self._frequent, "qa": self._questions}
-        drawn = draw[task.kind](task, template_of(task.kind, template), length, count, random.Random(seed), Shuffler(seed), seed)
+        draw = {
+            "niah": self._needles,
+            "vt": self._tracking,
+            "cwe": self._common,
+            "fwe": self._frequent,
+            "qa": self._questions,
+        }
+        drawn = draw[task.kind](
+            task, template_of(task.kind, template), length, count, random.Random(seed), Shuffler(seed), seed
+        )
         for index, (draft, tokens) in enumerate(drawn):
             text, prefix = split_prefix(draft.text, task.kind)
             row = {
@@ -86,7 +97,9 @@ class RulerGenerator:
                 row |= {"index": place, "token_position_answer": self.count(text[:place])}
             yield row
 
-    def write(self, task: RulerTask, length: int, count: int, folder: Path, seed: int = 42, template: str = "base") -> Path:
+    def write(
+        self, task: RulerTask, length: int, count: int, folder: Path, seed: int = 42, template: str = "base"
+    ) -> Path:
         """Write `<task>.jsonl` into a folder: the bytes of the published program's file."""
         path = folder / f"{task.name}.jsonl"
         write_text(path, self.text(task, length, count, seed, template))
@@ -100,7 +113,9 @@ class RulerGenerator:
         """Three times the size that a first, small context lets expect."""
         return int(budget.length / (self.count(make(budget.step).text) / budget.step) * 3)
 
-    def _needles(self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int) -> Drawn:
+    def _needles(
+        self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int
+    ) -> Drawn:
         assert task.needle is not None
         make = NeedleMaker(task.needle, template, rng, shuffle, lambda: self._essays)
         budget = Budget(task.name, length, task.tokens, step_of(task.needle.haystack, length))
@@ -108,14 +123,18 @@ class RulerGenerator:
         for _ in range(count):
             yield fitting(make, self.count, budget, size)
 
-    def _tracking(self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int) -> Drawn:
+    def _tracking(
+        self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int
+    ) -> Drawn:
         make = TrackingMaker(template, rng, np.random.RandomState(seed), self.count)
         budget = Budget(task.name, length, task.tokens, 5 if length < 4096 else 10)
         size = largest_size(make.bare, self.count, budget, self._upper(make.bare, budget), make.example_tokens)
         for _ in range(count):
             yield fitting(make, self.count, budget, size)
 
-    def _common(self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int) -> Drawn:
+    def _common(
+        self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int
+    ) -> Drawn:
         make = CommonWordsMaker(template, rng, shuffle, length, lambda: list(self._data.json("english_words").values()))
         budget = Budget(task.name, length, task.tokens, 10)
         per_word = self.count(make(4096).text) / 4096
@@ -123,7 +142,9 @@ class RulerGenerator:
         for _ in range(count):
             yield fitting(make, self.count, budget, size)
 
-    def _frequent(self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int) -> Drawn:
+    def _frequent(
+        self, task: RulerTask, template: str, length: int, count: int, rng: random.Random, shuffle: Shuffler, seed: int
+    ) -> Drawn:
         make = FrequentWordsMaker(template, rng, shuffle, length - task.tokens, self.count)
         for _ in range(count):
             draft, tokens = make()

@@ -60,7 +60,12 @@ class NeedleMaker:
     """
 
     def __init__(
-        self, settings: NeedleSettings, template: str, rng: random.Random, shuffle: Shuffler, essays: Callable[[], Essays] | None = None
+        self,
+        settings: NeedleSettings,
+        template: str,
+        rng: random.Random,
+        shuffle: Shuffler,
+        essays: Callable[[], Essays] | None = None,
     ) -> None:
         self._settings, self._rng, self._shuffle = settings, rng, shuffle
         draw = drawers(rng)
@@ -107,9 +112,13 @@ class NeedleMaker:
         if self._settings.haystack == "noise":
             lines = [NOISE] * size
         else:
-            head, middle, tail = NEEDLE.replace("{type_needle_v}", self._settings.values).replace("{value}", "{key}").split("{key}")
+            head, middle, tail = (
+                NEEDLE.replace("{type_needle_v}", self._settings.values).replace("{value}", "{key}").split("{key}")
+            )
             key, value = self._key, self._value
             lines = [f"{head}{key()}{middle}{value()}{tail}" for _ in range(size)]
-        for place, needle in zip(sorted(self._rng.sample(range(size), len(needles)), reverse=True), needles, strict=True):
+        for place, needle in zip(
+            sorted(self._rng.sample(range(size), len(needles)), reverse=True), needles, strict=True
+        ):
             lines.insert(place, needle)
         return "\n".join(lines)

@@ -48,7 +48,10 @@ def read_hotpotqa(data: Any) -> tuple[list[Question], list[str]]:
     texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in data]
     documents = sorted({text for row in texts for text in row})
     number = {text: i for i, text in enumerate(documents)}
-    questions = [Question(row["question"], [row["answer"]], [number[t] for t in own], []) for row, own in zip(data, texts, strict=True)]
+    questions = [
+        Question(row["question"], [row["answer"]], [number[t] for t in own], [])
+        for row, own in zip(data, texts, strict=True)
+    ]
     return questions, documents
 
 
@@ -64,15 +67,21 @@ class QuestionMaker:
         At once, where more samples are wanted than the file has questions (the published program would go on for ever).
     """
 
-    def __init__(self, dataset: str, data: DataFolder, template: str, rng: random.Random, shuffle: Shuffler, samples: int) -> None:
+    def __init__(
+        self, dataset: str, data: DataFolder, template: str, rng: random.Random, shuffle: Shuffler, samples: int
+    ) -> None:
         try:
             self._questions, self._documents = READERS[dataset](data.json(dataset))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, HarpeError):
                 raise
-            raise HarpeError(f"{data.find(dataset)} is not in the format of {dataset} ({type(error).__name__}: {error}).") from error
+            raise HarpeError(
+                f"{data.find(dataset)} is not in the format of {dataset} ({type(error).__name__}: {error})."
+            ) from error
         if samples > len(self._questions):
-            raise HarpeError(f"--samples {samples}: {data.find(dataset)} has only {len(self._questions)} questions. Ask for fewer.")
+            raise HarpeError(
+                f"--samples {samples}: {data.find(dataset)} has only {len(self._questions)} questions. Ask for fewer."
+            )
         self._template, self._rng, self._shuffle = template, rng, shuffle
         self.index = 0
         """Which question is drawn for."""

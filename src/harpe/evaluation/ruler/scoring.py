@@ -26,5 +26,5 @@ def string_match_part(prediction: str, references: Sequence[str]) -> float:
 
 
 def score(task: RulerTask, prediction: str, references: Sequence[str]) -> float:
-    """The score of one answer, between 0 and 1: `string_match_part` for the questions about documents, else `string_match_all`."""
+    """An answer's score, 0 to 1: `string_match_part` for questions about documents, else `string_match_all`."""
     return (string_match_part if task.any_answer else string_match_all)(cleaned(prediction), references)

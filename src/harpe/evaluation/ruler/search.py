@@ -1,6 +1,7 @@
 """How large a context may be: the published search, step by step, but with an end.
 
-The search draws random numbers at every step, and the samples that follow go on in the same stream. So its steps cannot be left out.
+The search draws random numbers at every step, and the samples that follow go on in the same stream. So its steps cannot
+be left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 from harpe.errors import HarpeError
 
 TRIES = 1000
-"""Draws of the smallest context before it is told that no sample can be short enough. The published program would go on for ever."""
+"""Draws of the smallest context before it is told that no sample can be short enough. The published program would go on
+for ever."""
 
 
 class Draft(NamedTuple):
@@ -35,7 +37,9 @@ class Budget:
     """By how many pieces a context that came out too long is shortened; also the smallest context that is searched."""
 
 
-def largest_size(make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, upper: int, extra: int = 0) -> int:
+def largest_size(
+    make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, upper: int, extra: int = 0
+) -> int:
     """The most pieces of a context within the budget, by bisection between `budget.step` and `upper`.
 
     Parameters
@@ -47,8 +51,8 @@ def largest_size(make: Callable[[int], Draft], count: Callable[[str], int], budg
 
     Returns
     -------
-    The size, or `budget.step` where nothing fits. Since every draw differs, the result is one of many that the bisection may find.
-    """
+    The size, or `budget.step` where nothing fits. Since every draw differs, the result is one of many that the
+    bisection may find."""
     low, high, best = budget.step, max(upper, budget.step * 2), budget.step
     while low <= high:
         middle = (low + high) // 2
@@ -60,7 +64,8 @@ def largest_size(make: Callable[[int], Draft], count: Callable[[str], int], budg
 
 
 def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, size: int) -> tuple[Draft, int]:
-    """A sample within the budget, and its length in tokens with the answer: a context that is too long is drawn again, smaller.
+    """A sample within the budget, and its length in tokens with the answer: a context that is too long is drawn again,
+    smaller.
 
     Raises
     ------
@@ -88,6 +93,6 @@ def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: B
 
 def _too_short(budget: Budget, why: str) -> HarpeError:
     return HarpeError(
-        f"{budget.task} cannot be made with {budget.length} tokens and this tokenizer: {why}. Give a longer --length, or "
-        "leave the task out."
+        f"{budget.task} cannot be made with {budget.length} tokens and this tokenizer: {why}. Give a longer --length, "
+        "or leave the task out."
     )

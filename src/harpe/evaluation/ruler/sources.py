@@ -24,7 +24,9 @@ class Source:
 SOURCES = {
     "essays": Source(("ruler/PaulGrahamEssays.json", "PaulGrahamEssays.json"), "the essays that needles are hidden in"),
     "squad": Source(("ruler/squad.json", "squad.json"), "the questions of qa_1 (SQuAD 2.0, development set)"),
-    "hotpotqa": Source(("ruler/hotpotqa.json", "hotpotqa.json"), "the questions of qa_2 (HotpotQA, development set with distractors)"),
+    "hotpotqa": Source(
+        ("ruler/hotpotqa.json", "hotpotqa.json"), "the questions of qa_2 (HotpotQA, development set with distractors)"
+    ),
     "english_words": Source(
         ("ruler/english_words.json", "english_words.json"),
         "the second word list, which cwe needs for contexts of more than the 8,166 words of wonderwords",
@@ -77,8 +79,8 @@ class DataFolder:
                     return folder / place
         looked = " or ".join(str(folder / source.places[0]) for folder in self.folders)
         raise HarpeError(
-            f"{Path(source.places[0]).name} is missing: {source.what}. It was looked for at {looked}. `harpe fetch-data` downloads it "
-            "where there is a network; --data or HARPE_DATA names a folder that has it."
+            f"{Path(source.places[0]).name} is missing: {source.what}. It was looked for at {looked}. `harpe "
+            "fetch-data` downloads it where there is a network; --data or HARPE_DATA names a folder that has it."
         )
 
     def json(self, name: str) -> Any:

@@ -39,7 +39,7 @@ class RulerTask:
 
     @property
     def any_answer(self) -> bool:
-        """Whether one of the references is enough (`string_match_part`), or each of them counts (`string_match_all`)."""
+        """True: one of the references is enough (`string_match_part`). False: each counts (`string_match_all`)."""
         return self.kind == "qa"
 
 
@@ -82,7 +82,11 @@ def chosen(names: Iterable[str]) -> list[RulerTask]:
     for name in names:
         if name not in GROUPS and name not in TASKS:
             near = difflib.get_close_matches(name, [*TASKS, *GROUPS], 3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(TASKS)}, and the groups {', '.join(GROUPS)}."
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else f"There are {', '.join(TASKS)}, and the groups {', '.join(GROUPS)}."
+            )
             raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
         wanted.update(GROUPS.get(name, (name,)))
     return [task for name, task in TASKS.items() if name in wanted]

@@ -9,33 +9,34 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 DOCUMENT = "Document {i}:\n{document}"
 
 _NIAH = (
-    "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will quiz you about the "
-    "{type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} for {query} mentioned in the provided text?"
+    "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will quiz "
+    "you about the {type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} for {query} "
+    "mentioned in the provided text?"
 )
 _NIAH_PREFIX = " The special magic {type_needle_v} for {query} mentioned in the provided text are"
 _VT = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find all variables "
-    "that are assigned the value {query} in the text above."
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find "
+    "all variables that are assigned the value {query} in the text above."
 )
 _VT_PREFIX = (
-    " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are assigned the value {query}, "
-    "they are: "
+    " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are assigned the "
+    "value {query}, they are: "
 )
 _CWE = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that appear most often."
-    "\n{context}\nQuestion: What are the 10 most common words in the above list?"
+    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+    "appear most often.\n{context}\nQuestion: What are the 10 most common words in the above list?"
 )
 _CWE_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
 _FWE = (
-    "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared coded words. "
-    "{context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently appeared "
-    "words in the above coded text?"
+    "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared "
+    "coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the "
+    "three most frequently appeared words in the above coded text?"
 )
 _FWE_PREFIX = " Answer: According to the coded text above, the three most frequently appeared words are:"
 _ONLY = "Only give me the answer and do not output any other words."
 _QA = (
-    f"Answer the question based on the given documents. {_ONLY}\n\nThe following are given documents.\n\n{{context}}\n\nAnswer the "
-    f"question based on the given documents. {_ONLY}\n\nQuestion: {{query}}"
+    f"Answer the question based on the given documents. {_ONLY}\n\nThe following are given "
+    f"documents.\n\n{{context}}\n\nAnswer the question based on the given documents. {_ONLY}\n\nQuestion: {{query}}"
 )
 _QA_PREFIX = " Answer:"
 
@@ -52,8 +53,8 @@ CHAT_TEMPLATES = {
     "base": "{task_template}",
     "meta-chat": "[INST] {task_template} [/INST]",
     "vicuna-chat": (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-        "answers to the user's questions. USER: {task_template} ASSISTANT:"
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: {task_template} ASSISTANT:"
     ),
     "lwm-chat": "You are a helpful assistant. USER: {task_template} ASSISTANT: ",
     "command-r-chat": (
@@ -61,13 +62,12 @@ CHAT_TEMPLATES = {
     ),
     "chatglm-chat": "[gMASK]sop<|user|> \n {task_template}<|assistant|> \n ",
     "RWKV": (
-        "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. Please feel free to "
-        "ask any question and I will always answer it\n\nUser: {task_template}\n\nAssistant:"
+        "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. "
+        "Please feel free to ask any question and I will always answer it\n\nUser: {task_template}\n\nAssistant:"
     ),
     "Phi3": "<|user|>\n{task_template}<|end|>\n<|assistant|>\n",
     "meta-llama3": (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{task_template}<|eot_id|><|start_header_id|>assistant"
-        "<|end_header_id|>\n\n"
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{task_template}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
     "jamba": "<|startoftext|><|bom|><|system|> <|eom|><|bom|><|user|> {task_template}<|eom|><|bom|><|assistant|>",
     "nemotron5-instruct": "<SPECIAL_10>System\n\n<SPECIAL_11>User\n{task_template}\n<SPECIAL_11>Assistant\n",
@@ -84,6 +84,6 @@ def template_of(kind: str, chat: str = "base") -> str:
 
 
 def split_prefix(text: str, kind: str) -> tuple[str, str]:
-    """The text up to the beginning of the answer, and that beginning: found by its first ten characters, from the right."""
+    """The text before the answer's beginning, and that beginning; its first ten characters are searched backwards."""
     cut = text.rfind(TASK_TEMPLATES[kind][1][:10])
     return text[:cut], text[cut:]

@@ -26,10 +26,14 @@ class TrackingMaker:
         The stream of the values, beside `rng`'s for everything else.
     """
 
-    def __init__(self, template: str, rng: random.Random, numbers: np.random.RandomState, count: Callable[[str], int]) -> None:
+    def __init__(
+        self, template: str, rng: random.Random, numbers: np.random.RandomState, count: Callable[[str], int]
+    ) -> None:
         self._template, self._rng, self._numbers = template, rng, numbers
         budget = Budget("vt (its example)", _EXAMPLE_LENGTH, 0, _EXAMPLE_STEP)
-        example, _ = fitting(self._example, count, budget, largest_size(self._example, count, budget, self._upper(count, budget)))
+        example, _ = fitting(
+            self._example, count, budget, largest_size(self._example, count, budget, self._upper(count, budget))
+        )
         self._solved = f"{example.text} {' '.join(example.answers)}\n"
         self.example_tokens = count(self._solved)
 
@@ -64,7 +68,9 @@ class TrackingMaker:
             chains.append([f"VAR {chain[0]} = {drawn}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(chain))])
         lines = [NOISE] * size
         for steps in chains:
-            for offset, (place, step) in enumerate(zip(sorted(self._rng.sample(range(len(lines)), len(steps))), steps, strict=True)):
+            for offset, (place, step) in enumerate(
+                zip(sorted(self._rng.sample(range(len(lines)), len(steps))), steps, strict=True)
+            ):
                 lines.insert(place + offset, step)
         context = "\n".join(lines).replace(". \n", ".\n")
         return Draft(template.format(context=context, query=first, num_v=HOPS + 1), names[: HOPS + 1])

@@ -31,12 +31,16 @@ def word_lists() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """
     spec = importlib.util.find_spec("wonderwords")
     if spec is None or spec.origin is None:
-        raise HarpeError("RULER draws its words from the package wonderwords, which is not installed: pip install 'harpe[eval]'.")
+        raise HarpeError(
+            "RULER draws its words from the package wonderwords, which is not installed: pip install 'harpe[eval]'."
+        )
     lists = []
     for name, sha256 in _SHA256.items():
         raw = (Path(spec.origin).parent / "assets" / name).read_bytes()
         if hashlib.sha256(raw).hexdigest() != sha256:
-            raise HarpeError(f"The {name} of the installed wonderwords is not that of version 3.0.1: pip install wonderwords==3.0.1.")
+            raise HarpeError(
+                f"The {name} of the installed wonderwords is not that of version 3.0.1: pip install wonderwords==3.0.1."
+            )
         lists.append(tuple(line.rstrip() for line in raw.decode().splitlines()))
     nouns, adjectives, verbs = lists
     return nouns, adjectives, verbs
@@ -45,8 +49,8 @@ def word_lists() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
 class CompoundWords(Sequence[str]):
     """The sorted set of all `adjective-noun`, without making it: an item is built when it is asked for.
 
-    Compounds of one adjective stand together in the sorted set, in the order of the nouns, unless an adjective and its hyphen begin
-    another adjective (`wide-`, `wide-eyed-`). Such families are few, and only they are made and sorted.
+    Compounds of one adjective stand together in the sorted set, in the order of the nouns, unless an adjective and its
+    hyphen begin another adjective (`wide-`, `wide-eyed-`). Such families are few, and only they are made and sorted.
     """
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
@@ -61,7 +65,9 @@ class CompoundWords(Sequence[str]):
                 end += 1
             family = heads[start:end]
             self._blocks.append(
-                (family[0], self._nouns) if len(family) == 1 else ("", sorted({head + noun for head in family for noun in self._nouns}))
+                (family[0], self._nouns)
+                if len(family) == 1
+                else ("", sorted({head + noun for head in family for noun in self._nouns}))
             )
             start = end
         self._ends = list(accumulate(len(rest) for _, rest in self._blocks))

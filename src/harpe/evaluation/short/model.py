@@ -19,14 +19,19 @@ DRAWING = {"temperature", "top_p", "top_k", "min_p", "use_cache"}
 
 
 def check_greedy(requests: Sequence[Any]) -> None:
-    """Refuse requests for answers that are drawn, or found in another way than the most probable token after the other."""
+    """Refuse requests whose answers would not be greedy: sampled, or found in any other way."""
     for settings in {str(request.args[1]): request.args[1] for request in requests}.values():
-        odd = {key: v for key, v in settings.items() if key not in ENDS | DRAWING and (v is True or v not in (None, 0, 1))}
+        odd = {
+            key: v for key, v in settings.items() if key not in ENDS | DRAWING and (v is True or v not in (None, 0, 1))
+        }
         if settings.get("do_sample") is None and float(settings.get("temperature") or 0):  # lm-eval draws then
             odd["temperature"] = settings["temperature"]
         if odd:
             told = ", ".join(f"{key} {value}" for key, value in odd.items())
-            raise HarpeError(f"--tasks: one of them asks for generated answers that are not greedy ({told}), and harpe gives no others.")
+            raise HarpeError(
+                f"--tasks: one of them asks for generated answers that are not greedy ({told}), and harpe gives no "
+                "others."
+            )
 
 
 def short_model(record: Record | None, **options: Any) -> Any:
@@ -47,7 +52,11 @@ def short_model(record: Record | None, **options: Any) -> Any:
             return ids[-left_truncate_len:] if left_truncate_len else ids
 
         def tok_batch_encode(
-            self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             rows = [text_ids(self.tokenizer, string) for string in strings]
             width = max(map(len, rows))
@@ -61,7 +70,9 @@ def short_model(record: Record | None, **options: Any) -> Any:
         ) -> torch.Tensor:
             until = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
             budget = max_length - context.shape[1]
-            return torch.cat([context, continuations(self.model, self.tokenizer, context, attention_mask, budget, until)], dim=1)
+            return torch.cat(
+                [context, continuations(self.model, self.tokenizer, context, attention_mask, budget, until)], dim=1
+            )
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             return self._kept("loglikelihood", super().loglikelihood, requests, disable_tqdm)
@@ -74,7 +85,11 @@ def short_model(record: Record | None, **options: Any) -> Any:
             return self._kept("generate_until", super().generate_until, requests, disable_tqdm)
 
         def _kept(self, kind: str, ask: Any, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-            return record.complete(kind, ask, requests) if record is not None else list(ask(requests, disable_tqdm=disable_tqdm))
+            return (
+                record.complete(kind, ask, requests)
+                if record is not None
+                else list(ask(requests, disable_tqdm=disable_tqdm))
+            )
 
     model = Ours(**options)
     if record is not None:

@@ -1,8 +1,8 @@
 """Short benchmarks from files: lm-eval's own definitions, with nothing changed but where the rows come from.
 
-MMLU and PIQA are complete, and so are their prompts: scores are those of lm-eval. Of HellaSwag, ARC-Challenge and TriviaQA there are parts
-in files of other projects. Their tasks end in `_local`, the solved examples come from rows that are not scored, and their scores are not
-comparable with published ones.
+MMLU and PIQA are complete, and so are their prompts: scores are those of lm-eval. Of HellaSwag, ARC-Challenge and
+TriviaQA there are parts in files of other projects. Their tasks end in `_local`, the solved examples come from rows
+that are not scored, and their scores are not comparable with published ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _tasks_folder() -> Path:
     try:
         import lm_eval
     except ImportError as error:
-        raise HarpeError("The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'.") from error
+        raise HarpeError(
+            "The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'."
+        ) from error
     return Path(str(lm_eval.__file__)).parent / "tasks"
 
 
@@ -51,7 +53,11 @@ def _definition(path: Path) -> dict[str, Any]:
 
 def _from_rows(definition: dict[str, Any], splits: Splits) -> dict[str, Any]:
     """The definition with rows of ours in place of the hub's."""
-    kept = {key: value for key, value in definition.items() if key not in ("dataset_path", "dataset_name", "tag", "task_alias")}
+    kept = {
+        key: value
+        for key, value in definition.items()
+        if key not in ("dataset_path", "dataset_name", "tag", "task_alias")
+    }
     return {**kept, "custom_dataset": _Questions(splits)}
 
 
@@ -74,7 +80,10 @@ def _jsonl(path: Path) -> Rows:
 def _mmlu_rows(path: Path) -> Rows:
     """Rows of a CSV file with a header: question, four choices, the number of the right one."""
     with path.open(encoding="utf-8", newline="") as stream:
-        return [{"question": q, "choices": choices, "answer": int(answer)} for q, *choices, answer in list(csv.reader(stream))[1:]]
+        return [
+            {"question": q, "choices": choices, "answer": int(answer)}
+            for q, *choices, answer in list(csv.reader(stream))[1:]
+        ]
 
 
 def _mmlu(folder: Path) -> list[dict[str, Any]]:
@@ -88,22 +97,27 @@ def _mmlu(folder: Path) -> list[dict[str, Any]]:
 
 def _piqa(folder: Path) -> list[dict[str, Any]]:
     labels = (folder / "piqa" / "valid-labels.lst").read_text(encoding="utf-8").split()
-    rows = [{**row, "label": int(label)} for row, label in zip(_jsonl(folder / "piqa" / "valid.jsonl"), labels, strict=True)]
+    rows = [
+        {**row, "label": int(label)} for row, label in zip(_jsonl(folder / "piqa" / "valid.jsonl"), labels, strict=True)
+    ]
     definition = {**_definition(_tasks_folder() / "piqa" / "piqa.yaml"), "training_split": None}
     return [_from_rows(definition, {"validation": rows})]
 
 
 def _local(name: str, source: str, examples: Rows, scored: Rows, **changes: Any) -> list[dict[str, Any]]:
-    """A definition under another name, with examples and scored rows apart: an example whose question is scored too is left out."""
+    """A task under another name, with examples of its own: those that are scored rows too are left out."""
     asked = {row.get("query") or row["question"] for row in scored}
     examples = [row for row in examples if (row.get("query") or row["question"]) not in asked]
     splits = {"training_split": None, "validation_split": None, "test_split": "scored", "fewshot_split": "examples"}
     definition = {**_definition(_tasks_folder() / source), **splits, **changes, "task": name}
-    return [_from_rows({k: v for k, v in definition.items() if v is not None}, {"examples": examples, "scored": scored})]
+    return [
+        _from_rows({k: v for k, v in definition.items() if v is not None}, {"examples": examples, "scored": scored})
+    ]
 
 
 def _hellaswag(folder: Path) -> list[dict[str, Any]]:
-    """{"dev": [...], "test": [...]} of question, choices A to D and the answer's letter; the activity in front of a question is missing."""
+    """{"dev": [...], "test": [...]} of question, choices A to D and the answer's letter; the activity in front of a
+    question is missing."""
     from lm_eval.tasks.hellaswag.utils import preprocess
 
     def rows(split: Rows) -> Rows:
@@ -117,11 +131,14 @@ def _hellaswag(folder: Path) -> list[dict[str, Any]]:
         ]
 
     whole = json.loads((folder / "hellaswag_subset" / "hellaswag_1000dev_1000test.json").read_text(encoding="utf-8"))
-    return _local("hellaswag_local", "hellaswag/hellaswag.yaml", rows(whole["dev"]), rows(whole["test"]), process_docs=None)
+    return _local(
+        "hellaswag_local", "hellaswag/hellaswag.yaml", rows(whole["dev"]), rows(whole["test"]), process_docs=None
+    )
 
 
 def _arc(folder: Path) -> list[dict[str, Any]]:
-    """Examples in the form that ARC is published in (stem, choices, answerKey), scored rows of query, choices and the answer's number."""
+    """Examples in the form that ARC is published in (stem, choices, answerKey), scored rows of query, choices and the
+    answer's number."""
 
     def row(question: str, choices: list[str], right: int) -> dict[str, Any]:
         letters = "ABCDEFGH"[: len(choices)]
@@ -140,7 +157,7 @@ def _arc(folder: Path) -> list[dict[str, Any]]:
 
 
 def _triviaqa(folder: Path) -> list[dict[str, Any]]:
-    """Rows of context ("Question: ...\\nAnswer:"), answer and aliases, of which the first `TRIVIA_EXAMPLES` are not scored."""
+    """Rows of context ("Question: ...\\nAnswer:"), answer and aliases. The first `TRIVIA_EXAMPLES` are not scored."""
     rows = [
         {
             "question": entry["context"].removeprefix("Question: ").removesuffix("\nAnswer:"),
@@ -174,8 +191,8 @@ def offline_tasks(name: str, folder: Path) -> list[dict[str, Any]]:
     ----------
     folder
         Holds mmlu/dev/SUBJECT_dev.csv and mmlu/test/SUBJECT_test.csv; piqa/valid.jsonl and piqa/valid-labels.lst;
-        hellaswag_subset/hellaswag_1000dev_1000test.json; arc_challenge/ARC-Challenge-Dev.jsonl and llm-foundry/arc_challenge.jsonl;
-        llm-foundry/triviaqa_sm_sub.jsonl. Only what `name` needs.
+        hellaswag_subset/hellaswag_1000dev_1000test.json; arc_challenge/ARC-Challenge-Dev.jsonl and
+        llm-foundry/arc_challenge.jsonl; llm-foundry/triviaqa_sm_sub.jsonl. Only what `name` needs.
 
     Raises
     ------
@@ -185,15 +202,20 @@ def offline_tasks(name: str, folder: Path) -> list[dict[str, Any]]:
     if name not in OFFLINE:
         there = f" {name}_local is a part of it." if f"{name}_local" in LOCAL else ""
         raise HarpeError(
-            f"--tasks {name} has no offline form; there are {', '.join(OFFLINE)}.{there} Leave --offline out to read it from the hub."
+            f"--tasks {name} has no offline form; there are {', '.join(OFFLINE)}.{there} Leave --offline out to read "
+            "it from the hub."
         )
     for part in FOLDERS[name]:
         if not (folder / part).is_dir():
-            raise HarpeError(f"{folder / part} is missing: {name} is read from there. Name the folder with --data or HARPE_DATA.")
+            raise HarpeError(
+                f"{folder / part} is missing: {name} is read from there. Name the folder with --data or HARPE_DATA."
+            )
     try:
         return OFFLINE[name](folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HarpeError(f"The files of {name} in {folder} could not be read ({type(error).__name__}: {error}).") from error
+        raise HarpeError(
+            f"The files of {name} in {folder} could not be read ({type(error).__name__}: {error})."
+        ) from error
 
 
 def questions_hash(definitions: Sequence[dict[str, Any]]) -> str:

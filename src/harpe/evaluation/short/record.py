@@ -1,7 +1,9 @@
-"""Keeps the answers to lm-eval's requests, so that a measurement goes on after a kill where it was, and processes can share it.
+"""Keeps the answers to lm-eval's requests, so that a measurement goes on after a kill where it was, and processes can
+share it.
 
-lm-eval's own cache pickles its values into a database, and its own way of sharing draws other solved examples in every process. Here each
-process has lm-eval write all requests, asks its share of them, and is given the answers of the others.
+lm-eval's own cache pickles its values into a database, and its own way of sharing draws other solved examples in every
+process. Here each process has lm-eval write all requests, asks its share of them, and is given the answers of the
+others.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Record:
     path
         The file; what it holds is not asked again.
     contexts
-        Requests are asked in blocks of so many contexts, each with all its continuations. What a block gives does not depend on the
-        others, so that neither a kill nor the number of processes changes a digit.
+        Requests are asked in blocks of so many contexts, each with all its continuations. What a block gives does not
+        depend on the others, so that neither a kill nor the number of processes changes a digit.
     say
         Is told where a kill has cut the last line short; that request is asked again.
     progress
@@ -60,7 +62,7 @@ class Record:
         self._records.add({"request": _key(attr, req), "answer": res})
 
     def complete(self, kind: str, ask: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
-        """The answers to all requests in their order; `ask` is called with this process's share of the blocks that lack any."""
+        """Answers to all requests, in order; `ask` gets this process's share of the blocks that are not complete."""
         keys = [_key(kind, request.args) for request in requests]
         blocks = [block for block in self._blocks(requests) if not all(keys[i] in self._records.rows for i in block)]
         mine = self._ranks.share(blocks)

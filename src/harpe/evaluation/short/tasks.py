@@ -50,17 +50,20 @@ def run_short_tasks(
     Raises
     ------
     HarpeError
-        For unknown tasks, data that cannot be loaded, a context that is too short for a task's answers, and tasks whose generated answers
-        are not greedy.
+        For unknown tasks, data that cannot be loaded, a context that is too short for a task's answers, and tasks whose
+        generated answers are not greedy.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise HarpeError("The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'.") from error
+        raise HarpeError(
+            "The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'."
+        ) from error
     model.eval()
     wrapped = short_model(record, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-    named = any(isinstance(task, str) for task in tasks)  # only then lm-eval has to read its thousands of definitions, which takes seconds
+    # only then lm-eval has to read its thousands of definitions, which takes seconds
+    named = any(isinstance(task, str) for task in tasks)
     options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
     manager = TaskManager(include_defaults=named)
 
@@ -68,7 +71,8 @@ def run_short_tasks(
         _run(tasks, lambda: manager.load(list(tasks)))
 
     if named and ranks.count > 1:
-        ranks.broadcast_from_rank0(fetch)  # what the hub gives is put into the local cache by one process, before the others look for it
+        # what the hub gives is put into the local cache by one process, before the others look for it
+        ranks.broadcast_from_rank0(fetch)
     return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
 
 
@@ -80,11 +84,19 @@ def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
         raise
     except (KeyError, ValueError, OSError, AssertionError) as error:
         names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
-        raise HarpeError(f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]}).") from error
+        raise HarpeError(
+            f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+        ) from error
 
 
 def accuracy(samples: Sequence[dict[str, Any]], metric: str = "acc") -> dict[str, Any]:
     """Share of right answers in per cent over lm-eval's samples, with Wilson's 95 % interval."""
     hits = [float(sample[metric]) for sample in samples if metric in sample]
     share = wilson(sum(hits), len(hits))
-    return {"metric": metric, "score": 100 * share.value, "low": 100 * share.low, "high": 100 * share.high, "samples": len(hits)}
+    return {
+        "metric": metric,
+        "score": 100 * share.value,
+        "low": 100 * share.low,
+        "high": 100 * share.high,
+        "samples": len(hits),
+    }

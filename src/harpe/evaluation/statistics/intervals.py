@@ -23,7 +23,7 @@ class Interval:
 
 
 def wilson(hits: float, samples: int) -> Interval:
-    """A share of samples with Wilson's score interval (Wilson 1927): sensible at 0 and at 1, where the bootstrap has no width."""
+    """A share with Wilson's score interval (Wilson 1927), which has a width at 0 and 1; the bootstrap's has none."""
     if samples < 1:
         raise ValueError("no samples")
     share = hits / samples
@@ -34,7 +34,7 @@ def wilson(hits: float, samples: int) -> Interval:
 
 
 def _resampled(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Which units each resample holds: int64 [some, count] until there are RESAMPLES, a few million numbers at a time."""
+    """The units of each resample: int64 [some, count], a few million numbers at a time, RESAMPLES rows in all."""
     rng, left = np.random.default_rng(seed), RESAMPLES
     while left:
         rows = min(left, max(1, 4_000_000 // count))
@@ -58,13 +58,17 @@ def weighted_mean(totals: Sequence[float], weights: Sequence[float], seed: int =
     return Interval(float(t.sum() / w.sum()), *_ends(_resampled_means(t, w, seed)))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> Interval:
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0
+) -> Interval:
     """Weighted mean of first - second over the same units, with a bootstrap over the units.
 
     Without weights each unit counts the same; `first` and `second` are then the units' values, else their totals.
     """
     difference = np.asarray(first, float) - np.asarray(second, float)
-    return weighted_mean(difference.tolist(), weights if weights is not None else np.ones(len(difference)).tolist(), seed)
+    return weighted_mean(
+        difference.tolist(), weights if weights is not None else np.ones(len(difference)).tolist(), seed
+    )
 
 
 def mean_of_differences(differences: Sequence[Sequence[float]], seed: int = 0) -> Interval:

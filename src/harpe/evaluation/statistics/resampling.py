@@ -1,9 +1,9 @@
 """Intervals over seeds and documents, differences between methods, and Holm's correction.
 
-Every method is measured on the same documents (or samples) after every training seed. A resample draws seeds with replacement, and
-documents with replacement: one draw of documents for all of its seeds and for all methods, because documents are crossed with seeds and not
-nested in them; other documents for each seed would average away their part of the variance (Owen 2007, "The pigeonhole bootstrap").
-Differences are paired: both methods see the same draw.
+Every method is measured on the same documents (or samples) after every training seed. A resample draws seeds with
+replacement, and documents with replacement: one draw of documents for all of its seeds and for all methods, because
+documents are crossed with seeds and not nested in them; other documents for each seed would average away their part of
+the variance (Owen 2007, "The pigeonhole bootstrap"). Differences are paired: both methods see the same draw.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Draws:
     def p_value(self) -> float:
         """Two-sided, that the value is zero: twice the smaller share of resamples on one side (ties on both).
 
-        Never below 2^(1 - units), what a sign test could reach at best: few documents give a bootstrap too narrow a spread.
+        Never below 2^(1 - units), what a sign test could reach at best: few documents give a bootstrap too narrow a
+        spread.
         """
         n = len(self.resampled)
         below, above = int((self.resampled <= 0).sum()), int((self.resampled >= 0).sum())
@@ -81,7 +82,9 @@ def _unit_draws(units: Units, draws: int, rng: np.random.Generator) -> np.ndarra
     return counts
 
 
-def resample(totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, seed: int = 0, over_seeds: bool = True) -> Draws:
+def resample(
+    totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, seed: int = 0, over_seeds: bool = True
+) -> Draws:
     """Resampled values of a measure, or of a difference of two (their totals subtracted).
 
     Parameters
@@ -98,7 +101,8 @@ def resample(totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, se
     while left:
         block = min(left, max(1, CHUNK // len(units.weights)))
         means = _means(totals, units, _unit_draws(units, block, rng))
-        picks = rng.integers(0, seeds, (block, seeds))  # drawn in any case, so that the units' draws do not depend on it
+        # drawn in any case, so that the units' draws do not depend on it
+        picks = rng.integers(0, seeds, (block, seeds))
         if over_seeds and seeds >= FEWEST_SEEDS:
             means = np.take_along_axis(means, picks, axis=1)
         parts.append(means.mean(1))
@@ -107,7 +111,7 @@ def resample(totals: np.ndarray, units: Units, *, resamples: int = RESAMPLES, se
 
 
 def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int | bool) -> Draws:
-    """`first` minus `second`, seed by seed and unit by unit; a method of one seed stands against every seed of the other."""
+    """`first` minus `second` by seed and unit; a method of one seed is compared with every seed of the other."""
     a, b = np.atleast_2d(np.asarray(first, float)), np.atleast_2d(np.asarray(second, float))
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
@@ -115,7 +119,7 @@ def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int |
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that hold for all of them together (Holm 1979, "A simple sequentially rejective multiple test procedure")."""
+    """Holm's adjusted p-values (1979, "A simple sequentially rejective multiple test procedure")."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
