@@ -3,13 +3,14 @@
     python benchmarks/rope.py --result benchmarks/DATE-rope-cpu
     python benchmarks/rope.py --device cuda --result benchmarks/DATE-rope-gpu
 
-Contenders: transformers' apply_rotary_pos_emb (eager, and compiled where a C++ compiler is present), Liger's kernel (on CUDA, where
-liger-kernel is installed), ours, and a copy of q and k, which is the least that any of them could do. The others are handed cos and
-sin that have been formed before; ours forms its own in the measured time beyond `HELD_ANGLES` angles. Every contender allocates its
-results, but for Liger, which overwrites q and k. Contenders take turns within a round, and the best of the rounds counts, so that
-what else the machine does hits all alike.
+Contenders: transformers' apply_rotary_pos_emb (eager, and compiled where a C++ compiler is present), Liger's kernel (on
+CUDA, where liger-kernel is installed), ours, and a copy of q and k, which is the least that any of them could do. The
+others are handed cos and sin that have been formed before; ours forms its own in the measured time beyond `HELD_ANGLES`
+angles. Every contender allocates its results, but for Liger, which overwrites q and k. Contenders take turns within a
+round, and the best of the rounds counts, so that what else the machine does hits all alike.
 
-Writes RESULT.json and RESULT.md, after every case again. A later call with the same RESULT goes on: cases that are there are kept.
+Writes RESULT.json and RESULT.md, after every case again. A later call with the same RESULT goes on: cases that are
+there are kept.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def wait(device: str) -> None:
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call in every round; a round of a contender takes about 20 ms or one call, and there are 3 to 50 rounds."""
+    """Seconds a call in every round; a round of a contender takes about 20 ms or one call, and there are 3 to 50
+    rounds."""
     calls = {}
     for name, run in contenders.items():
         for _ in range(2):  # the first call may compile
@@ -109,11 +111,15 @@ def available_memory(device: str) -> int:
     return int(text.split("MemAvailable:")[1].split()[0]) * 1024 * 7 // 10  # others live on this machine, too
 
 
-def rotations(shape: Shape, length: int, dtype: torch.dtype, mode: str, device: str, compiled: Any) -> dict[str, Callable[[], Any]]:
+def rotations(
+    shape: Shape, length: int, dtype: torch.dtype, mode: str, device: str, compiled: Any
+) -> dict[str, Callable[[], Any]]:
     """The contenders for q and k as projections leave them: [1, heads, length, dim], heads and positions transposed."""
     heads, key_value_heads, dim = shape
     grad = mode != "forward"
-    q, k = (torch.randn(1, length, n, dim, device=device, dtype=dtype).transpose(1, 2) for n in (heads, key_value_heads))
+    q, k = (
+        torch.randn(1, length, n, dim, device=device, dtype=dtype).transpose(1, 2) for n in (heads, key_value_heads)
+    )
     q.requires_grad_(grad)
     k.requires_grad_(grad)
     grads = (q.detach(), k.detach())
@@ -137,7 +143,9 @@ def rotations(shape: Shape, length: int, dtype: torch.dtype, mode: str, device: 
     return {name: lambda run=run: torch.autograd.grad(run(), (q, k), grads) for name, run in contenders.items()}  # type: ignore[misc]
 
 
-def measure_rotations(args: argparse.Namespace, done: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
+def measure_rotations(
+    args: argparse.Namespace, done: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]
+) -> None:
     """Every shape, length, dtype and mode that memory allows."""
     compiler = shutil.which("g++") or shutil.which("clang++") or args.device == "cuda"
     compiled = torch.compile(STOCK, dynamic=True) if compiler and not args.no_compile else None
@@ -152,7 +160,9 @@ def measure_rotations(args: argparse.Namespace, done: list[dict[str, Any]], save
                     if size > args.largest * 2**30 or size * MEMORY[mode] > available_memory(args.device):
                         save({**case, "skipped": f"not run: q and k have {size / 2**30:.1f} GiB"})
                         continue
-                    found = take_turns(rotations(shape, length, dtype, mode, args.device, compiled), args.device, args.seconds)
+                    found = take_turns(
+                        rotations(shape, length, dtype, mode, args.device, compiled), args.device, args.seconds
+                    )
                     save({**case, "seconds": found})
 
 
@@ -221,16 +231,29 @@ def markdown(value: dict[str, Any]) -> str:
     lines = [
         f"# Rotating q and k by a base per head ({value['date']}, {value['device']})",
         "",
-        "Milliseconds (best round), GB/s of reading and writing q and k once (forward) or twice (forward + backward), share of the",
-        "speed of a copy, and speed in multiples of transformers' eager rotation with one base for all heads. cos and sin of the shared",
+        "Milliseconds (best round), GB/s of reading and writing q and k once (forward) or twice (forward + backward), "
+        "share of the",
+        "speed of a copy, and speed in multiples of transformers' eager rotation with one base for all heads. cos and "
+        "sin of the shared",
         "contenders had been formed before; ours forms its own in the measured time wherever there are more than "
         f"{rotation.HELD_ANGLES} angles.",
     ]
     for mode in MEMORY:
         for dtype in ("bfloat16", "float32"):
             cases = [case for case in value["rotations"] if case["mode"] == mode and case["dtype"] == dtype]
-            names = [n for n in ("transformers, compiled", "Liger") if any(n in case.get("seconds", {}) for case in cases)]
-            head = ["heads", "length", "transformers ms", *(f"{n} ms" for n in names), "ours ms", "ours GB/s", "of a copy", "speed"]
+            names = [
+                n for n in ("transformers, compiled", "Liger") if any(n in case.get("seconds", {}) for case in cases)
+            ]
+            head = [
+                "heads",
+                "length",
+                "transformers ms",
+                *(f"{n} ms" for n in names),
+                "ours ms",
+                "ours GB/s",
+                "of a copy",
+                "speed",
+            ]
             lines += ["", f"## {mode}, {dtype}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
             for case in cases:
                 shape = f"{case['heads']}/{case['key_value_heads']} x {case['dim']}"
@@ -241,19 +264,26 @@ def markdown(value: dict[str, Any]) -> str:
                 moved = case["bytes"] * (2 if mode == "forward" else 4)
                 others = [f"{1000 * best[n]:.2f}" for n in ("transformers", *names)]
                 lines.append(
-                    f"| {shape} | {case['length']:,} | {' | '.join(others)} | {1000 * best['ours']:.2f} | {moved / best['ours'] / 1e9:.1f} "
-                    f"| {100 * best['copy'] / best['ours']:.0f}% | {best['transformers'] / best['ours']:.2f}x |"
+                    f"| {shape} | {case['length']:,} | {' | '.join(others)} | {1000 * best['ours']:.2f} | "
+                    f"{moved / best['ours'] / 1e9:.1f} | {100 * best['copy'] / best['ours']:.0f}% | "
+                    f"{best['transformers'] / best['ours']:.2f}x |"
                 )
-    lines += ["", "## Whole steps of a Llama", "", "| step | dtype | model | shared ms | per head ms | overhead, best | median of rounds |"]
+    lines += [
+        "",
+        "## Whole steps of a Llama",
+        "",
+        "| step | dtype | model | shared ms | per head ms | overhead, best | median of rounds |",
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for step in value["steps"]:
         found = step["seconds"]
         pairs = [a / b for a, b in zip(found["ours"], found["transformers"], strict=True)]
         what = f"{step['tokens']} tokens" if step["step"] == "training" else f"1 token after {step['cached']}"
         lines.append(
-            f"| {step['step']}, {what} | {step['dtype']} | {step['layers']} layers x {step['hidden']}, heads {step['heads']}/"
-            f"{step['key_value_heads']} | {1000 * min(found['transformers']):.2f} | {1000 * min(found['ours']):.2f} "
-            f"| {100 / ratio(found, 'ours', 'transformers') - 100:+.1f}% | {100 * statistics.median(pairs) - 100:+.1f}% |"
+            f"| {step['step']}, {what} | {step['dtype']} | {step['layers']} layers x {step['hidden']}, heads "
+            f"{step['heads']}/{step['key_value_heads']} | {1000 * min(found['transformers']):.2f} | "
+            f"{1000 * min(found['ours']):.2f} | {100 / ratio(found, 'ours', 'transformers') - 100:+.1f}% | "
+            f"{100 * statistics.median(pairs) - 100:+.1f}% |"
         )
     facts = "; ".join(f"{name} {fact}" for name, fact in value["environment"].items())
     return "\n".join([*lines, "", *value["notes"], "", f"Made with `python benchmarks/rope.py`. {facts}.", ""])
@@ -261,7 +291,11 @@ def markdown(value: dict[str, Any]) -> str:
 
 def environment(device: str) -> dict[str, str]:
     """Versions and hardware."""
-    cpu = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     facts = {
         "harpe": __version__,
         "torch": torch.__version__,
@@ -287,7 +321,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.device == "cuda":
         install()  # with the kernel
-    value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "device": args.device, "environment": environment(args.device)}
+    value: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": args.device,
+        "environment": environment(args.device),
+    }
     value |= {"notes": args.note, "rotations": [], "steps": []}
     if args.result.with_suffix(".json").exists():
         before = read_json(args.result.with_suffix(".json"))
@@ -298,7 +336,9 @@ def main() -> None:
     def saver(part: str) -> Callable[[dict[str, Any]], None]:
         def save(case: dict[str, Any]) -> None:
             value[part].append(case)
-            value["rotations"].sort(key=lambda case: [case[name] for name in ("heads", "key_value_heads", "dim", "length")])
+            value["rotations"].sort(
+                key=lambda case: [case[name] for name in ("heads", "key_value_heads", "dim", "length")]
+            )
             write_json(args.result.with_suffix(".json"), value)
             write_text(args.result.with_suffix(".md"), markdown(value))
             best = {name: round(1000 * min(rounds), 3) for name, rounds in case.get("seconds", {}).items()}

@@ -1,8 +1,8 @@
 """Training documents for the embedded base model: Python text, copy drills and needle drills, as token arrays.
 
-A plain language model of this size learns to continue text but not to look things up. The copy drill (a random string of tokens,
-repeated) teaches induction; needle drills then teach keyed look-up. Every document is (ids [n] int64, weight [n] float32): the
-loss at a token is multiplied by its weight, which is above one for answers.
+A plain language model of this size learns to continue text but not to look things up. The copy drill (a random string
+of tokens, repeated) teaches induction; needle drills then teach keyed look-up. Every document is (ids [n] int64, weight
+[n] float32): the loss at a token is multiplied by its weight, which is above one for answers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class DrillWriter:
         return np.array(out[:n], np.int64), np.ones(n, np.float32)
 
     def pool(self, rng: np.random.Generator, n: int) -> Document:
-        """A repeated string of tokens from a small pool: that tokens come back is a signal long before strings can be copied."""
+        """A repeated string of tokens from a small pool: that tokens come back is a signal long before strings can be
+        copied."""
         size = int(rng.integers(8, max(9, n // 4)))
         count = int(np.exp(rng.uniform(np.log(4), np.log(2 * size))))
         pool = rng.integers(1, self.vocabulary, count) if rng.random() < 0.5 else rng.choice(self.stream, count)
@@ -124,7 +125,9 @@ class DrillWriter:
         keys = rng.choice(len(KEYS), groups, replace=False)
         counts = rng.choice([1, 2, 3], groups, p=[0.35, 0.15, 0.5])
         counts[0] = 3
-        items = [(int(k), int(v)) for k, c in zip(keys, counts, strict=True) for v in rng.choice(np.arange(1000, 10000), c)]
+        items = [
+            (int(k), int(v)) for k, c in zip(keys, counts, strict=True) for v in rng.choice(np.arange(1000, 10000), c)
+        ]
         items = [items[i] for i in rng.permutation(len(items))]
         pieces = [self._needle(k, v) for k, v in items]
         room = n - len(self.prefix) - sum(len(ids) for ids, _ in pieces)
@@ -153,7 +156,9 @@ class DrillWriter:
             seen.add(i)
         return self._spread(rng, n, pieces, ([], []))
 
-    def batch(self, rng: np.random.Generator, count: int, n: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch(
+        self, rng: np.random.Generator, count: int, n: int, mixture: Mixture
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`count` documents of n tokens: ids [count, n] int64, weights [count, n] float32, kinds [count] str."""
         shares = [mixture.pool, mixture.copy, mixture.lookup, mixture.listing, mixture.mention]
         kinds = rng.choice(KINDS, count, p=[*shares, 1 - sum(shares)])

@@ -1,10 +1,11 @@
-"""Time and result of the base searches: the published rule beside a naive implementation, and the general rule over geometries.
+"""Time and result of the base searches: the published rule beside a naive implementation, and the general rule over
+geometries.
 
     python scripts/bases_benchmark.py --result benchmarks/DATE-bases
 
-Times are CPU seconds of one thread (run it with OMP_NUM_THREADS=1), the smallest of three for what takes less than ten seconds. The
-naive implementation forms every waveform term by term with NumPy, and walks extrema and counts covers in Python loops; it must find the
-same bases.
+Times are CPU seconds of one thread (run it with OMP_NUM_THREADS=1), the smallest of three for what takes less than ten
+seconds. The naive implementation forms every waveform term by term with NumPy, and walks extrema and counts covers in
+Python loops; it must find the same bases.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ GEOMETRIES = (
 )
 """Heads, head size, length, range."""
 FEW = (1, 2, 4, 8, 16, 32)
-"""Numbers of key/value heads that are compared at head size 128 and 131,072 tokens, in the critical range of Llama-3."""
+"""Numbers of key/value heads that are compared at head size 128 and 131,072 tokens, in the critical range of
+Llama-3."""
 LLAMA3_RANGE = (5.79e7, 2.9e8)
 LAYERS = 32
 """For a set with a member for every head of every layer."""
@@ -114,7 +116,9 @@ def naive_published() -> list[float]:
         for j in range(len(candidates)):
             if j in picked:
                 continue
-            near = [abs(p - v) for p in peaks[j] for v in all_valleys] + [abs(p - v) for v in valleys[j] for p in all_peaks]
+            near = [abs(p - v) for p in peaks[j] for v in all_valleys] + [
+                abs(p - v) for v in valleys[j] for p in all_peaks
+            ]
             near = [distance for distance in near if distance <= 3]
             key = (-len(near), sum(d * d for d in near), j)
             best = key if best is None else min(best, key)
@@ -212,14 +216,18 @@ def markdown(value: dict[str, Any]) -> str:
         f"| harpe | {p['seconds']:.2f} s |",
         f"| naive (NumPy term by term, Python loops) | {p['naive_seconds']:.1f} s |",
         f"| ratio | {p['ratio']:.0f} |",
-        f"| same bases; those of Table 2 | {'yes' if p['same_bases'] else 'NO'}; {'yes, 32 of 32' if p['table_2'] else 'NO'} |",
+        f"| same bases; those of Table 2 | {'yes' if p['same_bases'] else 'NO'}; "
+        f"{'yes, 32 of 32' if p['table_2'] else 'NO'} |",
         f"| peak memory of the process at 1,000,000 positions | {p['memory_at_1m_positions_mb']:.0f} MB |",
         "",
-        "The general rule: search time, peak memory of the process, and C (share of distances under a peak of some base) in percent with",
-        "the longest stretch without; beside it as many evenly spaced bases, one base, the published set of 32 whatever the number of",
+        "The general rule: search time, peak memory of the process, and C (share of distances under a peak of some "
+        "base) in percent with",
+        "the longest stretch without; beside it as many evenly spaced bases, one base, the published set of 32 "
+        "whatever the number of",
         "heads, and 1000 random sets of the same size and range (median, 95%, largest).",
         "",
-        "| heads | head size | length | range | search | memory | general | uniform | one base | published 32 | random sets |",
+        "| heads | head size | length | range | search | memory | general | uniform | one base | published 32 | random "
+        "sets |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
@@ -229,13 +237,14 @@ def markdown(value: dict[str, Any]) -> str:
     for r in value["general"]:
         random = ", ".join(f"{100 * r[name]:.3f}" for name in ("random_median", "random_p95", "random_largest"))
         lines.append(
-            f"| {r['heads']} | {r['head_dim']} | {r['length']} | {r['low']:.3g} to {r['high']:.3g} | {r['seconds']:.2f} s "
-            f"| {r['memory_mb']:.0f} MB | {cell(r['general'])} | {cell(r['uniform'])} | {cell(r['one_base'])} | {cell(r['published_set'])} "
-            f"| {random} |"
+            f"| {r['heads']} | {r['head_dim']} | {r['length']} | {r['low']:.3g} to {r['high']:.3g} | "
+            f"{r['seconds']:.2f} s | {r['memory_mb']:.0f} MB | {cell(r['general'])} | {cell(r['uniform'])} | "
+            f"{cell(r['one_base'])} | {cell(r['published_set'])} | {random} |"
         )
     lines += [
         "",
-        f"Few heads: head size 128, 131072 tokens, bases of 57.9M to 290M (Llama-3), {LAYERS} layers, the general rule. C in percent; with",
+        f"Few heads: head size 128, 131072 tokens, bases of 57.9M to 290M (Llama-3), {LAYERS} layers, the general "
+        "rule. C in percent; with",
         "bases of their own in every layer, of one layer (mean) and of all layers together.",
         "",
         "| key/value heads | same bases in all layers | own: one layer | own: all layers together |",
@@ -252,7 +261,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--result", type=Path, required=True)
     result: Path = parser.parse_args().result
-    value: dict[str, Any] = {"date": datetime.date.today().isoformat(), "published": published(), "few": few_heads(), "general": []}
+    value: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "published": published(),
+        "few": few_heads(),
+        "general": [],
+    }
     for geometry in GEOMETRIES:
         value["general"].append(general(*geometry))
         print(geometry, value["general"][-1]["general"], flush=True)

@@ -32,7 +32,8 @@ def printed_sums() -> str:
     counts = peaks.sum(axis=1) + valleys.sum(axis=1)
     words = f"correlation {np.corrcoef(counts, sums)[0, 1]:.3f}; colour: the base, from 1M (violet) to 5M (yellow)"
     return scatter(
-        "The sum of distances of the printed Algorithm 1 against the number of extrema of a candidate: nearly a straight line.",
+        "The sum of distances of the printed Algorithm 1 against the number of extrema of a candidate: nearly a "
+        "straight line.",
         counts.astype(np.float64),
         sums / 1e13,
         list(candidates),
@@ -56,7 +57,10 @@ def main() -> None:
     names: tuple[Rule, ...] = ("published", "printed", "general")
     for rule in names:
         rules[rule] = list(choose_bases("peak-valley", rule=rule, low=LOW, high=HIGH, **SETTING).bases)
-    write_text(out / "rules.svg", number_lines(rules, "Bases that the rules choose for 32 heads of 128 at 131,072 tokens in 1M to 5M."))
+    write_text(
+        out / "rules.svg",
+        number_lines(rules, "Bases that the rules choose for 32 heads of 128 at 131,072 tokens in 1M to 5M."),
+    )
     write_text(out / "printed-sums.svg", printed_sums())
 
 

@@ -1,10 +1,11 @@
-"""Times the needle grid with shared prefixes beside one prefill a cell, in one run, and compares with the bound from the operations.
+"""Times the needle grid with shared prefixes beside one prefill a cell, in one run, and compares with the bound from
+the operations.
 
     python scripts/benchmark_grid.py --setting embedded-2048 --setting llama-4096 --repeats 3
 
-Each setting is a model without training for its length (answers are compared between the two ways, not scored), a grid and a number of
-samples. The two ways alternate; ratios are those of the medians, of the time that passed and of the processor time of this process alone,
-which other processes on the machine disturb less.
+Each setting is a model without training for its length (answers are compared between the two ways, not scored), a grid
+and a number of samples. The two ways alternate; ratios are those of the medians, of the time that passed and of the
+processor time of this process alone, which other processes on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
             seconds[w].append(time.perf_counter() - wall)
             processor[w].append(time.process_time() - own)
             others.append(max(0.0, busy() - all_work - processor[w][-1]) / seconds[w][-1])
-            print(f"{name} {number + 1}/{repeats} {w}: {seconds[w][-1]:.1f} s, other processes {others[-1]:.2f} cores", flush=True)
+            print(
+                f"{name} {number + 1}/{repeats} {w}: {seconds[w][-1]:.1f} s, other processes {others[-1]:.2f} cores",
+                flush=True,
+            )
     report = reading_report(samples, cells, reading_cost(model), way, records[ways[1]])
     ratio, own_ratio = (median(times["none"]) / median(times[ways[1]]) for times in (seconds, processor))
     different, unexplained = compare(records["none"], records[ways[1]])
@@ -110,7 +114,10 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         "lengths": list(protocol.grid_lengths),
         "depths": list(protocol.depths),
         "samples": count,
-        **{key: report[key] for key in ("reuse", "flops_one_prefill_a_cell", "flops_shared_prefix", "bound", "answers", "close")},
+        **{
+            key: report[key]
+            for key in ("reuse", "flops_one_prefill_a_cell", "flops_shared_prefix", "bound", "answers", "close")
+        },
         "seconds_one_prefill_a_cell": seconds["none"],
         "seconds_shared_prefix": seconds[ways[1]],
         "processor_seconds_one_prefill_a_cell": processor["none"],
@@ -139,30 +146,37 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks")
     options = parser.parse_args()
     rows = [measure(name, options.repeats) for name in options.setting or ("embedded-2048", "llama-4096")]
-    facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version(), "processor": _processor()}
+    facts = {name: version(name) for name in ("torch", "transformers")} | {
+        "python": platform.python_version(),
+        "processor": _processor(),
+    }
     facts |= {"threads": str(torch.get_num_threads()), "cores": str(os.cpu_count())}
     stem = Path(options.out) / f"{date.today()}-grid-prefix"
     write_json(stem.with_suffix(".json"), {"environment": facts, "repeats": options.repeats, "settings": rows})
     lines = [
         f"# The needle grid with shared prefixes beside one prefill a cell ({date.today()})\n",
-        f"One run, float32; the two ways alternate, {options.repeats} times each, medians. Apart: one prefill a cell, in one",
-        "piece; shared: at most 4,096 tokens at a time. The bound is the ratio of the floating-point operations, counted from the model's",
+        f"One run, float32; the two ways alternate, {options.repeats} times each, medians. Apart: one prefill a cell, "
+        "in one",
+        "piece; shared: at most 4,096 tokens at a time. The bound is the ratio of the floating-point operations, "
+        "counted from the model's",
         f"shapes, attention included. {len(rows[0]['depths'])} depths a length.\n",
-        "| model | parameters | lengths | samples | apart, s | shared, s | ratio | bound | reached | by CPU time | answers that differ |",
+        "| model | parameters | lengths | samples | apart, s | shared, s | ratio | bound | reached | by CPU time | "
+        "answers that differ |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lengths = f"{row['lengths'][0]:,} to {row['lengths'][-1]:,}"
         times = [f"{median(row[key]):.1f}" for key in ("seconds_one_prefill_a_cell", "seconds_shared_prefix")]
         lines.append(
-            f"| {row['setting']} | {row['parameters'] / 1e6:.1f}M | {lengths} | {row['samples']} | {times[0]} | {times[1]} | "
-            f"**{row['ratio']:.2f}** | {row['bound']:.2f} | {row['reached']:.0%} | {row['processor_reached']:.0%} | "
-            f"{row['different_answers']} of {row['answers']} ({row['close']} close) |"
+            f"| {row['setting']} | {row['parameters'] / 1e6:.1f}M | {lengths} | {row['samples']} | {times[0]} | "
+            f"{times[1]} | **{row['ratio']:.2f}** | {row['bound']:.2f} | {row['reached']:.0%} | "
+            f"{row['processor_reached']:.0%} | {row['different_answers']} of {row['answers']} ({row['close']} close) |"
         )
     load = [value for row in rows for value in row["other_processes_cores"]]
     lines += [
         "\nClose: the two first logits at some token of the answer are within 1e-3.",
-        f"Other processes on the machine used {min(load):.2f} to {max(load):.2f} cores during the repetitions, {median(load):.2f} in the",
+        f"Other processes on the machine used {min(load):.2f} to {max(load):.2f} cores during the repetitions, "
+        f"{median(load):.2f} in the",
         "median; " + ("they disturb the timings.\n" if median(load) > 0.1 else "that is nearly nothing.\n"),
         ", ".join(f"{k} {v}" for k, v in facts.items()) + ".\n",
         "Made by `scripts/benchmark_grid.py`.",

@@ -2,8 +2,8 @@
 
     python scripts/benchmark_loss.py --tokens 16384 --vocabulary 32000
 
-The rival applies `lm_head` itself, 2,048 positions at a time, and knows nothing of scales and caps. Both run in turn in one
-process; the memory is the growth of its peak in one pass (on a GPU that of the allocator).
+The rival applies `lm_head` itself, 2,048 positions at a time, and knows nothing of scales and caps. Both run in turn in
+one process; the memory is the growth of its peak in one pass (on a GPU that of the allocator).
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ WAYS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 def made(tokens: int, vocabulary: int, width: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=4, tie_word_embeddings=False, **shape)
     model = AutoModelForCausalLM.from_config(config).to(DEVICE)
     hidden = torch.randn(1, tokens, width, device=DEVICE, requires_grad=True)
@@ -130,14 +135,18 @@ def main() -> None:
     stem = Path(options.out) / f"{date.today()}-loss"
     write_json(stem.with_suffix(".json"), {"environment": facts, **sizes, "rows": rows})
     table = [
-        f"| {r['pass']} | {r['way']} | {r['median']:.2f} | {min(r['seconds']):.2f} to {max(r['seconds']):.2f} | {r['mib']:.0f} |"
+        f"| {r['pass']} | {r['way']} | {r['median']:.2f} | {min(r['seconds']):.2f} to {max(r['seconds']):.2f} | "
+        f"{r['mib']:.0f} |"
         for r in rows
     ]
     lines = [
         f"# The loss through the family's own forward, beside the plain output layer ({date.today()})\n",
-        f"{options.tokens:,} tokens, a vocabulary of {options.vocabulary:,}, hidden states of {options.width}, float32;",
-        f"median of {options.repeats} passes each, in turn in one process. The plain output layer in chunks of 2,048 positions",
-        "is how the loss was formed before; it gives another loss than the model's own wherever a family scales or caps its",
+        f"{options.tokens:,} tokens, a vocabulary of {options.vocabulary:,}, hidden states of {options.width}, "
+        "float32;",
+        f"median of {options.repeats} passes each, in turn in one process. The plain output layer in chunks of 2,048 "
+        "positions",
+        "is how the loss was formed before; it gives another loss than the model's own wherever a family scales or "
+        "caps its",
         "logits. Memory is what the peak of one pass is over what was held before.\n",
         "| pass | way | median, s | from, to | MiB |\n|---|---|---|---|---|",
         *table,

@@ -1,4 +1,5 @@
-"""Times the one-pass curve beside YaRN's script on the same documents and model at 64 lengths, and compares the figures.
+"""Times the one-pass curve beside YaRN's script on the same documents and model at 64 lengths, and compares the
+figures.
 
     python scripts/benchmark_perplexity.py --yarn YARN --model embedded --length 8192 --documents 2
 
@@ -30,7 +31,8 @@ from harpe.runs.texts import held_out_texts
 
 
 def yarns_function(checkout: Path) -> Any:
-    """`compute_perplexity` of the script; the module of its model patches, which it does not use here, is left empty."""
+    """`compute_perplexity` of the script; the module of its model patches, which it does not use here, is left
+    empty."""
     sys.modules["model_loader"] = types.ModuleType("model_loader")
     spec = importlib.util.spec_from_file_location("yarn_perplexity", checkout / "eval" / "perplexity.py")
     assert spec is not None and spec.loader is not None
@@ -66,8 +68,13 @@ def main() -> None:
         theirs.append(compute(encodings, model, tokenizer, **arguments)["mean_perplexity"])
     script = time.perf_counter() - start
     difference = max(abs(p["perplexity"] / t - 1) for p, t in zip(curve, theirs, strict=True))
-    print(f"the script: {script:.1f} s, {script / ours:.1f} times; figures differ by at most {difference:.1e}", flush=True)
-    facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version(), "processor": _processor()}
+    print(
+        f"the script: {script:.1f} s, {script / ours:.1f} times; figures differ by at most {difference:.1e}", flush=True
+    )
+    facts = {name: version(name) for name in ("torch", "transformers")} | {
+        "python": platform.python_version(),
+        "processor": _processor(),
+    }
     facts |= {"threads": str(torch.get_num_threads()), "cores": str(os.cpu_count())}
     value = {"length": options.length, "points": options.points, "documents": len(documents), "model": options.model}
     value |= {"one_pass": ours, "script": script, "ratio": script / ours, "largest_relative_difference": difference}
@@ -75,9 +82,11 @@ def main() -> None:
     write_json(stem.with_suffix(".json"), {"environment": facts, **value, "perplexity": theirs})
     lines = [
         f"# Perplexity at {options.points} lengths: one pass beside YaRN's script ({date.today()})\n",
-        f"{len(documents)} documents, model `{options.model}`, {options.points} lengths up to {options.length:,} tokens, float32, one run",
+        f"{len(documents)} documents, model `{options.model}`, {options.points} lengths up to {options.length:,} "
+        "tokens, float32, one run",
         "each, one after the other in one process.\n",
-        "| jquesnelle/yarn 995db5b, a forward a length, s | one pass, s | ratio | largest relative difference |\n|---|---|---|---|",
+        "| jquesnelle/yarn 995db5b, a forward a length, s | one pass, s | ratio | largest relative difference "
+        "|\n|---|---|---|---|",
         f"| {script:.1f} | {ours:.1f} | **{script / ours:.1f}** | {difference:.1e} |\n",
         ", ".join(f"{k} {v}" for k, v in facts.items()) + ".\n",
         "Made by `scripts/benchmark_perplexity.py`.",

@@ -1,9 +1,11 @@
-"""Times `harpe ruler` beside the published generator on the same job, in one run, and checks that the files are the same bytes.
+"""Times `harpe ruler` beside the published generator on the same job, in one run, and checks that the files are the
+same bytes.
 
     python scripts/benchmark_ruler.py --original RULER/scripts --python VENV/bin/python --tokenizer FOLDER --data DATA
 
-RULER/scripts is a checkout of NVIDIA/RULER at commit c3f5e3b with the data of `--data` in data/synthetic/json, VENV an environment with
-what it needs; NLTK_DATA has to name a folder with tokenizers/punkt and tokenizers/punkt_tab, or every task begins with a download.
+RULER/scripts is a checkout of NVIDIA/RULER at commit c3f5e3b with the data of `--data` in data/synthetic/json, VENV an
+environment with what it needs; NLTK_DATA has to name a folder with tokenizers/punkt and tokenizers/punkt_tab, or every
+task begins with a download.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from harpe.runs.directory import _processor
 def timed(command: list[str], environment: dict[str, str], folder: Path) -> float:
     """Wall-clock seconds of a command."""
     start = time.perf_counter()
-    subprocess.run(command, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
@@ -37,7 +41,14 @@ def original(options: argparse.Namespace, length: int, samples: int, out: Path) 
     seconds = {}
     for task in TASKS:
         command = [options.python, "prepare.py", "--save_dir", str(out), "--benchmark", "synthetic", "--task", task]
-        command += ["--tokenizer_path", str(Path(options.tokenizer).absolute()), "--tokenizer_type", "hf", "--max_seq_length", str(length)]
+        command += [
+            "--tokenizer_path",
+            str(Path(options.tokenizer).absolute()),
+            "--tokenizer_type",
+            "hf",
+            "--max_seq_length",
+            str(length),
+        ]
         command += ["--num_samples", str(samples), "--model_template_type", "base"]
         seconds[task] = timed(command, environment, Path(options.original) / "data")
         print(f"{length} {task}: {seconds[task]:.1f} s", flush=True)
@@ -46,7 +57,16 @@ def original(options: argparse.Namespace, length: int, samples: int, out: Path) 
 
 def ours(options: argparse.Namespace, length: int, samples: int, out: Path) -> float:
     """Seconds of one process that makes all tasks."""
-    command = [sys.executable, "-m", "harpe", "ruler", "--tokenizer", str(Path(options.tokenizer).absolute()), "--length", str(length)]
+    command = [
+        sys.executable,
+        "-m",
+        "harpe",
+        "ruler",
+        "--tokenizer",
+        str(Path(options.tokenizer).absolute()),
+        "--length",
+        str(length),
+    ]
     command += ["--samples", str(samples), "--data", str(Path(options.data).absolute()), "--out", str(out)]
     return timed(command, {**os.environ, "HF_HUB_OFFLINE": "1"}, out.parent)
 
@@ -66,13 +86,18 @@ def main() -> None:
             mine = min(ours(options, length, samples, folder / "ours") for _ in range(2))
             theirs = original(options, length, samples, folder / "original")
             same = [
-                (folder / "ours" / f"{task}.jsonl").read_bytes() == (folder / "original" / task / "validation.jsonl").read_bytes()
+                (folder / "ours" / f"{task}.jsonl").read_bytes()
+                == (folder / "original" / task / "validation.jsonl").read_bytes()
                 for task in TASKS
             ]
         total = sum(theirs.values())
         row = {"length": length, "samples": samples, "original": total, "harpe": mine, "ratio": total / mine}
         rows.append({**row, "same": sum(same), "tasks": theirs})
-        print(f"{length}: {total:.1f} s, {mine:.1f} s, {total / mine:.1f} times, {sum(same)} of {len(TASKS)} files the same", flush=True)
+        print(
+            f"{length}: {total:.1f} s, {mine:.1f} s, {total / mine:.1f} times, {sum(same)} of {len(TASKS)} files the "
+            "same",
+            flush=True,
+        )
     facts = {name: version(name) for name in ("transformers", "tokenizers", "nltk", "wonderwords", "numpy")}
     facts |= {"python": platform.python_version(), "processor": _processor(), "cores": str(os.cpu_count())}
     stem = Path(options.out) / f"{date.today()}-ruler-generator"
@@ -80,7 +105,8 @@ def main() -> None:
     lines = [
         f"# RULER's generator: harpe beside the original ({date.today()})\n",
         "All 13 tasks, Llama-2 tokenizer, seed 42. Wall-clock seconds with",
-        "the start of every process (the original starts two a task, harpe one for all); the better of two runs of harpe, one run of the",
+        "the start of every process (the original starts two a task, harpe one for all); the better of two runs of "
+        "harpe, one run of the",
         "original, one after the other on the same machine.\n",
         "| tokens | samples a task | NVIDIA/RULER c3f5e3b, s | `harpe ruler`, s | ratio | files with the same bytes |",
         "|---|---|---|---|---|---|",

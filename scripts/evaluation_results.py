@@ -3,8 +3,8 @@
     python scripts/evaluation_results.py --extended runs/quickstart/harpe/model --other CHECKPOINT --other-texts TEXTS \
         --work runs/results --out results/DATE
 
-HARPE_DATA names the benchmark data. What --work holds already is not measured again. Sample counts are chosen for a few minutes of one
-core, which is why the intervals are wide.
+HARPE_DATA names the benchmark data. What --work holds already is not measured again. Sample counts are chosen for a few
+minutes of one core, which is why the intervals are wide.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def measure(folder: Path, model: str, texts: str, short: int, ruler_length: int,
     terminal = Terminal()
     if not (folder / "curve.json").is_file():
         lengths = ",".join(map(str, CURVE))
-        options: dict[str, Any] = {"model": model, "data": texts, "lengths": lengths, "documents": DOCUMENTS, "dtype": "float32"}
+        options: dict[str, Any] = {
+            "model": model,
+            "data": texts,
+            "lengths": lengths,
+            "documents": DOCUMENTS,
+            "dtype": "float32",
+        }
         measure_perplexity(PerplexityOptions(**options, out=str(folder / "curve.json")), terminal)
     evaluate(
         EvaluateOptions(
@@ -111,7 +117,8 @@ def measure(folder: Path, model: str, texts: str, short: int, ruler_length: int,
 
 
 def possible(model: str, length: int, path: Path) -> list[str]:
-    """The tasks of RULER that can be made at a length with a model's tokenizer; of the others, the file says why not."""
+    """The tasks of RULER that can be made at a length with a model's tokenizer; of the others, the file says why
+    not."""
     if not path.is_file():
         generator, refused = RulerGenerator(load_tokenizer(model), DataFolder()), {}
         for task in TASKS.values():
@@ -137,7 +144,10 @@ def collect(work: Path, models: list[str], out: Path) -> None:
         for scores in short.values():
             scores.pop("lm_eval")
         found = {"curve": curve, "perplexity": read_json(folder / "scores" / "perplexity.json")}
-        found |= {"needles": read_json(folder / "scores" / "needles.json"), "ruler": read_json(folder / "ruler" / "ruler.json")}
+        found |= {
+            "needles": read_json(folder / "scores" / "needles.json"),
+            "ruler": read_json(folder / "ruler" / "ruler.json"),
+        }
         found |= {"refused": read_json(folder / "refused.json")["refused"], "short": short}
         against = {part: folder / part / "against.json" for part in ("ruler", *SHORT)}
         found |= {"against": {part: read_json(path) for part, path in against.items() if path.is_file()}}
@@ -167,19 +177,29 @@ def page(value: dict[str, Any], date: str) -> str:
     lines = [
         f"# Evaluation of small models ({date})",
         "",
-        f"`embedded`: the model inside the package, trained at 256 tokens. `extended`: the same, extended to {LONG} tokens by "
-        "`harpe quickstart`. "
-        + "".join(f"`{name}`: a checkpoint that nobody here made, trained at {models[name]['ruler']['length']} tokens. " for name in others)
-        + "All values with 95% intervals. Models of this size know little of what the short benchmarks ask: chance is 25% in MMLU and 50% "
+        f"`embedded`: the model inside the package, trained at 256 tokens. `extended`: the same, extended to {LONG} "
+        "tokens by `harpe quickstart`. "
+        + "".join(
+            f"`{name}`: a checkpoint that nobody here made, trained at {models[name]['ruler']['length']} tokens. "
+            for name in others
+        )
+        + "All values with 95% intervals. Models of this size know little of what the short benchmarks ask: chance is "
+        "25% in MMLU and 50% "
         "in PIQA.",
         "",
         "## Perplexity of documents cut to a length",
         "",
-        "Prefixes: all tokens up to the length, averaged over tokens; intervals over documents. `embedded` and `extended`: Python files "
-        "that neither was trained on" + "".join(f"; `{name}`: held-out books, not comparable with the first two" for name in others) + ".",
+        "Prefixes: all tokens up to the length, averaged over tokens; intervals over documents. `embedded` and "
+        "`extended`: Python files "
+        "that neither was trained on"
+        + "".join(f"; `{name}`: held-out books, not comparable with the first two" for name in others)
+        + ".",
         "",
     ]
-    rows = [[str(n), *(interval(models[name]["curve"]["points"][i], 1, 1, "perplexity") for name in names)] for i, n in enumerate(CURVE)]
+    rows = [
+        [str(n), *(interval(models[name]["curve"]["points"][i], 1, 1, "perplexity") for name in names)]
+        for i, n in enumerate(CURVE)
+    ]
     lines += table(["tokens", *names], rows)
     lines += ["## Needle tasks, share found in %", "", f"{NEEDLE_SAMPLES} samples a task and length.", ""]
     rows = [
@@ -192,17 +212,26 @@ def page(value: dict[str, Any], date: str) -> str:
     for name in names:
         ruler = models[name]["ruler"]
         lines += [f"`{name}` at {ruler['length']} tokens, {RULER_SAMPLES} samples a task:", ""]
-        lines += table(["task", "score", "empty answers"], [[t, interval(row), str(row["empty"])] for t, row in ruler["tasks"].items()])
+        lines += table(
+            ["task", "score", "empty answers"],
+            [[t, interval(row), str(row["empty"])] for t, row in ruler["tasks"].items()],
+        )
         if models[name]["refused"]:
             lines += ["Not made:", "", *(f"* {reason}" for reason in models[name]["refused"].values()), ""]
     lines += ["## Short benchmarks, right answers in %", ""]
     lines += [
-        "lm-eval's prompts and numbers, on the first questions: " + ", ".join(f"{n} of each task of {t}" for t, n in SHORT.items()) + ". "
-        "lm-eval cuts prompts that are longer than the context from the left, which leaves models with a short context without most of the "
-        "five examples of MMLU.",
+        "lm-eval's prompts and numbers, on the first questions: "
+        + ", ".join(f"{n} of each task of {t}" for t, n in SHORT.items())
+        + ". "
+        "lm-eval cuts prompts that are longer than the context from the left, which leaves models with a short context "
+        "without most of the five examples of MMLU.",
         "",
     ]
-    rows = [[name, t, str(r["shots"]), interval(r), str(r["samples"])] for name in names for t, r in models[name]["short"].items()]
+    rows = [
+        [name, t, str(r["shots"]), interval(r), str(r["samples"])]
+        for name in names
+        for t, r in models[name]["short"].items()
+    ]
     lines += table(["model", "task", "shots", "score", "questions"], rows)
     lines += [
         "## Extended minus embedded, points",
@@ -213,7 +242,10 @@ def page(value: dict[str, Any], date: str) -> str:
     ]
     rows = []
     for part, comparison in models["extended"]["against"].items():
-        for task, row in [*comparison["tasks"].items(), *([("mean of the tasks", comparison["mean"])] if "mean" in comparison else [])]:
+        for task, row in [
+            *comparison["tasks"].items(),
+            *([("mean of the tasks", comparison["mean"])] if "mean" in comparison else []),
+        ]:
             before_after = [f"{row['before']:.1f}", f"{row['after']:.1f}"]
             rows.append([part if part == "ruler" else "short", task, *before_after, interval(row, 1, 1, "difference")])
     lines += table(["benchmark", "task", "before", "after", "difference"], rows)

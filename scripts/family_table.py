@@ -2,8 +2,8 @@
 
     python scripts/family_table.py        (make families; some minutes)
 
-A cell is what the test said: yes, or the reason of a skip (what a class does not have in transformers), or FAILED, in which case the
-script ends with status 1.
+A cell is what the test said: yes, or the reason of a skip (what a class does not have in transformers), or FAILED, in
+which case the script ends with status 1.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ CHECKS = {
 """Heading of every test's column."""
 FILES = ("test_families.py", "test_export_versions.py", "test_compiled.py")
 OTHERS = {
-    "test_exported_checkpoints_load_with_the_same_logits[all-5.17.0]": "Exports of all families, loaded by transformers 5.17.0",
-    "test_exported_checkpoints_load_with_the_same_logits[all-5.20.0]": "Exports of all families, loaded by transformers 5.20.0",
+    "test_exported_checkpoints_load_with_the_same_logits[all-5.17.0]": (
+        "Exports of all families, loaded by transformers 5.17.0"
+    ),
+    "test_exported_checkpoints_load_with_the_same_logits[all-5.20.0]": (
+        "Exports of all families, loaded by transformers 5.20.0"
+    ),
     "test_transformers_4_refuses_instead_of_loading_a_stock_model[all]": "All of them refused by transformers 4.57.6",
     "test_inductor_gives_the_same_logits[gpt_neox]": "GPT-NeoX compiled by Inductor (Llama and Gemma 3: `make slow`)",
 }
@@ -67,12 +71,16 @@ def main() -> int:
             others[case.attrib["name"]] = "FAILED" if bad else "yes"
         if match is None or match[1] not in CHECKS:
             continue
-        cells.setdefault(match[2], {})[match[1]] = "FAILED" if bad else "yes" if skip is None else "none in transformers"
+        cells.setdefault(match[2], {})[match[1]] = (
+            "FAILED" if bad else "yes" if skip is None else "none in transformers"
+        )
     lines = [
         "# Families",
         "",
-        "Which model families can have one RoPE base per head is found out by trying, when a model is loaded: any decoder of transformers",
-        "that rotates queries and keys by `apply_rotary_pos_emb` and is told its positions by cos and sin qualifies. These are tested,",
+        "Which model families can have one RoPE base per head is found out by trying, when a model is loaded: any "
+        "decoder of transformers",
+        "that rotates queries and keys by `apply_rotary_pos_emb` and is told its positions by cos and sin qualifies. "
+        "These are tested,",
         "each on a small random model; the table is written by `make families` from the results of the tests.",
         "",
         "| family | " + " | ".join(CHECKS.values()) + " | attentions in transformers |",
@@ -84,19 +92,26 @@ def main() -> int:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     lines += [
         "",
-        "* equal bases = stock: logits of the stock model with cos and sin computed in float64, to 1e-5 of the largest.",
+        "* equal bases = stock: logits of the stock model with cos and sin computed in float64, to 1e-5 of the "
+        "largest.",
         "* head by head: each key/value head and its queries as one stock rotary module with that base rotates them.",
         "* distance only: scores stay within 1e-5 of the largest when all positions move by 1, 1,000 and 100,000.",
-        "* caches: greedy tokens with the dynamic and with the static cache are those of forward passes without a cache.",
+        "* caches: greedy tokens with the dynamic and with the static cache are those of forward passes without a "
+        "cache.",
         "* one graph: `torch.compile(fullgraph=True)` with the backend `eager`.",
         "",
         *(f"* {text}: {others[test]}." for test, text in OTHERS.items()),
         "",
-        "Refused with the reason: latent attention (DeepSeek), which has one rotary key for all heads; positions in several dimensions",
-        "(Qwen2-VL, Qwen 3.5); layers that rotate otherwise than their configuration says, or not at all (Granite 4 hybrids without",
-        "positions, the single key head of Falcon 7B); a base that stands in the code (GPT-J); attention beside a recurrent state in",
-        "one layer (Falcon-H1); RoPE in windowed layers only (Cohere 2); rotations of another kind (Llama 4). Layers with a sliding window",
-        "and layers without RoPE keep what they have; the plan names the layers that change. Models with vision are extended in their text",
+        "Refused with the reason: latent attention (DeepSeek), which has one rotary key for all heads; positions in "
+        "several dimensions",
+        "(Qwen2-VL, Qwen 3.5); layers that rotate otherwise than their configuration says, or not at all (Granite 4 "
+        "hybrids without",
+        "positions, the single key head of Falcon 7B); a base that stands in the code (GPT-J); attention beside a "
+        "recurrent state in",
+        "one layer (Falcon-H1); RoPE in windowed layers only (Cohere 2); rotations of another kind (Llama 4). Layers "
+        "with a sliding window",
+        "and layers without RoPE keep what they have; the plan names the layers that change. Models with vision are "
+        "extended in their text",
         "decoder.",
         "",
         f"Made on {datetime.date.today().isoformat()} with {versions}, CPU.",

@@ -70,25 +70,36 @@ class Kind:
 
 def _extend(work: Path, run: Path) -> list[str]:
     return [
-        "extend", f"{work}/model", "--length=256", f"--data={work}/texts", f"--out={run}", "--tokens=4096", "--batch-tokens=512",
+        "extend", f"{work}/model", "--length=256", f"--data={work}/texts", f"--out={run}", "--tokens=4096",
+        "--batch-tokens=512",
         "--learning-rate=1e-3", "--save-every=2", "--dtype=float32",
     ]  # fmt: skip
 
 
 def _prepare(work: Path, run: Path) -> list[str]:
-    return ["prepare", f"--model={work}/model", "--length=256", f"--data={work}/texts", f"--out={run}", "--by-folder", "--max-copies=2"]
+    return [
+        "prepare",
+        f"--model={work}/model",
+        "--length=256",
+        f"--data={work}/texts",
+        f"--out={run}",
+        "--by-folder",
+        "--max-copies=2",
+    ]
 
 
 def _evaluate(work: Path, run: Path) -> list[str]:
     return [
-        "evaluate", f"{work}/model", f"--data={work}/texts", f"--out={run}", "--length=256", "--original-length=128", "--documents=5",
+        "evaluate", f"{work}/model", f"--data={work}/texts", f"--out={run}", "--length=256",
+        "--original-length=128", "--documents=5",
         "--samples=2", "--grid-samples=2", "--dtype=float32",
     ]  # fmt: skip
 
 
 def _ruler(work: Path, run: Path) -> list[str]:
     return [
-        "ruler", f"--model={work}/model", "--length=1000", f"--out={run}", "--tasks=niah_single_1,vt", "--samples=3", "--beyond-context",
+        "ruler", f"--model={work}/model", "--length=1000", f"--out={run}", "--tasks=niah_single_1,vt",
+        "--samples=3", "--beyond-context",
         "--batch-tokens=1200", "--dtype=float32",
     ]  # fmt: skip
 
@@ -112,19 +123,47 @@ def make_workspace(work: Path) -> None:
     """A random model with the embedded tokenizer, six texts, and a recipe with a staged method."""
     tokenizer = load_tokenizer("embedded")
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": False}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **sizes, **heads, **ids), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3", **sizes, **heads, **ids), dtype=torch.float32
+    )
     save_checkpoint(model, tokenizer, work / "model", 128)
     for i in range(6):
         folder = work / "texts" / f"part-{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i}.txt").write_text(" ".join(f"the quick fox number {n % (7 + i)} jumps over the lazy dog." for n in range(400)))
+        (folder / f"{i}.txt").write_text(
+            " ".join(f"the quick fox number {n % (7 + i)} jumps over the lazy dog." for n in range(400))
+        )
     evaluation = {"data": f"{work}/texts", "documents": 3, "samples": 1, "grid_samples": 0}
     evaluation["perplexity"] = {"texts": {"data": f"{work}/texts", "lengths": "128,256", "documents": 3}}
-    recipe = {"title": "kills", "model": f"{work}/model", "length": 256, "data": f"{work}/texts", "tokens": 4096, "batch_tokens": 1024}
-    recipe |= {"learning_rate": 1e-3, "gradient_checkpointing": False, "dtype": "float32", "seeds": [0], "save_every": 1}
+    recipe = {
+        "title": "kills",
+        "model": f"{work}/model",
+        "length": 256,
+        "data": f"{work}/texts",
+        "tokens": 4096,
+        "batch_tokens": 1024,
+    }
+    recipe |= {
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+        "dtype": "float32",
+        "seeds": [0],
+        "save_every": 1,
+    }
     recipe |= {"baseline": "abf-staged", "evaluation": evaluation, "methods": ["abf-staged", "harpe"]}
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (work / "inject").mkdir()
@@ -146,7 +185,9 @@ class Trial:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(work / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])])
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                [str(work / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
             if moment is not None:
                 os.environ["KILL_MOMENT"] = json.dumps({**moment, "under": str(run.parent), "parent": os.getpid()})
                 kill_moment.arm()
@@ -224,7 +265,9 @@ def reference(kind: Kind, work: Path) -> Reference:
     if (code := whole.wait()) != 0:
         raise SystemExit(f"{kind.name} ended with {code} although nobody killed it; see {log}.")
     lines = [line.split() for line in trace.read_text().splitlines()]
-    of = Reference(contents(run.parent), time.monotonic() - start, [(role, int(number), event) for role, number, event in lines])
+    of = Reference(
+        contents(run.parent), time.monotonic() - start, [(role, int(number), event) for role, number, event in lines]
+    )
     shutil.rmtree(run.parent)
     return of
 
@@ -262,7 +305,8 @@ def one_trial(kind: Kind, work: Path, of: Reference, number: int, draw: random.R
     row["ended"] = not killed
     if killed:
         again = [argument for argument in kind.again if (run / "recipe.yaml").is_file()]
-        expected = 2 if kind.name == "prepare" and run.exists() else 0  # a folder that is there is whole, and is not written again
+        # a folder that is there is whole, and is not written again
+        expected = 2 if kind.name == "prepare" and run.exists() else 0
         second = Trial(work, run, [*kind.arguments(work, run), *again], log, None)
         code = second.wait()
         row["wrong"] += [] if code == expected else [f"going on ended with code {code}, see its log"]
@@ -312,7 +356,9 @@ def main() -> int:
             rows.append(row)
             done, number = done + (not row["ended"]), number + 1
             print(
-                f"{kind.name} {done}/{options.kills}: {row['moment']} + {row['delay']} s: {row['wrong'] or 'as it should be'}", flush=True
+                f"{kind.name} {done}/{options.kills}: {row['moment']} + {row['delay']} s: "
+                f"{row['wrong'] or 'as it should be'}",
+                flush=True,
             )
             if path:
                 write_json(path, {**_facts(options), "trials": rows})
@@ -321,12 +367,19 @@ def main() -> int:
         write_text(path.with_suffix(".md"), _markdown(rows, _facts(options)))
     if not wrong:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{len(wrong)} of {sum(not row['ended'] for row in rows)} kills left something wrong." + (f" See {work}." if wrong else ""))
+    print(
+        f"{len(wrong)} of {sum(not row['ended'] for row in rows)} kills left something wrong."
+        + (f" See {work}." if wrong else "")
+    )
     return 1 if wrong else 0
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     return {"date": str(datetime.date.today()), "seed": options.seed, "cores": os.cpu_count(), **versions}
 
 

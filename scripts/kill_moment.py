@@ -1,12 +1,14 @@
-"""Kills a process, its parent or all of a trial at a chosen file operation: the short windows that a clock would never hit.
+"""Kills a process, its parent or all of a trial at a chosen file operation: the short windows that a clock would never
+hit.
 
-`kill_campaign.py` calls `arm` in the process that it forks, and puts this file as `sitecustomize.py` in the way of the workers that such a
-process starts. Python tells every open, rename, removal and new folder to an audit hook before it happens; the hook counts those below the
-run directory, and either writes them down (a run that nobody kills) or strikes at the one it was told.
+`kill_campaign.py` calls `arm` in the process that it forks, and puts this file as `sitecustomize.py` in the way of the
+workers that such a process starts. Python tells every open, rename, removal and new folder to an audit hook before it
+happens; the hook counts those below the run directory, and either writes them down (a run that nobody kills) or strikes
+at the one it was told.
 
-The environment says what to do: KILL_MOMENT holds JSON with `under` (folder), `trace` (file, or null), `role` (parent or worker), `number`
-(of the operation in a process of that role), `delay` (seconds behind it), `target` (self, parent or group) and `parent` (process id);
-KILL_TRIAL names the trial and is what its processes are found by.
+The environment says what to do: KILL_MOMENT holds JSON with `under` (folder), `trace` (file, or null), `role` (parent
+or worker), `number` (of the operation in a process of that role), `delay` (seconds behind it), `target` (self, parent
+or group) and `parent` (process id); KILL_TRIAL names the trial and is what its processes are found by.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python scripts/make_base_model.py --out build/base-model
 
 The text is the standard library of the interpreter that runs the script (files that are not held out, see
-`harpe.data.embedded`), the rest are generated drills (`base_model_drills.py`). With the same interpreter, package versions, seed
-and thread count the result is the same. A killed run goes on from its last checkpoint when started again.
+`harpe.data.embedded`), the rest are generated drills (`base_model_drills.py`). With the same interpreter, package
+versions, seed and thread count the result is the same. A killed run goes on from its last checkpoint when started
+again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from harpe.evaluation.needles.answers import answer_samples
 from harpe.evaluation.needles.samples import KEYS, TASKS, NeedleWriter
 
 CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
-# (until this step, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is built from it.
-# With learning rates above 0.005 (Muon) attention saturates in the first hundreds of steps, and neither is ever learned.
+# (until this step, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is
+# built from it. With learning rates above 0.005 (Muon) attention saturates in the first hundreds of steps, and neither
+# is ever learned.
 PHASES = (
     (312, CONTEXT // 4, Mixture(pool=0.5)),
     (728, CONTEXT // 2, Mixture(pool=0.3, lookup=0.2, mention=0.2)),
@@ -44,10 +46,13 @@ PACKAGES = ("stdlib",)
 
 
 def make_tokenizer(texts: list[str], seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1920 pieces learned on the texts, plus one token for each needle key; numbers in pairs of digits."""
+    """Byte-level BPE of 1920 pieces learned on the texts, plus one token for each needle key; numbers in pairs of
+    digits."""
     tokenizer = Tokenizer(models.BPE())
     pairs = pre_tokenizers.Split(Regex(r" ?\d{1,2}"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pairs, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pairs, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     rng = np.random.default_rng(seed)
     numbers = "".join(f"\n# magic number: {value:04d}\n" for value in rng.integers(0, 10_000, 80_000))
@@ -133,7 +138,8 @@ def train(args: argparse.Namespace) -> None:
         adam.load_state_dict(saved["adam"])
         first = saved["step"]
     print(
-        f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps {first}..{STEPS}",
+        f"{sum(map(len, texts))} tokens in {len(files)} files, corpus {corpus_hash(files)[:16]}; steps "
+        f"{first}..{STEPS}",
         flush=True,
     )
     began = time.time()
@@ -142,12 +148,21 @@ def train(args: argparse.Namespace) -> None:
         share = step / STEPS
         _, length, mixture = next(phase for phase in PHASES if step < phase[0])
         rate = min(1, (step + 1) / 50) * (1 if share < 0.5 else max(0.02, (1 - share) / 0.5))
-        ids, weights, kinds = drills.batch(np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture)
-        x, target, weight = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]), torch.from_numpy(weights[:, 1:])
+        ids, weights, kinds = drills.batch(
+            np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture
+        )
+        x, target, weight = (
+            torch.from_numpy(ids[:, :-1]),
+            torch.from_numpy(ids[:, 1:]),
+            torch.from_numpy(weights[:, 1:]),
+        )
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x, use_cache=False).logits
-        losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * weight
+        losses = (
+            F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+            * weight
+        )
         loss = losses.sum() / weight.sum()
         loss.backward()
         for optimizer, base in ((muon, args.muon_lr), (adam, args.adam_lr)):
@@ -181,10 +196,13 @@ def train(args: argparse.Namespace) -> None:
         "corpus": corpus_hash(files),
         "corpus_files": len(files),
         "corpus_tokens": int(sum(map(len, texts))),
-        "phases": [{"until_step": end, "tokens_per_document": length, **vars(mixture)} for end, length, mixture in PHASES],
+        "phases": [
+            {"until_step": end, "tokens_per_document": length, **vars(mixture)} for end, length, mixture in PHASES
+        ],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "needles": {
-            str(n): retrieval(model.float(), tokenizer, hay, count, n) for n, count in ((CONTEXT, 200), (2 * CONTEXT, 100), (2048, 50))
+            str(n): retrieval(model.float(), tokenizer, hay, count, n)
+            for n, count in ((CONTEXT, 200), (2 * CONTEXT, 100), (2048, 50))
         },
     }
     (args.out / "making.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -195,21 +213,27 @@ def train(args: argparse.Namespace) -> None:
 def card(facts: dict[str, Any]) -> str:
     """The model card."""
     rows = "\n".join(
-        f"| {length} | " + " | ".join(f"{100 * scores[name]:.1f}%" for name in TASKS) + " |" for length, scores in facts["needles"].items()
+        f"| {length} | " + " | ".join(f"{100 * scores[name]:.1f}%" for name in TASKS) + " |"
+        for length, scores in facts["needles"].items()
     )
     return f"""# harpe's embedded base model
 
-A Llama-architecture model of 3.6M parameters (width 256, 4 layers, 8 heads of 32, tied embeddings, byte-level BPE of {VOCABULARY}),
-trained with a context of {CONTEXT} tokens and RoPE base {BASE:,.0f}. It exists to show context extension in minutes on a CPU: it continues
+A Llama-architecture model of 3.6M parameters (width 256, 4 layers, 8 heads of 32, tied embeddings,
+byte-level BPE of {VOCABULARY}),
+trained with a context of {CONTEXT} tokens and RoPE base {BASE:,.0f}. It exists to show context extension
+in minutes on a CPU: it continues
 Python text a little and retrieves numbers by key within its context. It is of no other use.
 
 * Made by `scripts/make_base_model.py` (`make base-model`): {facts["steps"]} steps of {facts["tokens_per_step"]} tokens,
-  {facts["tokens"]:,} in all, seed {facts["seed"]}; Muon for the matrices, AdamW for the rest. `making.json` has every setting.
-* Data: the standard library of CPython {facts["versions"]["python"]} ({facts["corpus_files"]} files, {facts["corpus_tokens"]:,} tokens;
+  {facts["tokens"]:,} in all, seed {facts["seed"]}; Muon for the matrices, AdamW for the rest.
+  `making.json` has every setting.
+* Data: the standard library of CPython {facts["versions"]["python"]} ({facts["corpus_files"]} files,
+  {facts["corpus_tokens"]:,} tokens;
   none whose SHA-256 begins with 0 or 1) and generated drills (`scripts/base_model_drills.py`).
 * Licence: Apache-2.0. The text it was trained on is under the PSF licence.
 
-Needles, answers generated, haystacks from standard-library files that it was not trained on (200, 100 and 50 samples a task):
+Needles, answers generated, haystacks from standard-library files that it was not trained on (200, 100 and
+50 samples a task):
 
 | tokens | {" | ".join(TASKS)} |
 |---|{"---|" * len(TASKS)}

@@ -2,10 +2,10 @@
 
     python scripts/make_fixtures.py tests/fixtures/DATE.tar.xz        (a minute on two cores, 1 MB)
 
-A tiny random model and its texts; a run of `harpe extend` that was interrupted in its middle and one that ended; packed texts;
-a comparison of which one row is done and one was interrupted; an exported checkpoint. Recipes hold names that are relative to the folder,
-in which tests unpack the archive and work (tests/test_earlier_versions.py). Checkpoints that nothing reads again and TensorBoard files
-are left out.
+A tiny random model and its texts; a run of `harpe extend` that was interrupted in its middle and one that ended; packed
+texts; a comparison of which one row is done and one was interrupted; an exported checkpoint. Recipes hold names that
+are relative to the folder, in which tests unpack the archive and work (tests/test_earlier_versions.py). Checkpoints
+that nothing reads again and TensorBoard files are left out.
 """
 
 from __future__ import annotations
@@ -32,24 +32,55 @@ from harpe.cli.main import main as harpe
 from harpe.models.load import load_tokenizer, save_checkpoint
 from harpe.training.checkpoints import is_complete
 
-RUN = ["extend", "model", "--length=64", "--data=texts", "--tokens=1024", "--batch-tokens=256", "--learning-rate=1e-3", "--save-every=2"]
+RUN = [
+    "extend",
+    "model",
+    "--length=64",
+    "--data=texts",
+    "--tokens=1024",
+    "--batch-tokens=256",
+    "--learning-rate=1e-3",
+    "--save-every=2",
+]
 RUN += ["--dtype=float32"]
 
 
 def make_model() -> None:
-    """A random Qwen3 of a hundred thousand parameters with the embedded tokenizer, trained for 32 tokens, and four texts."""
+    """A random Qwen3 of a hundred thousand parameters with the embedded tokenizer, trained for 32 tokens, and four
+    texts."""
     tokenizer = load_tokenizer("embedded")
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": True}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": True,
+    }
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = AutoConfig.for_model("qwen3", **sizes, **heads, **ids, initializer_range=0.1)
     save_checkpoint(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, Path("model"), 32)
     Path("texts").mkdir()
     for i in range(4):
-        Path(f"texts/{i}.txt").write_text(" ".join(f"The fox number {n % (5 + i)} jumps over the lazy dog." for n in range(200)))
+        Path(f"texts/{i}.txt").write_text(
+            " ".join(f"The fox number {n % (5 + i)} jumps over the lazy dog." for n in range(200))
+        )
     evaluation = {"data": "texts", "documents": 2, "samples": 0, "grid_samples": 0}
-    recipe = {"title": "Two rows", "model": "model", "length": 64, "data": "texts", "tokens": 1024, "batch_tokens": 256, "seeds": [0]}
+    recipe = {
+        "title": "Two rows",
+        "model": "model",
+        "length": 64,
+        "data": "texts",
+        "tokens": 1024,
+        "batch_tokens": 256,
+        "seeds": [0],
+    }
     recipe |= {
         "learning_rate": 1e-3,
         "dtype": "float32",
@@ -97,7 +128,12 @@ def make(folder: Path) -> None:
     assert harpe(["prepare", "--model=model", "--length=64", "--data=texts", "--out=packed"]) == 0
     killed([*RUN, "--out=interrupted"], "interrupted/harpe/stage-1/checkpoint-2")
     assert harpe([*RUN, "--out=ended"]) == 0
-    assert harpe(["evaluate", "ended", "--data=texts", "--documents=2", "--samples=0", "--grid-samples=0", "--dtype=float32"]) == 0
+    assert (
+        harpe(
+            ["evaluate", "ended", "--data=texts", "--documents=2", "--samples=0", "--grid-samples=0", "--dtype=float32"]
+        )
+        == 0
+    )
     assert harpe(["export", "ended", "--out=exported"]) == 0
     killed(["compare", "recipe.yaml", "--out=comparison"], "comparison/harpe/seed-0/stage-1/checkpoint-2")
     for folder in Path("ended").rglob("checkpoint-*"):

@@ -1,9 +1,11 @@
 """Two faults planted into an extended model, and a twin without fault: does the paired interval tell them apart?
 
-    python scripts/planted_faults.py --model runs/tiny-compare/harpe-uniform/seed-0/model --result benchmarks/DATE-planted-faults
+    python scripts/planted_faults.py --model runs/tiny-compare/harpe-uniform/seed-0/model --result
+    benchmarks/DATE-planted-faults
 
-Faults at evaluation: bases of heads exchanged, and angles in bfloat16. The twin is the same model through another attention kernel, which
-rounds differently. Losses are those at the last half of the context, document by document, on held-out files of this machine.
+Faults at evaluation: bases of heads exchanged, and angles in bfloat16. The twin is the same model through another
+attention kernel, which rounds differently. Losses are those at the last half of the context, document by document, on
+held-out files of this machine.
 """
 
 from __future__ import annotations
@@ -67,7 +69,12 @@ def main() -> None:
     reference = losses(clean, texts, start, length, terminal, "without fault")
     rows: dict[str, Any] = {}
     rows["twin: another attention kernel"] = losses(
-        load_model(options.model, torch.float32, attn_implementation="eager").eval(), texts, start, length, terminal, "twin"
+        load_model(options.model, torch.float32, attn_implementation="eager").eval(),
+        texts,
+        start,
+        length,
+        terminal,
+        "twin",
     )
     for first, second in ((0, 1), (0, last)):
         what = f"bases of heads {first} and {second} exchanged"
@@ -79,27 +86,41 @@ def main() -> None:
     for name, values in rows.items():
         draws = paired(values, reference, units)
         interval = draws.interval()
-        result.append({"row": name, "value": interval.value, "low": interval.low, "high": interval.high, "p": draws.p_value()})
+        result.append(
+            {"row": name, "value": interval.value, "low": interval.low, "high": interval.high, "p": draws.p_value()}
+        )
     base = Path(options.result)
     write_environment(base.parent / f".{base.name}")
     environment = read_json(base.parent / f".{base.name}" / "environment.json")
     (base.parent / f".{base.name}" / "environment.json").unlink()
     (base.parent / f".{base.name}").rmdir()
-    value = {"date": datetime.date.today().isoformat(), "documents": len(texts), "length": length, "bases": bases, "rows": result}
+    value = {
+        "date": datetime.date.today().isoformat(),
+        "documents": len(texts),
+        "length": length,
+        "bases": bases,
+        "rows": result,
+    }
     write_json(base.with_suffix(".json"), value | {"environment": environment})
     lines = [
         "# Planted faults",
         "",
-        f"The embedded model extended to {length} tokens with bases {', '.join(f'{b:,.0f}' for b in bases)}; loss at positions {start} to "
-        f"{length} minus that of the model without fault, nats a token, {len(texts)} held-out documents, paired bootstrap.",
+        f"The embedded model extended to {length} tokens with bases {', '.join(f'{b:,.0f}' for b in bases)}; loss at "
+        f"positions {start} to {length} minus that of the model without fault, nats a token, {len(texts)} held-out "
+        "documents, paired bootstrap.",
         "",
         "| row | difference | 95% interval | p | zero outside |",
         "|---|---:|---|---:|---|",
     ]
     for row in result:
         outside = "yes" if row["low"] > 0 or row["high"] < 0 else "no"
-        lines.append(f"| {row['row']} | {row['value']:+.2g} | {row['low']:+.2g} to {row['high']:+.2g} | {row['p']:.2g} | {outside} |")
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("harpe", "torch", "transformers", "python", "processor"))
+        lines.append(
+            f"| {row['row']} | {row['value']:+.2g} | {row['low']:+.2g} to {row['high']:+.2g} | {row['p']:.2g} | "
+            f"{outside} |"
+        )
+    versions = ", ".join(
+        f"{name} {environment[name]}" for name in ("harpe", "torch", "transformers", "python", "processor")
+    )
     write_text(base.with_suffix(".md"), "\n".join([*lines, "", f"{value['date']}; {versions}.", ""]))
     terminal.say("\n".join(lines))
 

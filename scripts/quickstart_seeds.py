@@ -2,8 +2,8 @@
 
     python scripts/quickstart_seeds.py --out runs/seeds --result benchmarks/DATE-quickstart-seeds
 
-Writes RESULT.json and RESULT.md. Each seed draws other training documents in another order; the evaluation's documents and samples are
-the same, so that differences between rows are paired.
+Writes RESULT.json and RESULT.md. Each seed draws other training documents in another order; the evaluation's documents
+and samples are the same, so that differences between rows are paired.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def main() -> None:
     plan = read_json(runs[0] / "plan.json")
     short, length = plan["original_length"], plan["target_length"]
     rows = {
-        row: {name: [measures(run, row, short, length)[name] for run in runs] for name in measures(runs[0], row, short, length)}
+        row: {
+            name: [measures(run, row, short, length)[name] for run in runs]
+            for name in measures(runs[0], row, short, length)
+        }
         for row, _ in ROWS
     }
     differences: dict[str, Any] = {}
@@ -86,7 +89,9 @@ def main() -> None:
         "training": plan["training"],
         "corpora": [read_json(run / "plan.json")["corpus"]["hash"] for run in runs],
         "seeds": args.seeds,
-        "rows": {row: {name: {**vars(over_seeds(v)), "seeds": v} for name, v in found.items()} for row, found in rows.items()},
+        "rows": {
+            row: {name: {**vars(over_seeds(v)), "seeds": v} for name, v in found.items()} for row, found in rows.items()
+        },
         "differences": differences,
     }
     write_json(args.result.with_suffix(".json"), value)
@@ -105,15 +110,19 @@ def markdown(value: dict[str, Any]) -> str:
     lines = [
         f"# The quickstart with seeds {', '.join(map(str, value['seeds']))} ({value['date']})",
         "",
-        f"{value['training']['tokens']} tokens of text a method at {value['training']['sequence_length']} tokens, learning rate "
-        f"{value['training']['learning_rate']:g}; means over the seeds with Student's 95% interval.",
+        f"{value['training']['tokens']} tokens of text a method at {value['training']['sequence_length']} tokens, "
+        f"learning rate {value['training']['learning_rate']:g}; means over the seeds with Student's 95% interval.",
         "",
         "| measure | " + " | ".join(title for _, title in ROWS) + " |",
         "|---|---|---|---|",
     ]
     for name in names:
         base = value["rows"]["base"][name]["value"]  # the untouched model is the same in every run
-        lines.append(f"| {name} | {base:.2f} | " + " | ".join(cell(value["rows"][row][name]) for row in ("harpe", "one-base")) + " |")
+        lines.append(
+            f"| {name} | {base:.2f} | "
+            + " | ".join(cell(value["rows"][row][name]) for row in ("harpe", "one-base"))
+            + " |"
+        )
     lines += ["", "| difference, same documents and samples | mean over seeds |", "|---|---|"]
     for name, d in value["differences"].items():
         lines.append(f"| {name} | {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] |")

@@ -1,10 +1,12 @@
-"""Which range of bases a small model wants: the embedded model at 8, 16 and 32 times its context, two token budgets, several ranges.
+"""Which range of bases a small model wants: the embedded model at 8, 16 and 32 times its context, two token budgets,
+several ranges.
 
     python scripts/range_study.py --out runs/ranges --result benchmarks/DATE-range-study
 
-Ranges are multiples of the critical base b* (harpe.bases.critical_base), beside [3 B, 15 B] of the NTK-aware base B, with bases spaced
-evenly and one base b* for all heads as the reference. Settings are tuned here, so the held-out files are those that settings are tuned
-on. It resumes: rows that are measured are not measured again, and the result holds what is there.
+Ranges are multiples of the critical base b* (harpe.bases.critical_base), beside [3 B, 15 B] of the NTK-aware base B,
+with bases spaced evenly and one base b* for all heads as the reference. Settings are tuned here, so the held-out files
+are those that settings are tuned on. It resumes: rows that are measured are not measured again, and the result holds
+what is there.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def arms_of(geometry: ModelGeometry, length: int) -> list[Row]:
     """The rows of a setting: the ranges, spaced evenly, and one base."""
     critical = critical_base(geometry.base, geometry.original_length, length)
     ntk = ntk_base(geometry.base, length / geometry.original_length, geometry.rotary_dim)
-    ranges = {"ntk": (3 * ntk, 15 * ntk)} | {name: (low * critical, high * critical) for name, (low, high) in RANGES.items()}
+    ranges = {"ntk": (3 * ntk, 15 * ntk)} | {
+        name: (low * critical, high * critical) for name, (low, high) in RANGES.items()
+    }
     arms = []
     for name, (low, high) in ranges.items():
         title = f"{low / critical:.3g} b* to {high / critical:.3g} b*"
@@ -63,7 +67,9 @@ def arms_of(geometry: ModelGeometry, length: int) -> list[Row]:
     return [*arms, make_row("abf", geometry, length, {"base": critical}, name="one", title="one base b*")]
 
 
-def run_setting(setting: Setting, source: Source, out: Path, learning_rate: float, dtype: str, terminal: Terminal) -> None:
+def run_setting(
+    setting: Setting, source: Source, out: Path, learning_rate: float, dtype: str, terminal: Terminal
+) -> None:
     """Train and measure what is not there yet."""
     run = out / setting.name
     run.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,9 @@ def run_setting(setting: Setting, source: Source, out: Path, learning_rate: floa
     )
     data = packed(run / "data" / str(setting.length), EMBEDDED, source.tokenizer, setting.length, tokens=setting.tokens)
     held_out = held_out_texts(EMBEDDED, source.tokenizer, setting.length, 12, tuning=True)
-    protocol = Protocol(source.geometry.original_length, setting.length, documents=12, samples=16, tasks=TASKS, grid_samples=0, seed=2)
+    protocol = Protocol(
+        source.geometry.original_length, setting.length, documents=12, samples=16, tasks=TASKS, grid_samples=0, seed=2
+    )
     for arm in arms_of(source.geometry, setting.length):
         scores = run / arm.name / "scores"
         model = train_row(run / arm.name, arm, source, data, options, setting.length, terminal)
@@ -99,7 +107,10 @@ def measured(scores: Path, short: int, length: int) -> dict[str, float]:
 
 def against_one(scores: Path, reference: Path) -> dict[str, float]:
     """Loss in the last bin minus that of the one-base row, on the same documents: nats a token, paired bootstrap."""
-    first, second = (sorted(read_jsonl(folder / "perplexity.jsonl"), key=lambda row: row["document"]) for folder in (scores, reference))
+    first, second = (
+        sorted(read_jsonl(folder / "perplexity.jsonl"), key=lambda row: row["document"])
+        for folder in (scores, reference)
+    )
     tokens = [row["tokens"][-1] for row in first]
     found = paired_difference([row["nll"][-1] for row in first], [row["nll"][-1] for row in second], tokens)
     return dict(vars(found))
@@ -115,10 +126,21 @@ def collect(settings: list[Setting], geometry: ModelGeometry, out: Path) -> list
             scores = out / setting.name / arm.name / "scores"
             if not (scores / "needles.json").exists():
                 continue
-            paired = against_one(scores, reference) if arm.name != "one" and (reference / "perplexity.json").exists() else None
+            paired = (
+                against_one(scores, reference)
+                if arm.name != "one" and (reference / "perplexity.json").exists()
+                else None
+            )
             values = measured(scores, geometry.original_length, setting.length)
             low, high = min(arm.bases), max(arm.bases)
-            row = {"length": setting.length, "tokens": setting.tokens, "row": arm.name, "title": arm.title, "low": low, "high": high}
+            row = {
+                "length": setting.length,
+                "tokens": setting.tokens,
+                "row": arm.name,
+                "title": arm.title,
+                "low": low,
+                "high": high,
+            }
             rows.append({**row, **values, "minus_one_base": paired})
     return rows
 
@@ -128,14 +150,19 @@ def markdown(value: dict[str, Any]) -> str:
     lines = [
         f"# Ranges of bases for the embedded model ({value['date']})",
         "",
-        "3.6M parameters, 8 heads of 32 dimensions, trained on 256 tokens with base 10,000. b* is the critical base of Liu et al. 2023;",
+        "3.6M parameters, 8 heads of 32 dimensions, trained on 256 tokens with base 10,000. b* is the critical base of "
+        "Liu et al. 2023;",
         "bases are spaced evenly in each range. One seed, batches of 8192 tokens, learning rate "
-        f"{value['learning_rate']:g}, text only. Perplexity: 12 documents, in windows of 256 tokens and in the last half of the",
-        "target length; needles: mean of single, multi-key and multi-query, 16 samples each. The last column is the loss there minus that",
-        "of the row with one base b*, paired over the documents, with a 95% bootstrap interval. The first row of each block is the range",
+        f"{value['learning_rate']:g}, text only. Perplexity: 12 documents, in windows of 256 tokens and in the last "
+        "half of the",
+        "target length; needles: mean of single, multi-key and multi-query, 16 samples each. The last column is the "
+        "loss there minus that",
+        "of the row with one base b*, paired over the documents, with a 95% bootstrap interval. The first row of each "
+        "block is the range",
         "[3 B, 15 B] of the NTK-aware base B.",
         "",
-        "| length | tokens | bases | range | ppl short | ppl at the end | needles short, % | needles at the end, % | loss minus one base |",
+        "| length | tokens | bases | range | ppl short | ppl at the end | needles short, % | needles at the end, % | "
+        "loss minus one base |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in value["rows"]:
@@ -150,14 +177,18 @@ def markdown(value: dict[str, Any]) -> str:
     if value["missing"]:
         lines += ["", f"Not run: {', '.join(value['missing'])} (length-tokens/row)."]
     facts = "; ".join(f"{k} {v}" for k, v in value["environment"].items() if k != "schema_version")
-    return "\n".join([*lines, "", f"Made with `python scripts/range_study.py`. Arithmetic in {value['dtype']}. {facts}.", ""])
+    return "\n".join(
+        [*lines, "", f"Made with `python scripts/range_study.py`. Arithmetic in {value['dtype']}. {facts}.", ""]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--only", type=int, nargs="*", default=list(range(len(SETTINGS))), help="numbers of the settings to run")
+    parser.add_argument(
+        "--only", type=int, nargs="*", default=list(range(len(SETTINGS))), help="numbers of the settings to run"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
@@ -178,7 +209,9 @@ def main() -> None:
         "learning_rate": args.learning_rate,
         "dtype": args.dtype,
         "rows": rows,
-        "missing": [f"{length}-{tokens}/{name}" for length, tokens, name in wanted if (length, tokens, name) not in there],
+        "missing": [
+            f"{length}-{tokens}/{name}" for length, tokens, name in wanted if (length, tokens, name) not in there
+        ],
     }
     write_json(args.result.with_suffix(".json"), value)
     write_text(args.result.with_suffix(".md"), markdown(value))

@@ -1,9 +1,11 @@
 """Extend a checkpoint with HARPE and, as a control, with its own base kept, and measure both and the untouched model.
 
-    python scripts/real_checkpoint.py CHECKPOINT --train TEXTS --held-out TEXTS --length 4096 --out runs/real --result benchmarks/DATE-NAME
+    python scripts/real_checkpoint.py CHECKPOINT --train TEXTS --held-out TEXTS --length 4096 --out runs/real --result
+    benchmarks/DATE-NAME
 
-Writes RESULT.json and RESULT.md: loss by position, token-weighted, with 95% intervals over the held-out excerpts. Every held-out
-document gives EXCERPTS excerpts, evenly spread over it, so that long documents such as books count for more than their first pages.
+Writes RESULT.json and RESULT.md: loss by position, token-weighted, with 95% intervals over the held-out excerpts. Every
+held-out document gives EXCERPTS excerpts, evenly spread over it, so that long documents such as books count for more
+than their first pages.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ def main() -> None:
     scores: dict[str, Path] = {}
     held_out = args.out / "held-out.jsonl"
     count = write_excerpts(args.held_out, held_out, args.excerpts, args.length)
-    for name, extra in (("harpe", {"method": "harpe", "range": args.range}), ("kept", {"method": "abf", "base": geometry.base})):
+    for name, extra in (
+        ("harpe", {"method": "harpe", "range": args.range}),
+        ("kept", {"method": "abf", "base": geometry.base}),
+    ):
         run = args.out / name
         options: dict[str, Any] = {
             "tokens": args.tokens,
@@ -62,9 +67,14 @@ def main() -> None:
         }
         resume = (run / "recipe.yaml").is_file()
         extend(
-            ExtendOptions(model=args.checkpoint, length=args.length, data=args.train, out=str(run), resume=resume, **options), Terminal()
+            ExtendOptions(
+                model=args.checkpoint, length=args.length, data=args.train, out=str(run), resume=resume, **options
+            ),
+            Terminal(),
         )
-        evaluate(EvaluateOptions(model=str(run), data=str(held_out), documents=count, samples=0, grid_samples=0), Terminal())
+        evaluate(
+            EvaluateOptions(model=str(run), data=str(held_out), documents=count, samples=0, grid_samples=0), Terminal()
+        )
         scores[name] = run / ("harpe" if name == "harpe" else "abf") / "scores"
         scores["base"] = run / "base" / "scores"
     found = {name: read_json(scores[name] / "perplexity.json") for name in TITLES}
@@ -85,11 +95,14 @@ def main() -> None:
 
 
 def write_excerpts(source: str, path: Path, count: int, length: int) -> int:
-    """Write `count` excerpts of every document, evenly spread, each surely longer than `length` tokens; returns how many."""
+    """Write `count` excerpts of every document, evenly spread, each surely longer than `length` tokens; returns how
+    many."""
     rows, characters = [], CHARACTERS_PER_TOKEN * length
     for document in read_documents(source):
         if len(document.text) < count * characters:
-            raise SystemExit(f"{document.name} is too short for {count} excerpts of {characters} characters; lower --excerpts.")
+            raise SystemExit(
+                f"{document.name} is too short for {count} excerpts of {characters} characters; lower --excerpts."
+            )
         step = len(document.text) // count
         rows += [{"text": document.text[i * step : i * step + characters]} for i in range(count)]
     write_jsonl(path, rows)
@@ -98,7 +111,9 @@ def write_excerpts(source: str, path: Path, count: int, length: int) -> int:
 
 def difference(first: Path, second: Path) -> Any:
     """Loss in the last bin, first minus second, on the same documents."""
-    a, b = (sorted(read_jsonl(folder / "perplexity.jsonl"), key=lambda row: row["document"]) for folder in (first, second))
+    a, b = (
+        sorted(read_jsonl(folder / "perplexity.jsonl"), key=lambda row: row["document"]) for folder in (first, second)
+    )
     return paired_difference([r["nll"][-1] for r in a], [r["nll"][-1] for r in b], [r["tokens"][-1] for r in a])
 
 
@@ -108,8 +123,9 @@ def markdown(value: dict[str, Any]) -> str:
     lines = [
         f"# {value['checkpoint']} to {training['sequence_length']} tokens ({value['date']})",
         "",
-        f"{training['tokens']} tokens of text, one stage, learning rate {training['learning_rate']:g}, {training['dtype']} arithmetic. "
-        f"Loss in nats a token on {scores['base']['documents']} held-out excerpts, with 95% intervals over excerpts.",
+        f"{training['tokens']} tokens of text, one stage, learning rate {training['learning_rate']:g}, "
+        f"{training['dtype']} arithmetic. Loss in nats a token on {scores['base']['documents']} held-out excerpts, "
+        "with 95% intervals over excerpts.",
         "",
         "| positions | " + " | ".join(TITLES.values()) + " |",
         "|---|---|---|---|",
@@ -125,8 +141,8 @@ def markdown(value: dict[str, Any]) -> str:
         "",
         f"HARPE minus base kept in the last bin: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] nats a token.",
         "",
-        f"Bases: {', '.join(f'{b:,.0f}' for b in value['bases'])}. Training data: {value['corpus']['documents']} documents, SHA-256 "
-        f"{value['corpus']['hash']}.",
+        f"Bases: {', '.join(f'{b:,.0f}' for b in value['bases'])}. Training data: {value['corpus']['documents']} "
+        f"documents, SHA-256 {value['corpus']['hash']}.",
         "",
         f"Made with `python scripts/real_checkpoint.py`. {facts}.",
         "",

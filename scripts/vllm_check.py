@@ -7,8 +7,8 @@ vLLM pins its own versions of torch and transformers, so it gets an environment 
     build/vllm/bin/pip uninstall --yes torchvision torchaudio       (builds for CUDA, which do not import beside it)
     python scripts/vllm_check.py --python build/vllm/bin/python --result benchmarks/DATE-vllm
 
-On a GPU `pip install vllm` is all. Runs tests/models/test_vllm.py (some minutes) and writes RESULT.json and RESULT.md; ends with
-status 1 where a family failed.
+On a GPU `pip install vllm` is all. Runs tests/models/test_vllm.py (some minutes) and writes RESULT.json and RESULT.md;
+ends with status 1 where a family failed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def run(python: str, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]
         bad = case.find("error") if bad is None else bad
         found = {item.attrib["name"]: float(item.attrib["value"]) for item in case.iter("property")}
         why = "" if bad is None else bad.attrib.get("message", "").splitlines()[0][:300]
-        cases.append({"model": case.attrib["name"].partition("[")[2].rstrip("]"), "passed": bad is None, "why": why, **found})
+        cases.append(
+            {"model": case.attrib["name"].partition("[")[2].rstrip("]"), "passed": bad is None, "why": why, **found}
+        )
     return cases, json.loads(answers.read_text())["versions"]
 
 
@@ -52,18 +54,25 @@ def markdown(value: dict[str, Any]) -> str:
     lines = [
         f"# vLLM on exported checkpoints ({value['date']})",
         "",
-        "Small random models with a RoPE base per head, exported, and run by vLLM's backend for transformers models in float32: three",
-        "prompts of 5, 70 and 400 tokens in one batch, and 12 tokens generated greedily after each. A model passes where the",
-        "log-probability of every token of the prompts is within 2e-3 of transformers', and all tokens are the same. The third column is",
-        "the same distance from the stock model, without the bases: what a server that left them out would show. `-2` is tensor",
-        "parallelism over two processes, `compiled` Llama with vLLM's compilation, `trained` the model inside harpe's package.",
+        "Small random models with a RoPE base per head, exported, and run by vLLM's backend for transformers models in "
+        "float32: three",
+        "prompts of 5, 70 and 400 tokens in one batch, and 12 tokens generated greedily after each. A model passes "
+        "where the",
+        "log-probability of every token of the prompts is within 2e-3 of transformers', and all tokens are the same. "
+        "The third column is",
+        "the same distance from the stock model, without the bases: what a server that left them out would show. `-2` "
+        "is tensor",
+        "parallelism over two processes, `compiled` Llama with vLLM's compilation, `trained` the model inside harpe's "
+        "package.",
         "",
         "| model | passed | largest difference | from the stock model |",
         "|---|---|---|---|",
     ]
     for case in value["models"]:
         numbers = [f"{case[name]:.1e}" if name in case else "" for name in ("apart", "power")]
-        lines.append(f"| {case['model']} | {'yes' if case['passed'] else 'no: ' + case['why']} | {' | '.join(numbers)} |")
+        lines.append(
+            f"| {case['model']} | {'yes' if case['passed'] else 'no: ' + case['why']} | {' | '.join(numbers)} |"
+        )
     facts = "; ".join(f"{name} {fact}" for name, fact in value["environment"].items())
     return "\n".join([*lines, "", f"Made with `scripts/vllm_check.py` in {value['seconds']:.0f} s. {facts}.", ""])
 

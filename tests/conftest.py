@@ -18,7 +18,9 @@ from harpe.models.load import load_tokenizer, save_checkpoint
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def tiny_model(family: str, *, heads: int = 4, key_value_heads: int = 2, layers: int = 2, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(
+    family: str, *, heads: int = 4, key_value_heads: int = 2, layers: int = 2, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
     """A random model of a family whose attention is not flat: initializer_range 0.1, float32."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(

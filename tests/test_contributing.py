@@ -66,8 +66,21 @@ def test_a_method_a_suite_and_a_training_option_run_in_a_comparison(package: Pat
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(" ".join(f"the quick fox number {n % (7 + i)} jumps." for n in range(700)))
     evaluation = {"data": ".", "documents": 2, "samples": 0, "grid_samples": 0, "copying": {"samples": 4}}
-    recipe = {"title": "Example", "model": "embedded", "length": 512, "data": ".", "tokens": 2048, "seeds": [0], "dtype": "float32"}
-    recipe |= {"adam_beta2": 0.9, "methods": ["none", {"name": "doubled", "times": 3.0}], "baseline": "none", "evaluation": evaluation}
+    recipe = {
+        "title": "Example",
+        "model": "embedded",
+        "length": 512,
+        "data": ".",
+        "tokens": 2048,
+        "seeds": [0],
+        "dtype": "float32",
+    }
+    recipe |= {
+        "adam_beta2": 0.9,
+        "methods": ["none", {"name": "doubled", "times": 3.0}],
+        "baseline": "none",
+        "evaluation": evaluation,
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(package, "-m", "harpe", "compare", "recipe.yaml", "--out", "run", cwd=tmp_path)
     summary = read_json(tmp_path / "run" / "summary.json")
@@ -83,8 +96,13 @@ def test_a_method_a_suite_and_a_training_option_run_in_a_comparison(package: Pat
 
 def test_a_training_option_is_a_flag_and_reaches_the_optimiser(package: Path) -> None:
     assert "--adam-beta2" in run(package, "-m", "harpe", "extend", "--help")
-    code = "from pathlib import Path; from harpe.training.stages import _arguments; from harpe.options.training import TrainingSettings\n"
-    code += "print(_arguments(Path('out'), TrainingSettings(tokens=512, adam_beta2=0.9, dtype='float32'), 1, 1).adam_beta2)"
+    code = (
+        "from pathlib import Path; from harpe.training.stages import _arguments; from harpe.options.training import "
+        "TrainingSettings\n"
+    )
+    code += (
+        "print(_arguments(Path('out'), TrainingSettings(tokens=512, adam_beta2=0.9, dtype='float32'), 1, 1).adam_beta2)"
+    )
     assert run(package, "-c", code).strip() == "0.9"
 
 

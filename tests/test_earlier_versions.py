@@ -1,7 +1,7 @@
 """What an earlier version has written is still resumed, trained on, measured, reported, compared and loaded.
 
-Each archive of tests/fixtures was made by scripts/make_fixtures.py in the version of its date. It is never made again: a reader that no
-longer reads it is a reader that no longer reads what users have.
+Each archive of tests/fixtures was made by scripts/make_fixtures.py in the version of its date. It is never made again:
+a reader that no longer reads it is a reader that no longer reads what users have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from harpe.cli.main import main
 from harpe.models.load import load_model
 
 ARCHIVES = sorted((Path(__file__).parent / "fixtures").glob("*.tar.xz"))
-RUN = ["extend", "model", "--length=64", "--data=texts", "--tokens=1024", "--batch-tokens=256", "--learning-rate=1e-3", "--save-every=2"]
+RUN = [
+    "extend",
+    "model",
+    "--length=64",
+    "--data=texts",
+    "--tokens=1024",
+    "--batch-tokens=256",
+    "--learning-rate=1e-3",
+    "--save-every=2",
+]
 RUN += ["--dtype=float32"]
 MEASURED = ["--data=texts", "--documents=2", "--samples=0", "--grid-samples=0", "--dtype=float32"]
 
@@ -43,12 +52,19 @@ def logits(model: Any) -> torch.Tensor:
 def test_an_interrupted_run_goes_on_to_the_model_of_one_that_nobody_interrupted(earlier: Path) -> None:
     assert not (earlier / "interrupted/harpe/model").exists()
     assert main([*RUN, "--out=interrupted", "--resume"]) == 0
-    log = [json.loads(line)["tokens"] for line in (earlier / "interrupted/harpe/stage-1/log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)["tokens"]
+        for line in (earlier / "interrupted/harpe/stage-1/log.jsonl").read_text().splitlines()
+    ]
     assert log == [256, 512, 768, 1024]
-    torch.testing.assert_close(logits(load_model("interrupted/harpe/model")), logits(load_model("ended/harpe/model")), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(load_model("interrupted/harpe/model")), logits(load_model("ended/harpe/model")), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_a_run_that_ended_is_left_alone_and_its_report_and_scores_are_read(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_ended_is_left_alone_and_its_report_and_scores_are_read(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in (earlier / "ended").rglob("scores/*")}
     assert {path.name for path in before} >= {"perplexity.json", "perplexity.jsonl"}
     assert main(["evaluate", "ended", *MEASURED]) == 0
@@ -87,7 +103,9 @@ def test_a_comparison_goes_on_with_the_row_that_was_interrupted_and_leaves_the_o
 
 
 @pytest.mark.parametrize("loader", ["harpe", "transformers"])
-def test_an_exported_checkpoint_loads_with_and_without_harpe_and_gives_the_run_s_logits(earlier: Path, loader: str) -> None:
+def test_an_exported_checkpoint_loads_with_and_without_harpe_and_gives_the_run_s_logits(
+    earlier: Path, loader: str
+) -> None:
     expected = logits(load_model("ended/harpe/model"))
     if loader == "harpe":
         assert main(["export", "ended", "--out=again"]) == 0

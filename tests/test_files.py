@@ -1,4 +1,5 @@
-"""Files and folders: whole or not at all, one process at a time, permissions of the umask, and nothing of the user's touched."""
+"""Files and folders: whole or not at all, one process at a time, permissions of the umask, and nothing of the user's
+touched."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def test_a_second_process_is_told_at_once_who_works_there_and_a_killed_one_holds
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(HarpeError, match=rf"in use by process {other.pid} on .+ since \d{{4}}-"), locked(tmp_path / "run"):
+        with (
+            pytest.raises(HarpeError, match=rf"in use by process {other.pid} on .+ since \d{{4}}-"),
+            locked(tmp_path / "run"),
+        ):
             pass
         other.send_signal(signal.SIGKILL)
     with locked(tmp_path / "run"):
@@ -90,7 +94,8 @@ def test_a_lock_leaves_an_empty_folder_empty_and_removes_only_a_folder_that_it_m
 def test_files_and_folders_have_the_permissions_of_the_umask(tmp_path: Path, umask: None) -> None:
     def write(name: str) -> dict[str, int]:
         with new_folder(tmp_path / name) as folder:
-            save_file({"w": torch.zeros(2)}, folder / "model.safetensors")  # which safetensors makes readable for its owner only
+            # which safetensors makes readable for its owner only
+            save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
             (folder / "sub").mkdir()
             (folder / "sub" / "a").write_text("a")
             write_json(folder / "b.json", {})
@@ -106,8 +111,12 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name_and_its_name_before_this
 ) -> None:
     done: list[str] = []
     sync, rename = os.fsync, Path.rename
-    monkeypatch.setattr("os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1])
-    monkeypatch.setattr(Path, "rename", lambda self, target: (done.append(f"{self} becomes {target}"), rename(self, target))[1])
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1]
+    )
+    monkeypatch.setattr(
+        Path, "rename", lambda self, target: (done.append(f"{self} becomes {target}"), rename(self, target))[1]
+    )
     with new_folder(tmp_path / "data") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "tokens.bin").write_bytes(b"x")
@@ -130,7 +139,13 @@ def test_two_that_make_one_folder_do_not_meet_and_what_a_killed_one_left_goes(tm
 
 
 def test_what_killed_processes_left_anywhere_in_a_run_goes_and_nothing_else(tmp_path: Path) -> None:
-    for left in (".data.1.0123456789ab.partial", "a/b/.model.1.0123456789ab.partial", "a/.model.lock", "a/.held.lock", "a/.mine.lock"):
+    for left in (
+        ".data.1.0123456789ab.partial",
+        "a/b/.model.1.0123456789ab.partial",
+        "a/.model.lock",
+        "a/.held.lock",
+        "a/.mine.lock",
+    ):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / "a" / ".model.lock" / ".harpe.lock").touch()
     (tmp_path / "a" / ".model.lock" / ".harpe.lock.json").touch()
@@ -153,7 +168,9 @@ def test_what_killed_processes_left_anywhere_in_a_run_goes_and_nothing_else(tmp_
     assert not (tmp_path / ".whole.lock").exists()
 
 
-def test_folders_that_cannot_be_put_in_place_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_cannot_be_put_in_place_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     with new_folder(tmp_path / "link") as folder:  # works, and the link stays one
@@ -185,13 +202,19 @@ def test_a_full_disk_is_told_whichever_library_writes(tmp_path: Path) -> None:
     """/dev/full takes no byte; what safetensors says of a full disk is quoted, since it writes to no device."""
     with pytest.raises(HarpeError, match="The disk is full"), full_disk_told(tmp_path):
         torch.save({"a": torch.zeros(300_000)}, "/dev/full")
-    with pytest.raises(HarpeError, match="The disk is full"), full_disk_told(tmp_path), Path("/dev/full").open("w") as stream:
+    with (
+        pytest.raises(HarpeError, match="The disk is full"),
+        full_disk_told(tmp_path),
+        Path("/dev/full").open("w") as stream,
+    ):
         stream.write("x" * 10**6)
     with pytest.raises(RuntimeError, match="shapes"), full_disk_told(tmp_path):
         raise RuntimeError("shapes do not fit")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "1"}', '{"schema_version": 99}', "\ufeff{}", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema_version": "1"}', '{"schema_version": 99}', "\ufeff{}", b"\xff\xfe"]
+)
 def test_a_damaged_file_is_a_sentence_that_names_it(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

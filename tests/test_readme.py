@@ -16,7 +16,9 @@ from harpe.comparison.recipe import read_recipe
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = [text for language, text in re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M) if not language]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("harpe ") and not line.endswith("…")]
+COMMANDS = [
+    line for block in BLOCKS for line in block.splitlines() if line.startswith("harpe ") and not line.endswith("…")
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

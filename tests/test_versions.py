@@ -13,7 +13,11 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ADMITTED = [Requirement(line) for line in (*PROJECT["dependencies"], *EXTRAS["eval"], *EXTRAS["dev"]) if not line.startswith("harpe[")]
+ADMITTED = [
+    Requirement(line)
+    for line in (*PROJECT["dependencies"], *EXTRAS["eval"], *EXTRAS["dev"])
+    if not line.startswith("harpe[")
+]
 
 
 def pinned(name: str) -> dict[str, Version]:

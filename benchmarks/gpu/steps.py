@@ -1,11 +1,13 @@
-"""Optimiser steps of a Llama of 1.2 billion parameters: harpe's way beside transformers' with one base; tokens/s and peak memory.
+"""Optimiser steps of a Llama of 1.2 billion parameters: harpe's way beside transformers' with one base; tokens/s and
+peak memory.
 
     python benchmarks/gpu/steps.py --result DATE-steps-gpu
 
-Both train float32 weights under bfloat16 autocast with fused AdamW, recompute the activations of every layer, clip gradients, and
-see the same random tokens. harpe's way has a base for every key/value head and forms its loss in pieces; transformers' has its own
-`model(ids, labels=ids).loss`. Each way and length is measured in turn: one step to warm up, then `--steps` whose median counts.
-A way that does not fit into the memory of the GPU is reported as such. A later call with the same --result goes on.
+Both train float32 weights under bfloat16 autocast with fused AdamW, recompute the activations of every layer, clip
+gradients, and see the same random tokens. harpe's way has a base for every key/value head and forms its loss in pieces;
+transformers' has its own `model(ids, labels=ids).loss`. Each way and length is measured in turn: one step to warm up,
+then `--steps` whose median counts. A way that does not fit into the memory of the GPU is reported as such. A later call
+with the same --result goes on.
 """
 
 from __future__ import annotations
@@ -31,8 +33,20 @@ from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "1B": {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 16},
+    "1B": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+    },
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+    },
 }
 """1B: Llama 3.2 1B. tiny: for trying this script on a CPU. Both have 8 key/value heads and tied embeddings."""
 WAYS = ("transformers", "harpe")
@@ -86,14 +100,19 @@ def measure(way: str, shape: str, length: int, steps: int, device: str) -> dict[
 
 def markdown(value: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"# Training steps on one GPU ({value['date']})\n", "| model | tokens | way | s a step | tokens/s | peak, GB | first loss |"]
+    lines = [
+        f"# Training steps on one GPU ({value['date']})\n",
+        "| model | tokens | way | s a step | tokens/s | peak, GB | first loss |",
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for case in value["cases"]:
         name = f"| {case['shape']} | {case['length']:,} | {case['way']} | "
         if "seconds" in case:
             median = statistics.median(case["seconds"])
             peak = case["peak_bytes"] / 1e9
-            lines.append(name + f"{median:.2f} | {case['length'] / median:,.0f} | {peak:.1f} | {case['losses'][0]:.5f} |")
+            lines.append(
+                name + f"{median:.2f} | {case['length'] / median:,.0f} | {peak:.1f} | {case['losses'][0]:.5f} |"
+            )
         else:
             lines.append(name + f"{case['failed']} | | | |")
     facts = "; ".join(f"{key} {fact}" for key, fact in value["environment"].items())

@@ -27,7 +27,9 @@ def register() -> None:
     install()
 
 
-def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Reporter | None = None, **options: Any) -> Path:
+def extend(
+    model: str, length: int, data: str, out: str | Path, *, reporter: Reporter | None = None, **options: Any
+) -> Path:
     """Extend a checkpoint's context in one stage of training and save it; returns the folder of the extended model.
 
     Parameters
@@ -45,7 +47,9 @@ def extend(model: str, length: int, data: str, out: str | Path, *, reporter: Rep
     return extension.extend(ExtendOptions(model=model, length=length, data=data, out=str(out), **options), reporter)
 
 
-def prepare(data: str, model: str, length: int, out: str | Path, *, reporter: Reporter | None = None, **options: Any) -> Path:
+def prepare(
+    data: str, model: str, length: int, out: str | Path, *, reporter: Reporter | None = None, **options: Any
+) -> Path:
     """Tokenise, upsample and pack a corpus once; returns the folder, which `extend` takes as its `data`.
 
     Parameters
@@ -63,10 +67,13 @@ def prepare(data: str, model: str, length: int, out: str | Path, *, reporter: Re
     return preparation.prepare(PrepareOptions(data=data, model=model, length=length, out=str(out), **options), reporter)
 
 
-def compare(recipe: str | Path, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any) -> Path:
+def compare(
+    recipe: str | Path, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any
+) -> Path:
     """Train and measure the methods of a recipe from one checkpoint; returns the run directory.
 
-    Every method with every seed runs in a process of its own. Called again, an interrupted comparison goes on where it was.
+    Every method with every seed runs in a process of its own. Called again, an interrupted comparison goes on where it
+    was.
 
     Parameters
     ----------
@@ -78,20 +85,29 @@ def compare(recipe: str | Path, out: str | Path | None = None, *, reporter: Repo
     Raises
     ------
     HarpeError
-        For a bad recipe or input before any work starts, and where no method could be measured. A method that fails is recorded in its
-        failed.json and stops no other.
+        For a bad recipe or input before any work starts, and where no method could be measured. A method that fails is
+        recorded in its failed.json and stops no other.
     """
-    return comparison.compare(CompareOptions(recipe=str(recipe), out=None if out is None else str(out), **options), reporter)
+    return comparison.compare(
+        CompareOptions(recipe=str(recipe), out=None if out is None else str(out), **options), reporter
+    )
 
 
-def export(model: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, *, card: str | None = None) -> Path:
+def export(
+    model: PreTrainedModel,
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    card: str | None = None,
+) -> Path:
     """Write a loaded model to a new folder so that transformers loads it without harpe; returns the folder.
 
     Parameters
     ----------
     model
         Changed by `apply`, or loaded from what `extend` saved. With one base per head it is loaded by
-        `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`; with one base for all it is a stock checkpoint.
+        `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`; with one base for all it is a stock
+        checkpoint.
     tokenizer
         Saved beside it with `model_max_length` set to the model's context.
     card
@@ -116,14 +132,15 @@ def apply(
 ) -> PreTrainedModel:
     """Give a loaded model the positions of a method, in place and without training; returns the same object.
 
-    For methods that train, the weights have not learned these positions: without training the model is worse, and a warning says so.
+    For methods that train, the weights have not learned these positions: without training the model is worse, and a
+    warning says so.
 
     Parameters
     ----------
     method
-        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer, None for those that keep their positions), or
-        else uniform in the range of the critical base. `abf`: one `base` for all heads, default the top of that range. Any other method of
-        docs/methods.md; one in stages gives the positions of its last.
+        `harpe`: a base for every key/value head, `bases` (one row, or a row for every layer, None for those that keep
+        their positions), or else uniform in the range of the critical base. `abf`: one `base` for all heads, default
+        the top of that range. Any other method of docs/methods.md; one in stages gives the positions of its last.
     length
         New context in tokens, longer than the trained one.
     original_length
@@ -134,8 +151,8 @@ def apply(
     Raises
     ------
     HarpeError
-        For a model without RoPE or with bases per head already, a length that is not longer, an option that the method does not have, or
-        bases that do not fit.
+        For a model without RoPE or with bases per head already, a length that is not longer, an option that the method
+        does not have, or bases that do not fit.
     """
     name = model.config.name_or_path or "the model"
     check_sliding_window(model.config, name, length, sliding_window)
@@ -146,8 +163,8 @@ def apply(
     stages = make_stages(method_named(method), geometry, length, options)
     if stages[-1].share:
         warnings.warn(
-            f"{name} has new positions that its weights were not trained with: its output is worse until it is trained at {length} tokens "
-            "(harpe.extend).",
+            f"{name} has new positions that its weights were not trained with: its output is worse until it is trained "
+            f"at {length} tokens (harpe.extend).",
             stacklevel=2,
         )
     return apply_encoding(model, stages[-1].encoding, geometry, length, sliding_window)

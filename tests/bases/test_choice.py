@@ -35,10 +35,14 @@ def test_own_bases_are_as_many_as_the_changed_layers_have_heads(assignment: Any)
 
 
 def test_adaptive_ranks_heads_over_the_changed_layers_alone() -> None:
-    head_distances = [[100.0, 1.0], [5.0, 6.0]] * 3  # in the layers that keep their positions the first head looks farther
+    # in the layers that keep their positions the first head looks farther
+    head_distances = [[100.0, 1.0], [5.0, 6.0]] * 3
     choice = choose_rows(SearchOptions(assignment="adaptive"), **RANGE, changed=CHANGED, head_distances=head_distances)
     assert choice.rows == ((1e5, 9e5),) * 6
-    assert choose_rows(SearchOptions(assignment="adaptive"), **RANGE, head_distances=head_distances).rows == ((9e5, 1e5),) * 6
+    assert (
+        choose_rows(SearchOptions(assignment="adaptive"), **RANGE, head_distances=head_distances).rows
+        == ((9e5, 1e5),) * 6
+    )
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ TABLE_2 = """1.00 1.15 1.30 1.45 2.17 2.20 2.23 2.47 2.50 2.65 2.68 2.71 2.74 2.
 
 def harpe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-m", "harpe", *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "harpe", *arguments], capture_output=True, text=True, env=environment, cwd=cwd
+    )
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -34,7 +36,8 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_published_bases_are_printed_as_one_json_object_and_nothing_else() -> None:
     done = harpe(
-        "bases", "--heads", "32", "--head-dim", "128", "--length", "131072", "--min", "1e6", "--max", "5e6", "--stride", "3e4",
+        "bases", "--heads", "32", "--head-dim", "128", "--length", "131072", "--min", "1e6", "--max", "5e6",
+        "--stride", "3e4",
         "--strategy", "peak-valley", "--rule", "published", "--json",
     )  # fmt: skip
     value = json.loads(done.stdout)
@@ -47,16 +50,23 @@ def test_bases_of_a_checkpoint_are_read_from_its_configuration(capsys: pytest.Ca
     bases = json.loads(printed(capsys, "bases", "--model", "embedded", "--length", "2048", "--json"))["bases"]
     critical = 10_000 ** (math.log(2048 / 2 / math.pi) / math.log(256 / 2 / math.pi))
     assert len(bases) == 8
-    assert (bases[0], bases[-1]) == (pytest.approx(0.726 * critical, rel=1e-3), pytest.approx(3.63 * critical, rel=1e-3))
+    assert (bases[0], bases[-1]) == (
+        pytest.approx(0.726 * critical, rel=1e-3),
+        pytest.approx(3.63 * critical, rel=1e-3),
+    )
 
 
 def test_options_override_what_a_checkpoint_says(capsys: pytest.CaptureFixture[str]) -> None:
-    value = json.loads(printed(capsys, "bases", "--model", "embedded", "--length", "2048", "--heads", "3", "--min", "1e5", "--json"))
+    value = json.loads(
+        printed(capsys, "bases", "--model", "embedded", "--length", "2048", "--heads", "3", "--min", "1e5", "--json")
+    )
     assert len(value["bases"]) == 3 and value["min"] == 1e5 and value["head_dim"] == 32
 
 
 def test_a_table_and_figures_are_written(tmp_path: Path) -> None:
-    done = harpe("bases", "--model", "embedded", "--length", "2048", "--strategy", "peak-valley", "--out", str(tmp_path / "set"))
+    done = harpe(
+        "bases", "--model", "embedded", "--length", "2048", "--strategy", "peak-valley", "--out", str(tmp_path / "set")
+    )
     assert "complementarity" in done.stdout and "the general rule" in done.stdout
     value = json.loads((tmp_path / "set" / "bases.json").read_text())
     assert value["rule"] == "general" and value["comparison"]["random_sets"]["sets"] == 1000
@@ -67,7 +77,9 @@ def test_a_table_and_figures_are_written(tmp_path: Path) -> None:
 
 def test_bases_of_every_layer_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--heads", "2", "--head-dim", "64", "--layers", "3", "--length", "8192", "--min", "1e5", "--max", "1e6")
-    value = json.loads(printed(capsys, "bases", *options, "--strategy", "log-uniform", "--layer-bases", "own", "--json"))
+    value = json.loads(
+        printed(capsys, "bases", *options, "--strategy", "log-uniform", "--layer-bases", "own", "--json")
+    )
     assert len(value["bases"]) == 6 and sorted(b for row in value["layers"] for b in row) == value["bases"]
     assert "layer 2" in printed(capsys, "bases", *options, "--layer-bases", "permuted", "--assignment", "random")
 
@@ -81,8 +93,24 @@ def test_bases_of_every_layer_are_shown(capsys: pytest.CaptureFixture[str]) -> N
         (["bases", "--model", "embedded", "--length", "2048", "--assignment", "adaptive"], "give --model and --data"),
         (["bases", "--model", "embedded", "--length", "2048", "--data", "embedded"], "adaptive only"),
         (["bases", "--model", "embedded", "--length", "2048", "--layers", "2"], "read from --model"),
-        (["bases", "--model", "embedded", "--length", "2048", "--strategy", "uniform-descending", "--assignment", "random"], "use uniform"),
-        (["bases", "--heads", "0", "--head-dim", "64", "--length", "9999", "--min", "2", "--max", "3"], "at least one key/value head"),
+        (
+            [
+                "bases",
+                "--model",
+                "embedded",
+                "--length",
+                "2048",
+                "--strategy",
+                "uniform-descending",
+                "--assignment",
+                "random",
+            ],
+            "use uniform",
+        ),
+        (
+            ["bases", "--heads", "0", "--head-dim", "64", "--length", "9999", "--min", "2", "--max", "3"],
+            "at least one key/value head",
+        ),
         (["evaluate", "embedded", "--data", "embedded"], "--out is missing"),
         (["report", "/nowhere"], "no plan.json"),
         (["export", "/nowhere", "--out", "OUT"], "no checkpoint folder"),
@@ -135,5 +163,10 @@ def test_what_is_no_whole_number_is_told_without_a_traceback(wrong: str, capsys:
 
 @pytest.mark.parametrize("length", ["8192", "8.192e3", "8192.0"])
 def test_a_whole_number_may_be_written_with_an_exponent(length: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bases", "--heads", "4", "--head-dim", "64", "--length", length, "--min", "1e5", "--max", "4e5", "--json"]) == 0
+    assert (
+        main(
+            ["bases", "--heads", "4", "--head-dim", "64", "--length", length, "--min", "1e5", "--max", "4e5", "--json"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["bases"] == [100_000, 200_000, 300_000, 400_000]

@@ -1,4 +1,5 @@
-"""How far heads look, against plain sums over the attentions that stock transformers returns; and what is done with it."""
+"""How far heads look, against plain sums over the attentions that stock transformers returns; and what is done with
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ CONTEXT = 64
 def naive_distances(model: Any, documents: list[list[int]], context: int) -> np.ndarray:
     """Loops over documents, layers, heads, queries and keys."""
     model.set_attn_implementation("eager")
-    groups, heads = model.config.num_attention_heads // model.config.num_key_value_heads, model.config.num_key_value_heads
+    groups, heads = (
+        model.config.num_attention_heads // model.config.num_key_value_heads,
+        model.config.num_key_value_heads,
+    )
     total, weight = (np.zeros((model.config.num_hidden_layers, heads)) for _ in range(2))
     for ids in documents:
         ids = ids[:context]
@@ -58,7 +62,9 @@ def test_the_model_is_left_as_it_was(make_tiny: Any) -> None:
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
 
 
-def test_a_measurement_is_kept_for_the_same_weights_and_texts_only(make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_is_kept_for_the_same_weights_and_texts_only(
+    make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_tiny("llama")
     first, path = cached_head_distances(model, DOCUMENTS, CONTEXT, tmp_path)
     monkeypatch.setattr(head_distance, "head_distances", lambda *a: pytest.fail("measured again"))
@@ -82,8 +88,16 @@ def test_an_adaptive_run_gives_the_larger_base_to_the_head_that_looks_farther(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HARPE_CACHE", str(tmp_path / "cache"))
-    settings: dict[str, Any] = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
-    harpe.extend(str(workspace / "model"), data=str(workspace / "texts"), out=tmp_path / "run", assignment="adaptive", **settings)
+    settings: dict[str, Any] = {
+        "length": 256,
+        "tokens": 1024,
+        "batch_tokens": 512,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    }
+    harpe.extend(
+        str(workspace / "model"), data=str(workspace / "texts"), out=tmp_path / "run", assignment="adaptive", **settings
+    )
     plan = read_json(tmp_path / "run" / "plan.json")
     (kept,) = (tmp_path / "cache" / "head-distances").iterdir()
     reach = np.array(read_json(kept)["distances"]).mean(axis=0)
@@ -94,7 +108,15 @@ def test_an_adaptive_run_gives_the_larger_base_to_the_head_that_looks_farther(
 
 
 def test_a_run_with_a_row_for_every_layer_saves_and_loads_every_row(workspace: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
-    harpe.extend(str(workspace / "model"), data=str(workspace / "texts"), out=tmp_path / "run", layer_bases="own", **settings)
+    settings: dict[str, Any] = {
+        "length": 256,
+        "tokens": 1024,
+        "batch_tokens": 512,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    }
+    harpe.extend(
+        str(workspace / "model"), data=str(workspace / "texts"), out=tmp_path / "run", layer_bases="own", **settings
+    )
     rows = load_model(tmp_path / "run" / "harpe" / "model").config.rope_parameters["bases"]
     assert len(rows) == 2 and len({base for row in rows for base in row}) == sum(map(len, rows))

@@ -21,7 +21,10 @@ def plan_of(workspace: Path, **options: Any) -> dict[str, Any]:
 def test_the_plan_says_which_rule_was_taken_and_why(workspace: Path) -> None:
     plan = plan_of(workspace, strategy="peak-valley", assignment="descending")
     text = plan["methods"][1]["explanation"]
-    assert "peak-valley, descending over the heads" in text and "the general rule: the constants of the published one belong to" in text
+    assert (
+        "peak-valley, descending over the heads" in text
+        and "the general rule: the constants of the published one belong to" in text
+    )
     first, second = plan["methods"][1]["bases"]
     assert plan["range"]["low"] <= second < first <= plan["range"]["high"]
 

@@ -32,17 +32,26 @@ SCORES: dict[str, Any] = {
         "short": {"length": 64, "perplexity": 12.34, "low": 11.0, "high": 13.0},
         "long": {"start": 128, "end": 256, "perplexity": 23.45, "low": 22.0, "high": 25.0},
     },
-    "needles.json": {"tasks": [{"task": "single", "length": 256, "samples": 9, "score": 0.67, "low": 0.5, "high": 0.8}]},
+    "needles.json": {
+        "tasks": [{"task": "single", "length": 256, "samples": 9, "score": 0.67, "low": 0.5, "high": 0.8}]
+    },
 }
 
 
 @pytest.fixture
 def extended(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run directory with a trained model, from folders inside folders; its reasons tell of a measurement that is cached."""
+    """A run directory with a trained model, from folders inside folders; its reasons tell of a measurement that is
+    cached."""
     monkeypatch.setenv("HARPE_CACHE", str(workspace / "cache"))
     (workspace / "models").mkdir()
     (workspace / "models" / "mine").symlink_to(workspace / "model")
-    settings: dict[str, Any] = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+    settings: dict[str, Any] = {
+        "length": 256,
+        "tokens": 1024,
+        "batch_tokens": 512,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    }
     with monkeypatch.context() as there:
         there.chdir(workspace)
         settings["assignment"] = "adaptive"
@@ -54,7 +63,10 @@ def test_a_card_names_a_base_model_that_was_taken_from_the_hub_and_no_folder(ext
     """`models/mine` was a folder where the run began; where it is exported there is none."""
     card = (export(ExportOptions(source=str(extended), out=str(workspace / "out"))) / "README.md").read_text()
     assert "base_model" not in card and "models/" not in card
-    for name, change in (("plan.json", {"name": "owner/model"}), ("harpe/stages.json", {"identity": {"commit": "0" * 40}})):
+    for name, change in (
+        ("plan.json", {"name": "owner/model"}),
+        ("harpe/stages.json", {"identity": {"commit": "0" * 40}}),
+    ):
         value = read_json(extended / name)
         write_json(extended / name, value | {"model": value["model"] | change})
     card = (export(ExportOptions(source=str(extended), out=str(workspace / "again"))) / "README.md").read_text()
@@ -88,7 +100,9 @@ def test_the_model_folder_of_a_run_is_exported_as_well(extended: Path, workspace
     assert (out / "tokenizer.json").is_file()
 
 
-def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_exported_is_told_and_nothing_is_written(
+    extended: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ExportOptions(source=str(extended), out=str(workspace / "out"))
     for changed, message in (
         (replace(options, method="base"), "no trained model base; --method may be harpe"),
@@ -108,7 +122,8 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_written(extended: Path, 
 
 @pytest.fixture
 def compared(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A comparison by `harpe.compare` with two trained methods, two seeds and Self-Extend; its workers run in this process."""
+    """A comparison by `harpe.compare` with two trained methods, two seeds and Self-Extend; its workers run in this
+    process."""
     recipe = {
         "title": "tiny",
         "model": str(workspace / "model"),
@@ -135,7 +150,8 @@ def test_a_model_of_a_comparison_is_exported_by_method_and_seed(compared: Path, 
     assert method["explanation"] in card and "seed 4" in card
     assert plan["corpus"]["hashes"]["4"] in card and plan["corpus"]["hashes"]["3"] not in card
     rows = [
-        read_json(compared / name / "scores" / "perplexity.json")["long"]["perplexity"] for name in ("none/seed-0", "harpe-uniform/seed-4")
+        read_json(compared / name / "scores" / "perplexity.json")["long"]["perplexity"]
+        for name in ("none/seed-0", "harpe-uniform/seed-4")
     ]
     (row,) = [line for line in card.splitlines() if line.startswith("| perplexity, positions")]
     assert [cell.split()[0] for cell in row.split("|")[2:4]] == [f"{value:.2f}" for value in rows]
@@ -145,7 +161,8 @@ def test_a_model_of_a_comparison_is_exported_by_method_and_seed(compared: Path, 
     other = load_model(compared / "harpe-uniform" / "seed-3" / "model")
     assert any(not torch.equal(a, b) for a, b in zip(other.parameters(), exported.parameters(), strict=True))
     (compared / "abf" / "seed-3" / "model").rename(workspace / "away")
-    stock = export(replace(options, out=str(workspace / "stock"), method="abf", seed=None))  # the first seed that has a model
+    # the first seed that has a model
+    stock = export(replace(options, out=str(workspace / "stock"), method="abf", seed=None))
     assert "seed 4" in (stock / "README.md").read_text() and not (stock / "modeling_harpe.py").exists()
     for changed, message in (
         ({"method": None}, "has several models; choose one by --method: self-extend, abf, harpe-uniform"),
@@ -154,7 +171,10 @@ def test_a_model_of_a_comparison_is_exported_by_method_and_seed(compared: Path, 
         ({"method": "self-extend"}, "no Self-Extend with seed 4; --seed may be 0"),
         ({"method": "self-extend", "seed": None}, "only harpe runs it"),
         ({"method": "abf", "seed": 3}, "seed 3 has no model. Start its `harpe compare` again"),
-        ({"source": str(compared / "abf" / "seed-4" / "model"), "method": None}, "--seed chooses a model of a comparison"),
+        (
+            {"source": str(compared / "abf" / "seed-4" / "model"), "method": None},
+            "--seed chooses a model of a comparison",
+        ),
     ):
         with pytest.raises(HarpeError, match=message):
             export(replace(options, **{"out": str(workspace / "none"), **changed}))

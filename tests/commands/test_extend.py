@@ -26,7 +26,13 @@ from harpe.options.measuring import EvaluateOptions
 from harpe.report.read.run import read_run
 from harpe.runs.scored import check_models
 
-SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+SETTINGS: dict[str, Any] = {
+    "length": 256,
+    "tokens": 8 * 512,
+    "batch_tokens": 512,
+    "learning_rate": 1e-3,
+    "dtype": "float32",
+}
 
 
 def run(workspace: Path, out: str = "run", **changes: Any) -> Path:
@@ -42,7 +48,8 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 ids = torch.arange(1, 201)[None]
 with torch.no_grad():
     print(json.dumps([model.config.max_position_embeddings, AutoTokenizer.from_pretrained(sys.argv[1]).model_max_length,
-                      model(ids).logits[0, -1].tolist(), model.generate(ids, max_new_tokens=5, do_sample=False)[0, -5:].tolist()]))
+                      model(ids).logits[0, -1].tolist(),
+                      model.generate(ids, max_new_tokens=5, do_sample=False)[0, -5:].tolist()]))
 """
 
 
@@ -65,8 +72,9 @@ def test_a_random_qwen3_with_grouped_queries_is_extended_saved_and_loaded_in_a_f
 def test_abf_gives_a_checkpoint_that_stock_transformers_loads_without_harpe(workspace: Path) -> None:
     target = run(workspace, method="abf", base=5e5)
     code = (
-        "import sys; from transformers import AutoModelForCausalLM; m = AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
-        "print(m.config.rope_parameters['rope_theta'], 'harpe' in sys.modules)"
+        "import sys; from transformers import AutoModelForCausalLM; m = "
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1]);print(m.config.rope_parameters['rope_theta'], 'harpe' in "
+        "sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["500000.0", "False"]
@@ -75,13 +83,23 @@ def test_abf_gives_a_checkpoint_that_stock_transformers_loads_without_harpe(work
 def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Path) -> None:
     run(workspace)
     options = EvaluateOptions(
-        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=2, grid_samples=1, dtype="float32"
+        model=str(workspace / "run"),
+        data=str(workspace / "texts"),
+        documents=3,
+        samples=2,
+        grid_samples=1,
+        dtype="float32",
     )
     with pytest.raises(HarpeError, match="needs at least"):
         evaluate(options)  # the needles do not fit into 64 tokens, and that is said
     assert not (workspace / "run" / "base" / "scores").exists()
     options = EvaluateOptions(
-        model=str(workspace / "run"), data=str(workspace / "texts"), documents=3, samples=0, grid_samples=1, dtype="float32"
+        model=str(workspace / "run"),
+        data=str(workspace / "texts"),
+        documents=3,
+        samples=0,
+        grid_samples=1,
+        dtype="float32",
     )
     evaluate(options)
     evaluate(options)  # nothing is left to do
@@ -105,7 +123,9 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
     save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
     with pytest.raises(HarpeError, match="is not the one that the run in .* began with"):
         evaluate(options)
-    protocol.write_text(there.replace(read_json(protocol)["model"]["weights"], checkpoint_identity(workspace / "model")["weights"]))
+    protocol.write_text(
+        there.replace(read_json(protocol)["model"]["weights"], checkpoint_identity(workspace / "model")["weights"])
+    )
     with pytest.raises(HarpeError, match=r"protocol\.json is of is not the one that the run in .* began with"):
         check_models(workspace / "run")
     protocol.write_text(there)
@@ -121,7 +141,11 @@ def test_score_files_tell_how_much_of_their_texts_was_trained_on(workspace: Path
     fresh = "".join(chr(97 + i * i % 26) + " " * (i % 3) for i in range(3000))
     (other / "a.txt").write_text(trained[: len(trained) // 2] + fresh)
     (other / "b.txt").write_text(fresh[::-1])
-    evaluate(EvaluateOptions(model=str(workspace / "run"), data=str(other), documents=2, samples=0, grid_samples=1, dtype="float32"))
+    evaluate(
+        EvaluateOptions(
+            model=str(workspace / "run"), data=str(other), documents=2, samples=0, grid_samples=1, dtype="float32"
+        )
+    )
     packed = PackedDataset(workspace / "run" / "data" / "256")
     stream = [i for k in range(len(packed)) for i in packed[k]["input_ids"].tolist()]
     there = {tuple(stream[i : i + 13]) for i in range(len(stream))}
@@ -132,7 +156,9 @@ def test_score_files_tell_how_much_of_their_texts_was_trained_on(workspace: Path
     for name in ("perplexity", "grid"):
         found = read_json(workspace / "run" / "harpe" / "scores" / f"{name}.json")["overlap"]
         assert (found["ngram"], found["training_hash"], found["grams"]) == (13, packed.hash, sum(map(len, hits)))
-        assert found["share"] == pytest.approx(sum(map(sum, hits)) / sum(map(len, hits))) and 0.05 < found["share"] < 0.95
+        assert (
+            found["share"] == pytest.approx(sum(map(sum, hits)) / sum(map(len, hits))) and 0.05 < found["share"] < 0.95
+        )
         assert found["largest_share_of_a_text"] == pytest.approx(max(sum(h) / len(h) for h in hits))
         unknown = read_json(workspace / "run" / "base" / "scores" / f"{name}.json")["overlap"]
         assert unknown["share"] is None and "not known" in unknown["reason"]
@@ -173,7 +199,11 @@ def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) ->
 @pytest.mark.parametrize(
     ("method", "options", "rope"),
     [
-        ("yarn", {"beta_fast": 16}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}),
+        (
+            "yarn",
+            {"beta_fast": 16},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
+        ),
         ("abf-staged", None, {"rope_type": "default"}),
     ],
 )

@@ -33,7 +33,13 @@ from harpe.options.measuring import EvaluateOptions
 from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 
-SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+SETTINGS: dict[str, Any] = {
+    "length": 256,
+    "tokens": 8 * 512,
+    "batch_tokens": 512,
+    "learning_rate": 1e-3,
+    "dtype": "float32",
+}
 
 
 class Listening(Reporter):
@@ -63,7 +69,9 @@ def sources(workspace: Path) -> Path:
     for name, sizes in (("books", (900, 700, 40, 50, 60, 70)), ("posts", (30, 45, 60, 75, 90, 30, 40, 50))):
         (folder / name).mkdir(parents=True)
         for n, size in enumerate(sizes):
-            (folder / name / f"{n}.txt").write_text(" ".join(f"{name} {n} line {i % 13} of {size}." for i in range(size)))
+            (folder / name / f"{n}.txt").write_text(
+                " ".join(f"{name} {n} line {i % 13} of {size}." for i in range(size))
+            )
     return folder
 
 
@@ -87,7 +95,12 @@ def test_a_run_takes_the_beginning_of_a_longer_stream_and_knows_its_overlap(work
     assert (workspace / "run" / "data" / "256" / "tokens.bin").samefile(folder / "tokens.bin")  # not a copy
     evaluate(
         EvaluateOptions(
-            model=str(workspace / "run"), data=str(workspace / "texts"), documents=2, samples=0, grid_samples=1, dtype="float32"
+            model=str(workspace / "run"),
+            data=str(workspace / "texts"),
+            documents=2,
+            samples=0,
+            grid_samples=1,
+            dtype="float32",
         )
     )
     found = read_json(workspace / "run" / "harpe" / "scores" / "perplexity.json")["overlap"]
@@ -98,7 +111,9 @@ def test_a_shorter_length_is_cut_from_the_stream_and_a_longer_one_is_refused(wor
     prepared(workspace, length=512)
     extended(workspace)
     assert read_json(workspace / "run" / "plan.json")["corpus"]["hash"] == PackedDataset(workspace / "prepared").hash
-    with pytest.raises(HarpeError, match=r"prepared in sequences of 512 tokens, and --length is 1024.*Prepare the texts again with"):
+    with pytest.raises(
+        HarpeError, match=r"prepared in sequences of 512 tokens, and --length is 1024.*Prepare the texts again with"
+    ):
         extended(workspace, "longer", length=1024, batch_tokens=1024)
     with pytest.raises(HarpeError, match="it must divide them"):
         extended(workspace, "odd", length=384, batch_tokens=384)
@@ -115,7 +130,9 @@ def test_another_tokenizer_is_refused(workspace: Path) -> None:
     content = json.loads((other / "tokenizer.json").read_text())
     content["model"]["merges"] = content["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(HarpeError, match=r"was prepared with another tokenizer \(SHA-256 \w{12}, the model's is \w{12}\)"):
+    with pytest.raises(
+        HarpeError, match=r"was prepared with another tokenizer \(SHA-256 \w{12}, the model's is \w{12}\)"
+    ):
         extended(workspace, model=str(other))
     assert not (workspace / "run").exists()
 
@@ -152,7 +169,9 @@ def test_heads_are_measured_on_prepared_texts_too(workspace: Path, monkeypatch: 
 def test_prepared_texts_are_not_evaluated_on(workspace: Path) -> None:
     folder = prepared(workspace)
     with pytest.raises(HarpeError, match="was prepared for training"):
-        evaluate(EvaluateOptions(model=str(workspace / "model"), data=str(folder), out=str(workspace / "scores"), length=128))
+        evaluate(
+            EvaluateOptions(model=str(workspace / "model"), data=str(folder), out=str(workspace / "scores"), length=128)
+        )
 
 
 def recipe(workspace: Path, **changes: Any) -> str:
@@ -174,7 +193,9 @@ def recipe(workspace: Path, **changes: Any) -> str:
 
 def test_a_comparison_trains_all_stages_on_the_stream_of_its_seed(workspace: Path) -> None:
     data = PackedDataset(prepared(workspace, "texts-7", length=512))
-    path = recipe(workspace, seeds=[7], data=str(workspace / "texts-{seed}"), methods=["abf-staged"], baseline="abf-staged")
+    path = recipe(
+        workspace, seeds=[7], data=str(workspace / "texts-{seed}"), methods=["abf-staged"], baseline="abf-staged"
+    )
     run = compare(CompareOptions(recipe=path, out=str(workspace / "compared")))
     assert read_json(run / "plan.json")["corpus"]["hashes"] == {"7": data.hash}
     record = read_json(run / "abf-staged" / "seed-7" / "record.json")
@@ -184,7 +205,9 @@ def test_a_comparison_trains_all_stages_on_the_stream_of_its_seed(workspace: Pat
 
 def test_several_seeds_need_a_stream_each(workspace: Path) -> None:
     prepared(workspace)
-    with pytest.raises(HarpeError, match=r"in one order, on which all 2 seeds would train\. Give --seeds 0, or .*\{seed\}"):
+    with pytest.raises(
+        HarpeError, match=r"in one order, on which all 2 seeds would train\. Give --seeds 0, or .*\{seed\}"
+    ):
         compare(CompareOptions(recipe=recipe(workspace, seeds=[0, 1]), out=str(workspace / "compared")))
     for seed in (0, 1):
         prepared(workspace, f"seed-{seed}", seed=5)
@@ -215,7 +238,11 @@ def test_the_index_tells_options_hashes_and_the_table(workspace: Path, sources: 
     options = {"by_folder": True, "upsample_length": 2000, "upsample_factor": 4.0, "max_copies": 2, "seed": 3}
     folder = prepared(workspace, data=str(sources), reporter=listening, **options)
     index = read_json(folder / "index.json")
-    assert index["schema_version"] == 1 and index["seed"] == 3 and len(index["hash"]) == len(index["corpus"]["sha256"]) == 64
+    assert (
+        index["schema_version"] == 1
+        and index["seed"] == 3
+        and len(index["hash"]) == len(index["corpus"]["sha256"]) == 64
+    )
     assert index["options"].items() >= options.items() and "out" not in index["options"]
     assert index["tokenizer"]["sha256"] and index["corpus"]["documents"] == 14
     rows = {row["source"]: row for row in index["sources"]}
@@ -235,14 +262,18 @@ def test_held_out_texts_are_left_out_and_counted(workspace: Path, sources: Path)
     index = read_json(prepared(workspace, data=str(sources), held_out=str(held)) / "index.json")
     assert index["held_out_left_out"] == 1 and whole["held_out_left_out"] == 0
     assert index["corpus"]["documents"] == whole["corpus"]["documents"] - 1
-    text = load_tokenizer("embedded").decode([int(i) for ids in PackedDataset(workspace / "prepared").documents() for i in ids])
+    text = load_tokenizer("embedded").decode(
+        [int(i) for ids in PackedDataset(workspace / "prepared").documents() for i in ids]
+    )
     assert "books 1 line" in text and "books 0 line" not in text
 
 
 def test_the_embedded_texts_are_prepared_without_those_that_are_evaluated_on(tmp_path: Path) -> None:
     folder = harpe.prepare("embedded", "embedded", 2048, tmp_path / "prepared", tokens=40_960)
     tokenizer, texts = load_tokenizer("embedded"), {file.text for file in held_out_files()}
-    assert not [ids for ids in PackedDataset(folder).documents() if tokenizer.decode(ids, skip_special_tokens=True) in texts]
+    assert not [
+        ids for ids in PackedDataset(folder).documents() if tokenizer.decode(ids, skip_special_tokens=True) in texts
+    ]
     options = PrepareOptions(data="embedded", model="embedded", length=2048, out="", by_folder=True)
     sources = {document.source for document in preparation._documents(options, Upsampling(), tokenizer)}
     assert {"stdlib", "torch", "numpy"} <= sources and len(sources) <= 9
@@ -274,7 +305,10 @@ def test_only_the_first_documents_are_read_where_asked(workspace: Path, sources:
         ({"held_out": "/nowhere"}, "no such file or folder"),
         ({"upsample_factor": 2.0, "upsample_length": 100_000}, r"No document has 100000 tokens "),
         ({"tokens": 10**6}, r"--tokens 1,000,000 would take .* tokens can be drawn"),
-        ({"upsample_factor": 5.0, "upsample_length": 2000, "tokens": 60_000}, r"of at least 2,000 tokens.*--max-copies \d+\."),
+        (
+            {"upsample_factor": 5.0, "upsample_length": 2000, "tokens": 60_000},
+            r"of at least 2,000 tokens.*--max-copies \d+\.",
+        ),
         ({"length": 10**6}, "one sequence needs 1000000"),
     ],
 )
@@ -287,7 +321,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (workspace / "prepared").exists()
 
 
-def test_a_broken_row_at_the_end_is_told_before_anything_is_tokenised(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_row_at_the_end_is_told_before_anything_is_tokenised(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "pack", lambda *a, **k: pytest.fail("the work has begun"))
     (workspace / "rows.jsonl").write_text('{"text": "fine", "set": "a"}\n' * 500 + '{"text": "no set"}\n')
     with pytest.raises(HarpeError, match=r"--source-field set: line 501 of .*The fields there are: text\."):
@@ -314,16 +350,33 @@ def test_what_is_there_is_not_written_over(workspace: Path) -> None:
 
 
 def test_the_command_prints_the_table_and_takes_tokens_as_people_write_them(workspace: Path, sources: Path) -> None:
-    arguments = ["--data", str(sources), "--by-folder", "--model", str(workspace / "model"), "--length", "256", "--tokens", "4e3"]
+    arguments = [
+        "--data",
+        str(sources),
+        "--by-folder",
+        "--model",
+        str(workspace / "model"),
+        "--length",
+        "256",
+        "--tokens",
+        "4e3",
+    ]
     arguments += ["--upsample-length", "2000", "--upsample-factor", "2", "--out", str(workspace / "prepared")]
     environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "harpe", "prepare", *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "harpe", "prepare", *arguments], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert PackedDataset(workspace / "prepared").tokens == 4000 // 256 * 256
     lines = [line.split() for line in done.stdout.splitlines()]
     index = read_json(workspace / "prepared" / "index.json")
     for row in index["sources"]:
         (there,) = (words for words in lines if words[:2] == [row["source"], "there"])
-        assert there[2:] == [str(row["documents"]), f"{row['tokens']:,}", f"{row['share']:.1%}", f"{row['long_share']:.1%}"]
+        assert there[2:] == [
+            str(row["documents"]),
+            f"{row['tokens']:,}",
+            f"{row['share']:.1%}",
+            f"{row['long_share']:.1%}",
+        ]
     with pytest.raises(SystemExit):
         build_parser("").parse_args(["prepare", *arguments, "--tokens", "4.5"])

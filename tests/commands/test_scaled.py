@@ -1,7 +1,8 @@
-"""A checkpoint with a scaling of its own is extended from the first step to the export with the bases per head that the plan printed.
+"""A checkpoint with a scaling of its own is extended from the first step to the export with the bases per head that the
+plan printed.
 
-The other side is a Llama in float64 that shares no code with harpe or transformers: it reads the weights of the file and rotates every
-key/value head by the base of the plan.
+The other side is a Llama in float64 that shares no code with harpe or transformers: it reads the weights of the file
+and rotates every key/value head by the base of the plan.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ BEFORE, CONTEXT, TARGET = 32, 128, 256
 SCALINGS: dict[str, tuple[dict[str, Any], float]] = {
     "yarn": ({"factor": 4.0, "original_max_position_embeddings": BEFORE}, 0.1 * math.log(4) + 1),
     "linear": ({"factor": 4.0}, 1.0),
-    "llama3": ({"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": BEFORE}, 1.0),
+    "llama3": (
+        {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": BEFORE},
+        1.0,
+    ),
 }
 """By rope type: its parameters, and the attention factor that the weights have adapted to."""
 
@@ -43,7 +47,9 @@ def checkpoint(make_tiny: Any, folder: Path, kind: str) -> None:
     save_checkpoint(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, folder, CONTEXT)
 
 
-def naive_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor, frequencies: list[list[float]], factor: float) -> torch.Tensor:
+def naive_logits(
+    weights: dict[str, torch.Tensor], ids: torch.Tensor, frequencies: list[list[float]], factor: float
+) -> torch.Tensor:
     """Logits [S, V] float64 of tokens [S]; `frequencies[group]` are a key/value head's inverse frequencies [D / 2]."""
     w = {name: value.double() for name, value in weights.items()}
     positions = torch.arange(len(ids)).double()
@@ -76,8 +82,13 @@ def naive_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor, frequencie
     return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
 
 
-def naive_loss(weights: dict[str, torch.Tensor], batch: list[torch.Tensor], frequencies: list[list[float]], factor: float) -> float:
-    losses = [-naive_logits(weights, ids, frequencies, factor).log_softmax(-1)[:-1].gather(1, ids[1:, None]).mean() for ids in batch]
+def naive_loss(
+    weights: dict[str, torch.Tensor], batch: list[torch.Tensor], frequencies: list[list[float]], factor: float
+) -> float:
+    losses = [
+        -naive_logits(weights, ids, frequencies, factor).log_softmax(-1)[:-1].gather(1, ids[1:, None]).mean()
+        for ids in batch
+    ]
     return float(sum(losses) / len(losses))
 
 
@@ -100,17 +111,30 @@ def test_a_scaled_checkpoint_is_trained_saved_and_exported_with_the_bases_of_the
 
     checkpoint(make_tiny, workspace / "scaled", kind)
     monkeypatch.setattr(train, "save_checkpoint", save)
-    options: dict[str, Any] = {"length": TARGET, "tokens": 4 * 512, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
-    target = harpe.extend(str(workspace / "scaled"), data=str(workspace / "texts"), out=workspace / "run", reporter=Listener(), **options)
+    options: dict[str, Any] = {
+        "length": TARGET,
+        "tokens": 4 * 512,
+        "batch_tokens": 512,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    }
+    target = harpe.extend(
+        str(workspace / "scaled"), data=str(workspace / "texts"), out=workspace / "run", reporter=Listener(), **options
+    )
     plan, factor = read_json(workspace / "run" / "plan.json"), SCALINGS[kind][1]
     bases = plan["methods"][1]["bases"]
     printed = next(text for text in said if f"scaling of positions, {kind}" in text)
     assert len(set(bases)) == GROUPS and min(bases) > 1e4 and plan["original_length"] == CONTEXT
-    assert all(f"{base:,.0f}" in printed for base in bases) and (f"factor, {factor:.4g}, is kept" in printed) == (factor != 1)
+    assert all(f"{base:,.0f}" in printed for base in bases) and (f"factor, {factor:.4g}, is kept" in printed) == (
+        factor != 1
+    )
 
     # the first loss that was logged is that of the checkpoint's weights, before any step, at the plan's bases
     frequencies = [[base ** (-2 * i / DIM) for i in range(DIM // 2)] for base in bases]
-    data, log = PackedDataset(workspace / "run" / "data" / str(TARGET)), read_jsonl(workspace / "run" / "harpe" / "stage-1" / "log.jsonl")
+    data, log = (
+        PackedDataset(workspace / "run" / "data" / str(TARGET)),
+        read_jsonl(workspace / "run" / "harpe" / "stage-1" / "log.jsonl"),
+    )
     batch = [data[i]["input_ids"] for i in range(2)]
     before = load_file(workspace / "scaled" / "model.safetensors")
     assert len(log) == 4 and log[0]["loss"] == pytest.approx(naive_loss(before, batch, frequencies, factor), abs=2e-5)
@@ -120,7 +144,8 @@ def test_a_scaled_checkpoint_is_trained_saved_and_exported_with_the_bases_of_the
         ([[1e4 ** (-2 * i / DIM) for i in range(DIM // 2)]] * GROUPS, factor),
     ]
     others += [(frequencies, 1.0)] if factor != 1 else []
-    for wrong in others:  # heads the other way round, one base, the trained base, no attention factor: all would be seen
+    # heads the other way round, one base, the trained base, no attention factor: all would be seen
+    for wrong in others:
         assert abs(naive_loss(before, batch, *wrong) - log[0]["loss"]) > 1e-4
 
     # what was saved is what was trained, here and exported, and turns by those bases

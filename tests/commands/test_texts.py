@@ -1,4 +1,5 @@
-"""Texts on their way into the verbs: which are long enough, what is said of the rest, and what is written down of how they were read."""
+"""Texts on their way into the verbs: which are long enough, what is said of the rest, and what is written down of how
+they were read."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_a_text_with_more_tokens_than_characters_is_long_enough(tmp_path: Path) 
     tokenizer = load_tokenizer("embedded")
     length = len(DENSE) + 50
     assert len(tokenizer(DENSE).input_ids) > length
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("short", DENSE, "plain words " * 20)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("short", DENSE, "plain words " * 20))
+    )
     said: list[str] = []
     held_out = held_out_texts(str(tmp_path), tokenizer, length, 4, say=said.append)
     assert held_out.documents == [tokenizer(DENSE).input_ids]
@@ -94,11 +97,15 @@ def test_embedded_files_are_taken_until_there_are_the_tokens_however_many_charac
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_how_special_tokens_were_read_is_written_down_and_checked_where_prepared_texts_are_trained_on(workspace: Path, split: bool) -> None:
+def test_how_special_tokens_were_read_is_written_down_and_checked_where_prepared_texts_are_trained_on(
+    workspace: Path, split: bool
+) -> None:
     end = load_tokenizer(str(workspace / "model")).eos_token
     (workspace / "spelling").mkdir()
     text = f"one two three {end} four five six. " * 20
-    (workspace / "spelling" / "a.jsonl.gz").write_bytes(gzip.compress((json.dumps({"text": text}) + "\n").encode() * 30))
+    (workspace / "spelling" / "a.jsonl.gz").write_bytes(
+        gzip.compress((json.dumps({"text": text}) + "\n").encode() * 30)
+    )
     told = Listening()
     where: dict[str, Any] = {"data": str(workspace / "spelling"), "model": str(workspace / "model")}
     folder = harpe.prepare(**where, length=128, out=workspace / "p", split_special_tokens=split, reporter=told)
@@ -109,4 +116,6 @@ def test_how_special_tokens_were_read_is_written_down_and_checked_where_prepared
     assert (sum(list(ids).count(eos) > 1 for ids in data.documents()) > 0) is not split
     where["data"] = str(folder)
     with pytest.raises(HarpeError, match=f"prepared with --split-special-tokens {str(split).lower()}"):
-        harpe.extend(**where, length=128, out=workspace / "run", split_special_tokens=not split, tokens=256, dtype="float32")
+        harpe.extend(
+            **where, length=128, out=workspace / "run", split_special_tokens=not split, tokens=256, dtype="float32"
+        )

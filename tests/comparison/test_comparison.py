@@ -81,8 +81,8 @@ SHAPES = {
     "qwen3-0.6b-256k": ("qwen3", 1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 596_049_920, True),
     "smollm2-135m-32k": ("llama", 576, 1536, 30, 9, 3, 64, 49152, 8192, 1e5, 134_515_008, True),
 }
-"""Published configurations: type, width, inner width, layers, heads, key/value heads, head size, vocabulary, context, base, parameters,
-and whether input and output embeddings are one."""
+"""Published configurations: type, width, inner width, layers, heads, key/value heads, head size, vocabulary, context,
+base, parameters, and whether input and output embeddings are one."""
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
@@ -104,7 +104,10 @@ def test_every_recipe_can_be_planned_for_its_model_from_the_configuration_alone(
     config.save_pretrained(tmp_path)
     load_tokenizer("embedded").save_pretrained(tmp_path)
     listening = Listening()
-    compare(CompareOptions(recipe=str(RECIPES / f"{name}.yaml"), plan=True, model=str(tmp_path), out=str(tmp_path / "run")), listening)
+    compare(
+        CompareOptions(recipe=str(RECIPES / f"{name}.yaml"), plan=True, model=str(tmp_path), out=str(tmp_path / "run")),
+        listening,
+    )
     (text,) = listening.said
     assert f"{16 * parameters / 1e9:.3g} GB" in text
     assert not (tmp_path / "run").exists()
@@ -114,10 +117,21 @@ def test_every_recipe_can_be_planned_for_its_model_from_the_configuration_alone(
 
 def test_the_papers_recipe_has_its_settings_and_rows() -> None:
     recipe = read_recipe(RECIPES / "paper-llama2-7b-128k.yaml")
-    assert (recipe.length, recipe.tokens, recipe.learning_rate, recipe.published) == (131_072, 6_000_000_000, 2e-5, "llama2-7b-128k")
+    assert (recipe.length, recipe.tokens, recipe.learning_rate, recipe.published) == (
+        131_072,
+        6_000_000_000,
+        2e-5,
+        "llama2-7b-128k",
+    )
     names = [row.name for row in recipe.methods]
     assert {"none", "pi", "abf", "abf-staged", "yarn", "self-extend-43", "harpe"} <= set(names)
-    assert [row.options["stride"] for row in recipe.methods if row.options.get("strategy") == "peak-valley"] == [3e4, 1e4, 2e4, 4e4, 5e4]
+    assert [row.options["stride"] for row in recipe.methods if row.options.get("strategy") == "peak-valley"] == [
+        3e4,
+        1e4,
+        2e4,
+        4e4,
+        5e4,
+    ]
     assert recipe.evaluation.suites["ruler"].lengths == [4096 * 2**i for i in range(6)]
     (proof, report) = recipe.evaluation.suites["perplexity"].values()
     assert proof.lengths == "2048:131072:2048" and (report.window, report.stride) == (32768, 256)
@@ -132,7 +146,20 @@ def test_published_figures_are_not_shown_beside_another_model_or_other_texts() -
 def test_the_small_recipe_has_every_method_that_needs_no_factors_of_its_own() -> None:
     recipe = read_recipe(RECIPES / "tiny-compare.yaml")
     assert {row.method for row in recipe.methods} == {
-        *("none", "base-kept", "pi", "ntk", "ntk-dynamic", "abf", "abf-staged", "yarn", "self-extend", "dca", "harpe", "one-base")
+        *(
+            "none",
+            "base-kept",
+            "pi",
+            "ntk",
+            "ntk-dynamic",
+            "abf",
+            "abf-staged",
+            "yarn",
+            "self-extend",
+            "dca",
+            "harpe",
+            "one-base",
+        )
     }
     assert len(recipe.seeds) == 3
 
@@ -161,7 +188,10 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ({"schedule": "sometimes"}, "choose restarted, carried"),
         ({"evaluation": {"documents": 3}}, "lacks data"),
         ({"evaluation": {"data": "x", "ruler": {"lengths": [1, "2"]}}}, "should be of type int"),
-        ({"methods": ["abf", {"name": "ABF", "method": "abf", "base": 9e5}]}, "abf and ABF, which are one name on many disks"),
+        (
+            {"methods": ["abf", {"name": "ABF", "method": "abf", "base": 9e5}]},
+            "abf and ABF, which are one name on many disks",
+        ),
         ({"methods": ["abf", {"name": "..", "method": "abf"}]}, "letters, digits"),
         ({"methods": ["abf", {"name": "a" * 65, "method": "abf"}]}, "64 are allowed"),
         *(
@@ -171,13 +201,22 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ({"methods": [{"name": "abf", "title": "  "}]}, "title of abf"),
         ({"methods": [{"name": "abf", "title": "a\nb"}]}, "title of abf"),
         ({"seeds": [2**32]}, "different numbers"),
-        *(({"evaluation": evaluation(perplexity={name: WINDOW})}, "letters, digits") for name in ("pg19/test", "x/../../escaped", ".", "")),
+        *(
+            ({"evaluation": evaluation(perplexity={name: WINDOW})}, "letters, digits")
+            for name in ("pg19/test", "x/../../escaped", ".", "")
+        ),
         ({"evaluation": evaluation(perplexity={2024: WINDOW})}, "write it in quotes"),
-        ({"evaluation": evaluation(perplexity={"Books": WINDOW, "books": WINDOW})}, "Books and books, which are one name"),
+        (
+            {"evaluation": evaluation(perplexity={"Books": WINDOW, "books": WINDOW})},
+            "Books and books, which are one name",
+        ),
         ({"evaluation": evaluation(perplexity={"a": WINDOW, "a-positions": WINDOW})}, "whose figures have one name"),
         ({"evaluation": evaluation(perplexity={"a": {"data": "x"}})}, "either lengths or a window"),
         ({"evaluation": evaluation(perplexity={"a": {"data": "x", "lengths": "long"}})}, "FIRST:LAST:STEP"),
-        ({"evaluation": evaluation(perplexity={"a": {"data": "x", "window": 64, "stride": 64}})}, "less than the window"),
+        (
+            {"evaluation": evaluation(perplexity={"a": {"data": "x", "window": 64, "stride": 64}})},
+            "less than the window",
+        ),
         ({"evaluation": evaluation(ruler={"lengths": [64, 64]})}, "RULER lengths"),
         ({"evaluation": evaluation(ruler={"lengths": [-64]})}, "RULER lengths"),
         ({"evaluation": evaluation(short={"tasks": "piqa,../x"})}, "letters, digits"),
@@ -198,23 +237,44 @@ def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any],
         ({"methods": ["abf", {"name": "pi", "fcator": 3}]}, "Did you mean factor"),
         ({"tokens": 1024, "methods": ["abf", "abf-staged"]}, "less than one step"),
         ({"tokens": 10**9}, "more than the data have"),
-        ({"methods": ["abf", {"name": "abf-staged", "stages": [{"base": 3e4, "length": 96}, {"base": 5e4, "length": 256}]}]}, "divide"),
+        (
+            {
+                "methods": [
+                    "abf",
+                    {"name": "abf-staged", "stages": [{"base": 3e4, "length": 96}, {"base": 5e4, "length": 256}]},
+                ]
+            },
+            "divide",
+        ),
         ({"evaluation": {"data": "/nowhere"}}, "no such file"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_trained(workspace: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_told_before_anything_is_trained(
+    workspace: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(HarpeError, match=message):
         run(workspace, **changes)
     assert not (workspace / "run").exists()
 
 
 def test_rows_are_told_apart_by_the_options_in_which_they_differ(tmp_path: Path, make_tiny: Any) -> None:
-    make_tiny("qwen3", vocab_size=len(tokenizer := load_tokenizer("embedded"))).config.save_pretrained(tmp_path / "model")
+    make_tiny("qwen3", vocab_size=len(tokenizer := load_tokenizer("embedded"))).config.save_pretrained(
+        tmp_path / "model"
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"name": f"yarn-{n}", "method": "yarn", "beta_fast": n} for n in (4, 8)]
-    recipe = parse(small(tmp_path, length=1024, methods=["abf", "yarn", *rows, {"name": "abf-9", "method": "abf", "base": 9e5}]), "x")
+    recipe = parse(
+        small(tmp_path, length=1024, methods=["abf", "yarn", *rows, {"name": "abf-9", "method": "abf", "base": 9e5}]),
+        "x",
+    )
     titles = [arm.title for arm in make_rows(recipe, source_of(recipe), None)]
-    assert titles == ["ABF (default base)", "YaRN (beta_fast 32)", "YaRN (beta_fast 4)", "YaRN (beta_fast 8)", "ABF (base 900,000)"]
+    assert titles == [
+        "ABF (default base)",
+        "YaRN (beta_fast 32)",
+        "YaRN (beta_fast 4)",
+        "YaRN (beta_fast 8)",
+        "ABF (base 900,000)",
+    ]
 
 
 def test_a_recipe_that_is_no_yaml_is_told(tmp_path: Path) -> None:
@@ -233,23 +293,36 @@ def test_stages_and_one_stage_train_on_the_same_tokens_in_the_same_order(workspa
     one, staged = (read_json(folder / name / "seed-0" / "record.json") for name in ("abf", "abf-staged"))
     assert one["tokens"] == staged["tokens"] == 4096
     assert [stage["length"] for stage in staged["stages"]] == [128, 256]
-    assert {stage["data_hash"] for stage in (*one["stages"], *staged["stages"])} == {PackedDataset(folder / "data/seed-0/256").hash}
+    assert {stage["data_hash"] for stage in (*one["stages"], *staged["stages"])} == {
+        PackedDataset(folder / "data/seed-0/256").hash
+    }
     whole = PackedDataset(folder / "data/seed-0/256")
     parts = whole.cut(64)
     assert np.array_equal(
-        np.concatenate([whole[i]["input_ids"] for i in range(3)]), np.concatenate([parts[i]["input_ids"] for i in range(12)])
+        np.concatenate([whole[i]["input_ids"] for i in range(3)]),
+        np.concatenate([parts[i]["input_ids"] for i in range(12)]),
     )
     logs = [read_jsonl(folder / "abf-staged" / "seed-0" / f"stage-{n}" / "log.jsonl") for n in (1, 2)]
     assert [len(rows) for rows in logs] == [2, 2]
     summary = read_json(folder / "summary.json")
-    assert summary["interval"] == "documents only" and {m["id"] for m in summary["measures"]} == {"loss-short", "loss-long"}
+    assert summary["interval"] == "documents only" and {m["id"] for m in summary["measures"]} == {
+        "loss-short",
+        "loss-long",
+    }
     assert (folder / "report" / "index.html").is_file()
 
 
 @pytest.mark.slow
-def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_method_that_diverges_is_recorded_and_the_others_go_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listening = Listening()
-    folder = run(workspace, reporter=listening, methods=["none", "abf", {"name": "wild", "method": "abf", "base": 1.5}], learning_rate=1e30)
+    folder = run(
+        workspace,
+        reporter=listening,
+        methods=["none", "abf", {"name": "wild", "method": "abf", "base": 1.5}],
+        learning_rate=1e30,
+    )
     assert (folder / "none" / "seed-0" / "record.json").is_file()
     for name in ("abf", "wild"):
         assert "diverged" in read_json(folder / name / "seed-0" / "failed.json")["reason"]
@@ -340,14 +413,22 @@ def fake(tmp_path: Path, losses: dict[str, list[list[float]]], trained: set[str]
         for seed, values in enumerate(seeds):
             folder = tmp_path / method / f"seed-{seed}" / "scores"
             rows = [
-                {"document": i, "nll": [1.0, 10 * v], "tokens": [5, 10], "short_nll": v, "short_tokens": 1} for i, v in enumerate(values)
+                {"document": i, "nll": [1.0, 10 * v], "tokens": [5, 10], "short_nll": v, "short_tokens": 1}
+                for i, v in enumerate(values)
             ]
             folder.mkdir(parents=True)
             write_jsonl(folder / "perplexity.jsonl", rows)
             bins = [{"start": 0, "end": 128}, {"start": 128, "end": 256}]
-            write_json(folder / "perplexity.json", {"bins": bins, "short": {"length": 64}, "long": {"start": 128, "end": 256}})
+            write_json(
+                folder / "perplexity.json", {"bins": bins, "short": {"length": 64}, "long": {"start": 128, "end": 256}}
+            )
     methods = [{"name": name, "title": name.upper(), "trained": name in trained} for name in losses]
-    plan = {"methods": methods, "seeds": list(range(max(map(len, losses.values())))), "baseline": baseline, "target_length": 256}
+    plan = {
+        "methods": methods,
+        "seeds": list(range(max(map(len, losses.values())))),
+        "baseline": baseline,
+        "target_length": 256,
+    }
     write_json(tmp_path / "plan.json", plan)
     return tmp_path
 
@@ -371,10 +452,16 @@ def test_differences_are_paired_and_only_the_real_ones_are_claimed(tmp_path: Pat
     assert found["better"]["value"] == pytest.approx(np.mean(losses["better"]) - np.mean(losses["base"]))
     assert (found["none"]["real"], found["same"]["real"], found["better"]["real"]) == (True, False, True)
     assert found["better"]["high"] < 0 < found["none"]["low"]
-    at_the_end = {name: {key: d[key][-1] for key in ("value", "low", "high")} for name, d in value["positions"]["differences"].items()}
+    at_the_end = {
+        name: {key: d[key][-1] for key in ("value", "low", "high")}
+        for name, d in value["positions"]["differences"].items()
+    }
     assert at_the_end == {name: {key: d[key] for key in ("value", "low", "high")} for name, d in found.items()}
     (sentence,) = [s for s in value["reading"] if "positions 128 to 256" in s]
-    assert sentence == "Loss at positions 128 to 256, against BASE. Better: BETTER. Worse: NONE. No difference shown: SAME."
+    assert (
+        sentence
+        == "Loss at positions 128 to 256, against BASE. Better: BETTER. Worse: NONE. No difference shown: SAME."
+    )
 
 
 def test_methods_measured_on_different_documents_are_not_compared(tmp_path: Path) -> None:
@@ -385,10 +472,16 @@ def test_methods_measured_on_different_documents_are_not_compared(tmp_path: Path
 
 def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
     folder = fake(tmp_path, {"a": [[1.0, 2.0, 3.0]], "b": [[1.0, 2.0, 3.0]]}, set(), "a")
-    asked = {"data": "texts", "perplexity": {"pg19/test": {"data": "texts", "lengths": "128"}}, "ruler": {"lengths": [128]}}
+    asked = {
+        "data": "texts",
+        "perplexity": {"pg19/test": {"data": "texts", "lengths": "128"}},
+        "ruler": {"lengths": [128]},
+    }
     asked |= {"short": {"tasks": "piqa, gsm8k"}, "samples": 2, "grid_samples": 0}
     write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
-    write_json(folder / "a/seed-0/scores/short/short.json", {"tasks": {"piqa": {"score": 0.5, "metric": "acc"}, "gsm8k": {}}})
+    write_json(
+        folder / "a/seed-0/scores/short/short.json", {"tasks": {"piqa": {"score": 0.5, "metric": "acc"}, "gsm8k": {}}}
+    )
     write_jsonl(folder / "a/seed-0/scores/short/piqa.jsonl", [{"task": "piqa", "doc_id": 0, "acc": 1.0}])
     (told,) = [sentence for sentence in summarise(folder, resamples=10)["reading"] if sentence.startswith("Asked for")]
     assert "needles; perplexity on pg19/test; RULER at 128 tokens; gsm8k." in told
@@ -405,7 +498,12 @@ def test_means_over_windows_are_those_that_were_asked_for(tmp_path: Path) -> Non
 
 
 def test_trained_methods_are_compared_seed_by_seed_where_both_have_the_seed(tmp_path: Path) -> None:
-    folder = fake(tmp_path, {"a": [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], "b": [[0.0, 0.0], [0.0, 0.0], [0.5, 0.5]]}, {"a", "b"}, "a")
+    folder = fake(
+        tmp_path,
+        {"a": [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], "b": [[0.0, 0.0], [0.0, 0.0], [0.5, 0.5]]},
+        {"a", "b"},
+        "a",
+    )
     for file in (folder / "b" / "seed-0" / "scores").iterdir():
         file.unlink()
     (measure,) = [m for m in summarise(folder)["measures"] if m["id"] == "loss-long"]
@@ -416,7 +514,11 @@ def test_needle_means_weigh_tasks_alike(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "seed-0" / "scores"
     folder.mkdir(parents=True)
     tasks = {"single": [1, 1], "multi_key": [0, 0, 0, 0], "multi_query": [0.5, 0.5], "multi_value": [1]}
-    rows = [{"task": t, "length": 256, "index": i, "depth": None, "score": s} for t, scores in tasks.items() for i, s in enumerate(scores)]
+    rows = [
+        {"task": t, "length": 256, "index": i, "depth": None, "score": s}
+        for t, scores in tasks.items()
+        for i, s in enumerate(scores)
+    ]
     write_jsonl(folder / "needles.jsonl", rows)
     write_json(folder / "needles.json", {"tasks": [{"task": task} for task in tasks]})
     (mean,) = [m for m in collect(tmp_path, ["a"], [0]) if m.id == "needles-mean-256"]
@@ -424,9 +526,13 @@ def test_needle_means_weigh_tasks_alike(tmp_path: Path) -> None:
 
 
 def test_means_of_ruler_weigh_lengths_and_tasks_alike(tmp_path: Path) -> None:
-    """One task at two lengths with unlike numbers of samples; the eight needle tasks at each length are a mean of eight."""
+    """One task at two lengths with unlike numbers of samples; the eight needle tasks at each length are a mean of
+    eight."""
     names = [f"niah_{i}" for i in range(8)]
-    scores = {64: {name: [1.0, 0.0] for name in names} | {"vt": [1.0]}, 128: {name: [0.0] for name in names} | {"vt": [0.5, 0.25]}}
+    scores = {
+        64: {name: [1.0, 0.0] for name in names} | {"vt": [1.0]},
+        128: {name: [0.0] for name in names} | {"vt": [0.5, 0.25]},
+    }
     for length, tasks in scores.items():
         folder = tmp_path / "a" / "seed-0" / "scores" / f"ruler-{length}"
         folder.mkdir(parents=True)

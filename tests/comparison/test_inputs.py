@@ -91,7 +91,9 @@ PI = {"name": "pi", "train": False}
 NTK = {"name": "ntk", "train": False}
 
 
-def test_a_row_is_added_only_while_weights_and_texts_are_those_that_the_others_have_read(compared: Compare, workspace: Path) -> None:
+def test_a_row_is_added_only_while_weights_and_texts_are_those_that_the_others_have_read(
+    compared: Compare, workspace: Path
+) -> None:
     run = compared("none", NTK)
     plan, record = read_json(run / "plan.json"), read_json(run / "ntk" / "seed-0" / "record.json")
     assert record["inputs"] == plan["inputs"]
@@ -114,10 +116,15 @@ def test_a_row_is_added_only_while_weights_and_texts_are_those_that_the_others_h
     assert "54,321" in next(m["explanation"] for m in read_json(run / "plan.json")["methods"] if m["name"] == "ntk")
     (loss,) = [m for m in read_json(run / "summary.json")["measures"] if m["id"] == "loss-long"]
     assert set(loss["differences"]) == {"ntk", "pi"}
-    for name, key, value in (("record.json", "held_out", "0" * 64), ("inputs.json", "model", {"config": "0", "weights": "0"})):
+    for name, key, value in (
+        ("record.json", "held_out", "0" * 64),
+        ("inputs.json", "model", {"config": "0", "weights": "0"}),
+    ):
         file = run / "pi" / "seed-0" / name
         there = read_json(file)
-        changed = {**there, key: value} if name == "inputs.json" else {**there, "inputs": {**there["inputs"], key: value}}
+        changed = (
+            {**there, key: value} if name == "inputs.json" else {**there, "inputs": {**there["inputs"], key: value}}
+        )
         write_json(file, changed)
         for look in (summarise, complete):  # the second is `harpe report`'s
             with pytest.raises(HarpeError, match=r"pi \(seed 0\) differs .*(held-out texts|base weights).*Delete"):
@@ -149,7 +156,9 @@ def rows(run: Path, held_out: dict[str, str], data: dict[str, str] | None = None
     """Rows of an earlier version: scores that name their texts, records that name their stream, and no pins."""
     for name, texts in held_out.items():
         folder = run / name / "seed-0"
-        lines = [{"document": i, "nll": [1.0, 2.0], "tokens": [5, 5], "short_nll": 1.0, "short_tokens": 5} for i in range(3)]
+        lines = [
+            {"document": i, "nll": [1.0, 2.0], "tokens": [5, 5], "short_nll": 1.0, "short_tokens": 5} for i in range(3)
+        ]
         (folder / "scores").mkdir(parents=True)
         write_jsonl(folder / "scores" / "perplexity.jsonl", lines)
         value = {
@@ -182,7 +191,9 @@ def test_scores_of_other_texts_with_as_many_tokens_are_never_paired(tmp_path: Pa
         ("measuring", 3, "way of measuring"),
     ],
 )
-def test_scores_that_were_measured_in_another_way_are_never_paired(tmp_path: Path, key: str, value: Any, named: str) -> None:
+def test_scores_that_were_measured_in_another_way_are_never_paired(
+    tmp_path: Path, key: str, value: Any, named: str
+) -> None:
     plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64})
     way = {"protocol": {"documents": 3}, "dtype": "float32", "tokenizer": {"bos": 1}, "measuring": 2}
     for name, changes in (("a", {}), ("b", {key: value})):
@@ -195,7 +206,9 @@ def test_rows_trained_on_other_streams_of_one_seed_are_never_paired(tmp_path: Pa
     plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64}, {"a": "3" * 64, "b": "4" * 64})
     with pytest.raises(HarpeError, match="training texts of seed 0"):
         check_rows(tmp_path, plan)
-    check_rows(tmp_path / "alike", rows(tmp_path / "alike", {"a": "1" * 64, "b": "1" * 64}, {"a": "3" * 64, "b": "3" * 64}))
+    check_rows(
+        tmp_path / "alike", rows(tmp_path / "alike", {"a": "1" * 64, "b": "1" * 64}, {"a": "3" * 64, "b": "3" * 64})
+    )
 
 
 def test_a_model_on_the_hub_is_read_at_the_commit_of_the_first_day() -> None:
@@ -205,7 +218,12 @@ def test_a_model_on_the_hub_is_read_at_the_commit_of_the_first_day() -> None:
 
 
 def test_what_is_pinned_covers_samples_questions_and_streams_and_new_seeds_are_no_difference() -> None:
-    pinned: dict[str, Any] = {"model": {"commit": "a"}, "tokenizer": {"sha256": "b"}, "training": {"0": "c"}, "held_out": "d"}
+    pinned: dict[str, Any] = {
+        "model": {"commit": "a"},
+        "tokenizer": {"sha256": "b"},
+        "training": {"0": "c"},
+        "held_out": "d",
+    }
     pinned |= {"corpora": {"books": "e"}, "ruler": {"128": {"vt": "f"}}, "short": "g"}
     assert other(pinned, pinned) == [] and other(pinned, {**pinned, "training": {"0": "c", "1": "x"}}) == []
     found = {"model": {"commit": "x"}, "tokenizer": {"sha256": "x"}, "training": {"0": "x"}, "held_out": "x"}

@@ -31,19 +31,28 @@ def test_a_signal_ends_a_verb_with_the_sentence_of_ctrl_c_and_its_own_code(
     # as in a terminal: what starts the tests in the background switches signals off
     started = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("harpe.commands.bases.run", lambda options, terminal: os.kill(os.getpid(), number) or time.sleep(60))
+    monkeypatch.setattr(
+        "harpe.commands.bases.run", lambda options, terminal: os.kill(os.getpid(), number) or time.sleep(60)
+    )
     try:
         assert cli.main(["bases", "--length=256", "--model=embedded"]) == code
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(number, started)
     name = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
-    assert f"{name}. Nothing that was saved is lost: the same command (extend: with --resume) goes on." in capsys.readouterr().err
+    assert (
+        f"{name}. Nothing that was saved is lost: the same command (extend: with --resume) goes on."
+        in capsys.readouterr().err
+    )
 
 
-def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found: list[Any] = []
-    monkeypatch.setattr("harpe.commands.bases.run", lambda options, terminal: found.append(signal.getsignal(signal.SIGHUP)))
+    monkeypatch.setattr(
+        "harpe.commands.bases.run", lambda options, terminal: found.append(signal.getsignal(signal.SIGHUP))
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert cli.main(["bases", "--length=256", "--model=embedded"]) == 0
@@ -70,7 +79,9 @@ def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its
         (None, 0, ["", "", ""]),
     ],
 )
-def test_workers_take_turns_over_the_gpus_that_this_process_may_use(visible: str | None, count: int, expected: list[str]) -> None:
+def test_workers_take_turns_over_the_gpus_that_this_process_may_use(
+    visible: str | None, count: int, expected: list[str]
+) -> None:
     assert [own_gpu(visible, count, slot) for slot in range(3)] == expected
 
 
@@ -94,8 +105,14 @@ def test_a_worker_that_was_killed_when_its_row_was_finished_has_not_failed(tmp_p
             return -signal.SIGKILL
 
     workers, row = cast(Any, Killed()), cast(Any, SimpleNamespace(name="row"))
-    assert "SIGKILL" in str(run_worker(workers, tmp_path / "a", (row, 0), 0)) and (tmp_path / "a/row/seed-0/failed.json").is_file()
-    assert run_worker(workers, tmp_path / "b", (row, 0), 1) is None and not (tmp_path / "b/row/seed-0/failed.json").exists()
+    assert (
+        "SIGKILL" in str(run_worker(workers, tmp_path / "a", (row, 0), 0))
+        and (tmp_path / "a/row/seed-0/failed.json").is_file()
+    )
+    assert (
+        run_worker(workers, tmp_path / "b", (row, 0), 1) is None
+        and not (tmp_path / "b/row/seed-0/failed.json").exists()
+    )
 
 
 # -- processes
@@ -109,7 +126,8 @@ if "harpe.comparison.worker" in sys.orig_argv:  # as a loader of data or a bench
     open(name + ".new", "w").write(f"{{os.getpid()}} {{child.pid}}")
     os.rename(name + ".new", name)
 """
-"""Run by every Python that the comparison starts: its workers have a process of their own, and tell its number and theirs."""
+"""Run by every Python that the comparison starts: its workers have a process of their own, and tell its number and
+theirs."""
 
 
 @pytest.fixture
@@ -142,8 +160,18 @@ def started(workspace: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     children: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "harpe", "compare", str(workspace / "slow.yaml"), f"--out={workspace / 'run'}", "--jobs=2"]
-        children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        command = [
+            sys.executable,
+            "-m",
+            "harpe",
+            "compare",
+            str(workspace / "slow.yaml"),
+            f"--out={workspace / 'run'}",
+            "--jobs=2",
+        ]
+        children.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
         return children[-1]
 
     yield start
@@ -226,13 +254,29 @@ def test_a_worker_that_is_killed_alone_takes_along_what_it_has_started_and_is_tr
 
 @pytest.mark.slow
 def test_an_extension_that_is_terminated_says_how_to_go_on_and_does(workspace: Path) -> None:
-    command = [sys.executable, "-m", "harpe", "extend", str(workspace / "model"), "--length=256", f"--data={workspace / 'texts'}"]
-    command += [f"--out={workspace / 'run'}", "--tokens=40960", "--batch-tokens=512", "--save-every=1", "--dtype=float32"]
+    command = [
+        sys.executable,
+        "-m",
+        "harpe",
+        "extend",
+        str(workspace / "model"),
+        "--length=256",
+        f"--data={workspace / 'texts'}",
+    ]
+    command += [
+        f"--out={workspace / 'run'}",
+        "--tokens=40960",
+        "--batch-tokens=512",
+        "--save-every=1",
+        "--dtype=float32",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stage = workspace / "run" / "harpe" / "stage-1"
     waited(lambda: list(stage.glob("checkpoint-*/complete.json")), "the first checkpoint")
     process.terminate()
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 143 and "Ended by SIGTERM. Nothing that was saved is lost" in said and "--resume" in said
+    assert (
+        process.returncode == 143 and "Ended by SIGTERM. Nothing that was saved is lost" in said and "--resume" in said
+    )
     assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
     assert (workspace / "run" / "harpe" / "model" / "config.json").is_file()

@@ -54,10 +54,16 @@ Path.unlink = keep
 
 
 def alone(commands: Sequence[Sequence[str]], before: str = "") -> None:
-    """Run commands in one process that was started with one thread, as the two are: how sums of floats are formed depends on it."""
-    code = "import json, sys; from harpe.cli.main import main; sys.exit(max(main(given) for given in json.loads(sys.argv[1])))"
+    """Run commands in one process that was started with one thread, as the two are: how sums of floats are formed
+    depends on it."""
+    code = (
+        "import json, sys; from harpe.cli.main import main; sys.exit(max(main(given) for given in "
+        "json.loads(sys.argv[1])))"
+    )
     given = [sys.executable, "-c", before + code, json.dumps([list(command) for command in commands])]
-    done = subprocess.run(given, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        given, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -69,14 +75,17 @@ def written(folder: Path) -> dict[str, Any]:
             found["grid.json"] = read_json(path)
             del found["grid.json"]["reading"]["seconds"]
         elif path.name == "grid.jsonl":
-            found["grid.jsonl"] = [{key: value for key, value in row.items() if key != "seconds"} for row in read_jsonl(path)]
+            found["grid.jsonl"] = [
+                {key: value for key, value in row.items() if key != "seconds"} for row in read_jsonl(path)
+            ]
         elif path.is_file():
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
     return found
 
 
 def interrupted(whole: Path, folder: Path, records: str, keep: Sequence[int], drop: Sequence[str]) -> None:
-    """A copy that two killed processes have left: `keep` records in the parts of each, the last of them with a cut line behind it."""
+    """A copy that two killed processes have left: `keep` records in the parts of each, the last of them with a cut line
+    behind it."""
     if folder != whole:
         shutil.copytree(whole, folder)
     path = folder / records
@@ -135,9 +144,21 @@ def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp
 
 
 @pytest.mark.slow
-def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_for_a_run(texts: Path, tmp_path: Path) -> None:
+def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_for_a_run(
+    texts: Path, tmp_path: Path
+) -> None:
     def checkpoint(name: str) -> list[str]:
-        return ["evaluate", "embedded", "--length", "512", *given, "--grid-samples", "6", "--out", str(tmp_path / name / "scores")]
+        return [
+            "evaluate",
+            "embedded",
+            "--length",
+            "512",
+            *given,
+            "--grid-samples",
+            "6",
+            "--out",
+            str(tmp_path / name / "scores"),
+        ]
 
     given = ["--data", str(texts), "--documents", "5", "--samples", "3", "--dtype", "float32"]
     run = [tmp_path / name / "run" for name in ("one", "two")]
@@ -158,7 +179,14 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
     alone([checkpoint("one after two")])
     assert told.count("process 1 of 2") >= 6 and told.count("The report is in") == 1
     scores, runs = (written(tmp_path / "one" / kind) for kind in ("scores", "run"))
-    assert {"perplexity.json", "perplexity.jsonl", "needles.json", "needles.jsonl", "grid.json", "grid.jsonl"} <= scores.keys()
+    assert {
+        "perplexity.json",
+        "perplexity.jsonl",
+        "needles.json",
+        "needles.jsonl",
+        "grid.json",
+        "grid.jsonl",
+    } <= scores.keys()
     assert {"report/index.html", "plan.json", "base/scores/needles.json", "harpe/scores/needles.json"} <= runs.keys()
     for name in ("two", "one after two", "two after two"):
         assert written(tmp_path / name / "scores") == scores
@@ -188,11 +216,17 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
     pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
     data = tmp_path / "data" / "short_bench"
     (data / "piqa").mkdir(parents=True)
-    goals = [{"goal": f"open the jar {'and wait ' * i}", "sol1": f"turn lid {i}", "sol2": "hit it with a longer text"} for i in range(9)]
+    goals = [
+        {"goal": f"open the jar {'and wait ' * i}", "sol1": f"turn lid {i}", "sol2": "hit it with a longer text"}
+        for i in range(9)
+    ]
     (data / "piqa" / "valid.jsonl").write_text("".join(json.dumps(goal) + "\n" for goal in goals))
     (data / "piqa" / "valid-labels.lst").write_text("0\n1\n0\n" * 3)
     (data / "llm-foundry").mkdir()
-    asked = [{"context": f"Question: Who is {i}{'!' * i}?\nAnswer:", "answer": f"N{i}", "aliases": [f"N{i}"]} for i in range(105)]
+    asked = [
+        {"context": f"Question: Who is {i}{'!' * i}?\nAnswer:", "answer": f"N{i}", "aliases": [f"N{i}"]}
+        for i in range(105)
+    ]
     (data / "llm-foundry" / "triviaqa_sm_sub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     model = load_model("embedded")
@@ -219,7 +253,9 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
     assert len(lines) == 18
     for name in ("one after two", "two after two"):
         (tmp_path / name).mkdir()
-        begun = {key: value for key, value in read_json(tmp_path / "one" / "short.json").items() if key != "schema_version"}
+        begun = {
+            key: value for key, value in read_json(tmp_path / "one" / "short.json").items() if key != "schema_version"
+        }
         write_json(tmp_path / name / "short.json", {**begun, "tasks": {}})
         (tmp_path / name / "piqa.requests.jsonl.0").write_bytes(b"".join([head, *lines[:3]]))
         (tmp_path / name / "piqa.requests.jsonl.1").write_bytes(b"".join([head, *lines[9:14]]) + lines[15][:20])
@@ -235,31 +271,61 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_process_ends_all_with_its_sentence_and_the_command_goes_on_later(texts: Path, tmp_path: Path) -> None:
-    command = ["perplexity", "embedded", "--data", str(texts), "--documents", "7", "--dtype", "float32", "--window", "300"]
+def test_a_failure_on_one_process_ends_all_with_its_sentence_and_the_command_goes_on_later(
+    texts: Path, tmp_path: Path
+) -> None:
+    command = [
+        "perplexity",
+        "embedded",
+        "--data",
+        str(texts),
+        "--documents",
+        "7",
+        "--dtype",
+        "float32",
+        "--window",
+        "300",
+    ]
     command = [*command, "--out", str(tmp_path / "p.json")]
     _, told = launch([command], tmp_path / "log", code=2, HARPE_TEST_FAILS="1:the text of this process cannot be read.")
     assert told.count("harpe perplexity: the text of this process cannot be read.") == 1
     assert not (tmp_path / "p.json").exists()
     alone([command])
     assert len(read_jsonl(tmp_path / "p.records.jsonl")) == 7
-    _, told = launch([["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]], tmp_path / "log", code=2)
+    _, told = launch(
+        [["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]], tmp_path / "log", code=2
+    )
     assert told.count("Give either --lengths") == 1  # what all processes would say is said once
 
 
 @pytest.mark.slow
 def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_other(tmp_path: Path) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')")
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
 
     def command(name: str) -> list[str]:
-        given = ["ruler", "--model", "embedded", "--length", "512", "--beyond-context", "--samples", "4", "--tasks", "niah_multikey_2,fwe"]
+        given = [
+            "ruler",
+            "--model",
+            "embedded",
+            "--length",
+            "512",
+            "--beyond-context",
+            "--samples",
+            "4",
+            "--tasks",
+            "niah_multikey_2,fwe",
+        ]
         return [*given, "--batch-tokens", "1500", "--dtype", "float32", "--out", str(tmp_path / name)]
 
     alone([command("one")])
     whole = written(tmp_path / "one")
     assert whole.keys() == {"answers.jsonl", "fwe.jsonl", "niah_multikey_2.jsonl", "protocol.json", "ruler.json"}
     rows = read_jsonl(tmp_path / "one" / "answers.jsonl")
-    assert [(row["task"], row["sample"]) for row in rows] == [(task, i) for task in ("niah_multikey_2", "fwe") for i in range(4)]
+    assert [(row["task"], row["sample"]) for row in rows] == [
+        (task, i) for task in ("niah_multikey_2", "fwe") for i in range(4)
+    ]
     assert len({row["prediction"] for row in rows}) > 4  # answers that tell the samples apart
     for name in ("one after two", "two after two"):
         interrupted(tmp_path / "one", tmp_path / name, "answers.jsonl", (2, 3), ["ruler.json"])
@@ -270,7 +336,9 @@ def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_
         assert written(tmp_path / name) == whole
 
 
-def test_a_comparison_that_a_launcher_starts_several_times_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_comparison_that_a_launcher_starts_several_times_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from harpe.comparison.run import compare
 
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -218,23 +218,33 @@ def notes(folder: Path, values: dict[str, Any], original_length: int | None = No
 def test_the_plan_says_which_reading_of_linear_scaling_was_taken_and_how_to_take_the_other(tmp_path: Path) -> None:
     undecided = {"max_position_embeddings": 16_384, **linear(4.0)}
     said = notes(tmp_path, undecided)
-    assert "16384, is taken for the context with linear scaling, 4096 for that before it (nothing in it says otherwise)" in said
+    assert (
+        "16384, is taken for the context with linear scaling, 4096 for that before it (nothing in it says otherwise)"
+        in said
+    )
     assert "give --original-length 65536" in said
     other = read_geometry(load_config(str(tmp_path)), "x", 65_536)
     plain = read_geometry(load_config(write(tmp_path, {"max_position_embeddings": 16_384})), "x")
     assert base_range(other, 131_072).reference == pytest.approx(base_range(plain, 131_072).reference)
     said = notes(tmp_path, FORMS["Vicuna v1.5 16k"][0])
-    assert "4096, is taken for the context before linear scaling, 16384 for that with it (max_sequence_length is 16384)" in said
+    assert (
+        "4096, is taken for the context before linear scaling, 16384 for that with it (max_sequence_length is 16384)"
+        in said
+    )
 
 
 def test_harpe_bases_says_it_too(tmp_path: Path) -> None:
-    value = choose(BasesOptions(model=write(tmp_path, {"max_position_embeddings": 16_384, **linear(4.0)}), length=32_768))
+    value = choose(
+        BasesOptions(model=write(tmp_path, {"max_position_embeddings": 16_384, **linear(4.0)}), length=32_768)
+    )
     assert any("--original-length 65536" in note for note in value["notes"])
     assert "--original-length 65536" in str(base_table(value).caption)
 
 
 def test_a_yarn_that_the_reader_added_counts_for_the_context_before_it(tmp_path: Path) -> None:
-    assert "32768 tokens are counted as the trained context" in notes(tmp_path, FORMS["Qwen3 with YaRN, as its README says"][0])
+    assert "32768 tokens are counted as the trained context" in notes(
+        tmp_path, FORMS["Qwen3 with YaRN, as its README says"][0]
+    )
 
 
 def test_a_target_within_the_context_that_linear_scaling_reached_is_refused(tmp_path: Path) -> None:

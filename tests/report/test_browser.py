@@ -18,7 +18,14 @@ from harpe.report.page import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--allow-file-access-from-files"),
 )
 WRAPPER = """<!doctype html><body style="margin:0">
@@ -27,7 +34,8 @@ WRAPPER = """<!doctype html><body style="margin:0">
 <script>
 document.getElementById("frame").onload = (event) => {{
   const root = event.target.contentDocument.documentElement;
-  const widths = [...root.querySelectorAll("svg.figure")].map((figure) => Math.round(figure.getBoundingClientRect().width));
+  const widths = [...root.querySelectorAll("svg.figure")]
+    .map((figure) => Math.round(figure.getBoundingClientRect().width));
   document.getElementById("measured").textContent =
     `client=${{root.clientWidth}} scroll=${{root.scrollWidth}} narrowest=${{Math.min(...widths)}}`;
 }};
@@ -83,7 +91,14 @@ def test_dark_differs_from_light(browser: str, page: Path, tmp_path: Path) -> No
     for scheme in (0, 1):  # blink: 0 dark, 1 light
         shot = tmp_path / f"{scheme}.png"
         setting = f"--blink-settings=preferredColorScheme={scheme}"
-        run_browser(browser, tmp_path / f"profile-{scheme}", setting, f"--screenshot={shot}", "--window-size=900,900", page.as_uri())
+        run_browser(
+            browser,
+            tmp_path / f"profile-{scheme}",
+            setting,
+            f"--screenshot={shot}",
+            "--window-size=900,900",
+            page.as_uri(),
+        )
         means.append(float(np.asarray(Image.open(shot).convert("RGB")).mean() / 255))
     assert means[0] < 0.35 and means[1] > 0.8
 
@@ -97,7 +112,9 @@ def test_page_logs_no_error(browser: str, page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 320, 1280])
 def test_page_does_not_scroll_sideways(browser: str, page: Path, tmp_path: Path, width: int) -> None:
     url = wrapped(tmp_path, page, width, 800)
-    dom = run_browser(browser, tmp_path / "profile", "--dump-dom", "--window-size=1400,900", "--virtual-time-budget=5000", url).stdout
+    dom = run_browser(
+        browser, tmp_path / "profile", "--dump-dom", "--window-size=1400,900", "--virtual-time-budget=5000", url
+    ).stdout
     found = re.search(r"client=(\d+) scroll=(\d+) narrowest=(\d+)", dom)
     assert found, dom[-2000:]
     client, scroll, narrowest = map(int, found.groups())
@@ -118,7 +135,8 @@ document.getElementById("frame").onload = (event) => {{
 </script>"""
 STEPS = """
   const table = page.querySelector("table.sortable");
-  const column = (index) => [...table.tBodies[0].rows].map((row) => row.cells[index].querySelector("b, .none")?.textContent);
+  const column = (index) => [...table.tBodies[0].rows].map((row) =>
+    row.cells[index].querySelector("b, .none")?.textContent);
   const press = (index) => table.tHead.rows[0].cells[index].querySelector("button").click();
   const state = (index) => table.tHead.rows[0].cells[index].getAttribute("aria-sort");
   found.plan = column(2);
@@ -148,10 +166,16 @@ STEPS = """
 """
 
 
-def driven(browser: str, tmp_path: Path, page: Path, steps: str, width: int = 1280, sandbox: str = "") -> dict[str, Any]:
+def driven(
+    browser: str, tmp_path: Path, page: Path, steps: str, width: int = 1280, sandbox: str = ""
+) -> dict[str, Any]:
     """What `steps` find in the page, run from a page around it."""
     path = tmp_path / f"driver-{width}.html"
-    path.write_text(DRIVER.format(url=page.as_uri(), width=width, steps=steps.replace("{{", "{").replace("}}", "}"), sandbox=sandbox))
+    path.write_text(
+        DRIVER.format(
+            url=page.as_uri(), width=width, steps=steps.replace("{{", "{").replace("}}", "}"), sandbox=sandbox
+        )
+    )
     arguments = ("--dump-dom", "--window-size=1400,900", "--virtual-time-budget=8000", path.as_uri())
     dom = run_browser(browser, tmp_path / "profile", *arguments).stdout
     found = re.search(r'id="measured">(.+?)</script>', dom, re.DOTALL)
@@ -168,21 +192,32 @@ def numbers(cells: list[str]) -> list[float]:
     return [float(cell.rstrip("%")) for cell in cells if cell != "failed"]
 
 
-def test_tables_sort_figures_tell_values_by_keyboard_and_methods_are_picked_out(browser: str, compared: Path, tmp_path: Path) -> None:
+def test_tables_sort_figures_tell_values_by_keyboard_and_methods_are_picked_out(
+    browser: str, compared: Path, tmp_path: Path
+) -> None:
     found = driven(browser, tmp_path, compared, STEPS)
     assert found["plan"][-1] == "failed" and numbers(found["plan"]) != sorted(numbers(found["plan"]))
     assert found["up"][0] == "ascending" and numbers(found["up"][1]) == sorted(numbers(found["plan"]))
-    assert found["down"][0] == "descending" and numbers(found["down"][1]) == sorted(numbers(found["plan"]), reverse=True)
+    assert found["down"][0] == "descending" and numbers(found["down"][1]) == sorted(
+        numbers(found["plan"]), reverse=True
+    )
     assert found["up"][1][-1] == found["down"][1][-1] == "failed"  # what has no value stays last
-    assert found["best"][:2] == [None, "descending"] and numbers(found["best"][2]) == sorted(numbers(found["best"][2]), reverse=True)
+    assert found["best"][:2] == [None, "descending"] and numbers(found["best"][2]) == sorted(
+        numbers(found["best"][2]), reverse=True
+    )
     assert found["again"] == found["plan"]
     assert found["focusable"] == "0" and found["closed"] is True
     assert found["second"][0] is False and found["second"][1].startswith("256 tokens, depth 25 %")
-    assert found["picked"] == ["true", [True, False, *[True] * (len(found["picked"][1]) - 2)]] and found["released"] is False
+    assert (
+        found["picked"] == ["true", [True, False, *[True] * (len(found["picked"][1]) - 2)]]
+        and found["released"] is False
+    )
 
 
 def test_a_comparison_logs_no_error(browser: str, compared: Path, tmp_path: Path) -> None:
-    done = run_browser(browser, tmp_path / "profile", "--dump-dom", "--enable-logging=stderr", "--v=0", compared.as_uri())
+    done = run_browser(
+        browser, tmp_path / "profile", "--dump-dom", "--enable-logging=stderr", "--v=0", compared.as_uri()
+    )
     assert 'class="sort"' in done.stdout  # the script has run: the page's policy holds its hash
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -208,7 +243,8 @@ def test_a_comparison_does_not_scroll_sideways(
       for (const part of page.querySelectorAll("details")) part.open = true;
       found.client = root.clientWidth;
       found.scroll = root.scrollWidth;
-      found.figures = Math.min(...[...page.querySelectorAll(".maps svg.figure")].map((f) => f.getBoundingClientRect().width));
+      found.figures = Math.min(
+        ...[...page.querySelectorAll(".maps svg.figure")].map((f) => f.getBoundingClientRect().width));
     """
     found = driven(browser, tmp_path, page, steps, width)
     assert found["client"] == found["scroll"] == width

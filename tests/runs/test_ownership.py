@@ -28,10 +28,25 @@ def words(verb: str, folder: Path, data: Path) -> list[str]:
     return {
         "bases": ["bases", *bases, f"--out={folder}"],
         "evaluate": ["evaluate", "embedded", f"--data={texts}", "--length=64", *few, f"--out={folder}"],
-        "perplexity": ["perplexity", "embedded", f"--data={texts}", "--lengths=32,64", plain, f"--out={folder / 'held_out.json'}"],
+        "perplexity": [
+            "perplexity",
+            "embedded",
+            f"--data={texts}",
+            "--lengths=32,64",
+            plain,
+            f"--out={folder / 'held_out.json'}",
+        ],
         "ruler": [*ruler, "--tokenizer=embedded"],
         "ruler answers": [*ruler, "--model=embedded", "--beyond-context", plain, f"--against={data}"],
-        "short": ["short", "embedded", "--offline", "--tasks=piqa", f"--data={data}", f"--against={data}", f"--out={folder}"],
+        "short": [
+            "short",
+            "embedded",
+            "--offline",
+            "--tasks=piqa",
+            f"--data={data}",
+            f"--against={data}",
+            f"--out={folder}",
+        ],
         "prepare": ["prepare", f"--data={texts}", "--model=embedded", "--length=16", f"--out={folder}"],
         "extend": ["extend", "embedded", "--length=512", f"--data={texts}", f"--out={folder}"],
         "export": ["export", "embedded", f"--out={folder}"],
@@ -47,12 +62,17 @@ PLACES = [
     *[("ruler answers", name) for name in ("fwe.jsonl", "answers.jsonl.3", *AGAINST)],
     *[("short", name) for name in ("short.json", "piqa.jsonl", "piqa.requests.jsonl.1", "against.md")],
     *[(verb, "index.json") for verb in ("prepare", "extend", "export")],
-    *[("report", name) for name in ("report/index.html", "report/tables.csv", "report/tables.md", "positions.json", "summary.json")],
+    *[
+        ("report", name)
+        for name in ("report/index.html", "report/tables.csv", "report/tables.md", "positions.json", "summary.json")
+    ],
 ]
 
 
 @pytest.mark.parametrize(("verb", "name"), PLACES)
-def test_what_harpe_did_not_write_stays_as_it_is(verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_harpe_did_not_write_stays_as_it_is(
+    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = tmp_path / "place", tmp_path / "data"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text(FOREIGN)
@@ -68,7 +88,9 @@ def test_what_harpe_did_not_write_stays_as_it_is(verb: str, name: str, tmp_path:
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "perplexity", "ruler", "short"])
-def test_scores_that_a_process_is_measuring_are_left_to_it(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_that_a_process_is_measuring_are_left_to_it(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = tmp_path / "place", tmp_path / "data" / "short_bench" / "piqa"
     data.mkdir(parents=True)
     (data / "valid.jsonl").write_text(json.dumps({"goal": "to see", "sol1": "look", "sol2": "listen"}) + "\n")
@@ -110,9 +132,13 @@ def planted_link(path: Path) -> None:
     path.symlink_to(path.parent / "nowhere")
 
 
-@pytest.mark.parametrize("plant", [Path.mkdir, Path.touch, os.mkfifo, planted_link, lambda path: path.write_bytes(b"\xff\x00")])
+@pytest.mark.parametrize(
+    "plant", [Path.mkdir, Path.touch, os.mkfifo, planted_link, lambda path: path.write_bytes(b"\xff\x00")]
+)
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.0", "a.svg", "a.html", "a.md", "a.csv", "a.txt", "a"])
-def test_whatever_lies_there_without_a_mark_is_foreign(plant: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+def test_whatever_lies_there_without_a_mark_is_foreign(
+    plant: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
     plant(tmp_path / name)
     with pytest.raises(HarpeError, match="harpe did not write it|is a link"):
         refuse_foreign(tmp_path / name)

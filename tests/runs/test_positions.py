@@ -1,4 +1,5 @@
-"""Loss by position, minus a reference: paired, with intervals that a naive bootstrap gives too, and only on the same documents."""
+"""Loss by position, minus a reference: paired, with intervals that a naive bootstrap gives too, and only on the same
+documents."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ BINS = [(0, 16), (16, 64)]
 
 
 def losses(rng: np.random.Generator, own: np.ndarray, gain: float, spread: float, texts: str | None = "a") -> Losses:
-    """Losses of documents that are easy or hard (`own`), alike for all models, and of a model that gains `gain` nats a token."""
+    """Losses of documents that are easy or hard (`own`), alike for all models, and of a model that gains `gain` nats a
+    token."""
     tokens = np.tile([float(end - start) for start, end in BINS], (len(own), 1))
     nll = tokens * (3.0 + own[:, None] - np.array([0.0, gain]) + rng.normal(0, spread, (len(own), 2)))
     return Losses(BINS, nll, tokens, texts)
@@ -51,7 +53,10 @@ def test_the_interval_is_that_of_a_naive_crossed_bootstrap(seeds: int) -> None:
     for at in range(2):
         value, low, high = (found["differences"]["m"][key][at] for key in ("value", "low", "high"))
         expected = naive(mine, theirs, at, 4000)
-        assert (low, high) == (pytest.approx(expected[0], abs=0.15 * (high - low)), pytest.approx(expected[1], abs=0.15 * (high - low)))
+        assert (low, high) == (
+            pytest.approx(expected[0], abs=0.15 * (high - low)),
+            pytest.approx(expected[1], abs=0.15 * (high - low)),
+        )
         totals = [(a.nll - b.nll)[:, at].sum() / a.tokens[:, at].sum() for a, b in zip(mine, theirs, strict=True)]
         assert value == pytest.approx(statistics.mean(totals))
         assert high - low < 0.1  # unpaired it would be about as wide as the documents differ, one nat
@@ -72,8 +77,13 @@ def test_what_was_measured_on_other_documents_or_seeds_is_not_compared() -> None
     }
     found = position_differences(every, "reference", set(every) - {"untrained"}, resamples=500)
     assert found is not None and found["differences"].keys() == {"untrained", "half"}
-    assert found["differences"]["half"]["seeds"] == 1 and found["differences"]["half"]["value"][1] == pytest.approx(-0.3, abs=0.02)
-    assert position_differences(every, "nothing", set()) is None and position_differences({"r": reference}, "r", set()) is None
+    assert found["differences"]["half"]["seeds"] == 1 and found["differences"]["half"]["value"][1] == pytest.approx(
+        -0.3, abs=0.02
+    )
+    assert (
+        position_differences(every, "nothing", set()) is None
+        and position_differences({"r": reference}, "r", set()) is None
+    )
 
 
 def write_losses(scores: Path, of: Losses) -> None:
@@ -92,12 +102,25 @@ def write_losses(scores: Path, of: Losses) -> None:
 
 
 def write_run(run: Path, names: dict[str, bool], **more: Any) -> None:
-    model = dict.fromkeys(("layers", "query_heads", "key_value_heads", "head_dim", "rotary_dim", "parameters", "original_length"), 2)
+    model = dict.fromkeys(
+        ("layers", "query_heads", "key_value_heads", "head_dim", "rotary_dim", "parameters", "original_length"), 2
+    )
     methods = [
-        {"name": name, "title": name, "explanation": "", "trained": trained, "bases": [2e4, 3e4] if name == "harpe" else [2e4, 2e4]}
+        {
+            "name": name,
+            "title": name,
+            "explanation": "",
+            "trained": trained,
+            "bases": [2e4, 3e4] if name == "harpe" else [2e4, 2e4],
+        }
         for name, trained in names.items()
     ]
-    plan = {"title": "t", "model": {"name": "m", "model_type": "llama", "base": 1e4, **model}, "original_length": 16, "target_length": 64}
+    plan = {
+        "title": "t",
+        "model": {"name": "m", "model_type": "llama", "base": 1e4, **model},
+        "original_length": 16,
+        "target_length": 64,
+    }
     plan |= {
         "range": {"low": 1e4, "high": 2e4, "reference": 1e4, "why": ""},
         "reasons": [],
@@ -134,4 +157,6 @@ def test_a_summary_of_an_earlier_version_gets_its_positions_and_keeps_the_rest(t
     write_json(tmp_path / "summary.json", {"baseline": "r", "measures": ["kept"]})
     complete(tmp_path)
     value = read_json(tmp_path / "summary.json")
-    assert value["measures"] == ["kept"] and value["positions"]["differences"]["m"]["value"][1] == pytest.approx(-0.2, abs=0.002)
+    assert value["measures"] == ["kept"] and value["positions"]["differences"]["m"]["value"][1] == pytest.approx(
+        -0.2, abs=0.002
+    )

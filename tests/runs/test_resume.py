@@ -1,4 +1,5 @@
-"""What a run decided when it began holds to its end: bases, model, texts, plan; what is damaged or changed is a sentence."""
+"""What a run decided when it began holds to its end: bases, model, texts, plan; what is damaged or changed is a
+sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ from harpe.reporter import Reporter
 from harpe.runs import directory
 from harpe.training.progress import JsonlLog
 
-SETTINGS: dict[str, Any] = {"length": 256, "tokens": 8 * 256, "learning_rate": 1e-3, "dtype": "float32", "save_every": 2}
+SETTINGS: dict[str, Any] = {
+    "length": 256,
+    "tokens": 8 * 256,
+    "learning_rate": 1e-3,
+    "dtype": "float32",
+    "save_every": 2,
+}
 
 
 class Stop(Exception):
@@ -65,8 +72,11 @@ def begin(workspace: Path, monkeypatch: pytest.MonkeyPatch, out: str = "run", **
     assert (workspace / out / "harpe" / "stage-1" / "checkpoint-2" / "complete.json").is_file()
 
 
-def test_bases_that_were_measured_are_read_back_and_the_plan_stays(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file more in --data would give other bases; the run goes on with its own, to the weights of a run that was not interrupted."""
+def test_bases_that_were_measured_are_read_back_and_the_plan_stays(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file more in --data would give other bases; the run goes on with its own, to the weights of a run that was not
+    interrupted."""
     monkeypatch.setenv("HARPE_CACHE", str(workspace / "cache"))
     adaptive = {"assignment": "adaptive", "layer_bases": "permuted"}
     whole = run(workspace, "whole", **adaptive)
@@ -75,7 +85,9 @@ def test_bases_that_were_measured_are_read_back_and_the_plan_stays(workspace: Pa
     (workspace / "texts" / "0.txt").write_text("b" * 9000)
     monkeypatch.setattr("harpe.commands.extend.measured_distances", lambda *args: pytest.fail("measured again"))
     target = run(workspace, resume=True, **adaptive)
-    assert (workspace / "run/plan.json").read_bytes() == plan and (workspace / "run/harpe/stages.json").read_bytes() == stages
+    assert (workspace / "run/plan.json").read_bytes() == plan and (
+        workspace / "run/harpe/stages.json"
+    ).read_bytes() == stages
     for name in ("model.safetensors", "config.json"):
         assert (target / name).read_bytes() == (whole / name).read_bytes()
 
@@ -143,13 +155,16 @@ def test_a_recipe_without_a_newer_option_is_read_with_what_its_version_did(tmp_p
     recipe = yaml.safe_load(path.read_text())
 
     def written(**changes: Any) -> None:
-        path.write_text(yaml.safe_dump({key: value for key, value in {**recipe, **changes}.items() if value != "absent"}))
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in {**recipe, **changes}.items() if value != "absent"})
+        )
 
     written(schedule="absent", split_special_tokens="absent")
     assert directory.open_run(tmp_path / "run", options, resume=True) == tmp_path / "run"
     with pytest.raises(HarpeError, match="schedule: 'restarted' there, 'carried' now"):
         directory.open_run(tmp_path / "run", replace(options, schedule="carried"), resume=True)
-    with pytest.raises(HarpeError, match="split_special_tokens: False there, True now"):  # versions without it read them as tokens
+    # versions without it read them as tokens
+    with pytest.raises(HarpeError, match="split_special_tokens: False there, True now"):
         directory.open_run(tmp_path / "run", replace(options, split_special_tokens=True), resume=True)
     written(of_a_later_version=1)
     with pytest.raises(HarpeError, match="of_a_later_version: 1 there, None now"):
@@ -248,9 +263,16 @@ def test_verbs_that_one_process_does_refuse_a_launcher_of_several(
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "4"}],
+    [
+        {},
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+        {"SLURM_NTASKS": "4"},
+    ],
 )
-def test_a_launcher_of_one_process_is_no_hindrance(workspace: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def test_a_launcher_of_one_process_is_no_hindrance(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     assert choose(BasesOptions(model=str(workspace / "model"), length=256))["bases"]

@@ -44,7 +44,13 @@ class Counting(Dataset[dict[str, torch.Tensor]]):
 
 
 def options(**changes: Any) -> TrainingSettings:
-    values = {"tokens": 12 * 4 * LENGTH, "learning_rate": 1e-2, "batch_tokens": 4 * LENGTH, "save_every": 4, "dtype": "float32"}
+    values = {
+        "tokens": 12 * 4 * LENGTH,
+        "learning_rate": 1e-2,
+        "batch_tokens": 4 * LENGTH,
+        "save_every": 4,
+        "dtype": "float32",
+    }
     return TrainingSettings(**{**values, **changes})
 
 
@@ -60,7 +66,9 @@ def train(
     model = make_tiny(family, max_position_embeddings=32)
     geometry = read_geometry(model.config, "tiny")
     stages = stages or [Stage(per_head_encoding((5e4, 9e4), geometry), LENGTH, 1.0)]
-    return train_stages(model, geometry, stages, data or Counting(200, stages[-1].length), options(**changes), folder, tell=tell)  # type: ignore[arg-type]
+    return train_stages(
+        model, geometry, stages, data or Counting(200, stages[-1].length), options(**changes), folder, tell=tell
+    )  # type: ignore[arg-type]
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -91,7 +99,8 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_path: Path, family: str) -> None:
-    """The interruption comes from the data, in the middle of an accumulated step. Experts have other names on the hub than in the model."""
+    """The interruption comes from the data, in the middle of an accumulated step. Experts have other names on the hub
+    than in the model."""
     expected = weights(train(make_tiny, tmp_path / "whole", family=family))
 
     class Breaking(Counting):
@@ -130,7 +139,9 @@ def test_stages_follow_each_other_with_their_own_length_and_base(make_tiny: Any,
 
 
 @pytest.mark.parametrize(("schedule", "peaks"), [("restarted", 2), ("carried", 1)])
-def test_the_learning_rate_rises_and_falls_in_every_stage_or_once(make_tiny: Any, tmp_path: Path, schedule: str, peaks: int) -> None:
+def test_the_learning_rate_rises_and_falls_in_every_stage_or_once(
+    make_tiny: Any, tmp_path: Path, schedule: str, peaks: int
+) -> None:
     """Linear up over a quarter of the steps and linear down to zero, written out step by step."""
     geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
     stages = [Stage(shared_encoding(2e4, geometry), 64, 1 / 3), Stage(shared_encoding(5e4, geometry), 128, 2 / 3)]
@@ -195,8 +206,8 @@ def test_a_gradient_without_a_norm_is_told(make_tiny: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("output_layer", [False, True])
 def test_llama_written_as_granite_trains_alike(make_tiny: Any, tmp_path: Path, output_layer: bool) -> None:
-    """Granite divides its logits by 8, and the output layer is 8 times that of Llama. Where it stays as it is all steps agree;
-    AdamW's steps have one size, so that it learns an eighth as fast where it is trained too."""
+    """Granite divides its logits by 8, and the output layer is 8 times that of Llama. Where it stays as it is all steps
+    agree; AdamW's steps have one size, so that it learns an eighth as fast where it is trained too."""
     llama = make_tiny("llama", max_position_embeddings=32)
     ones = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 0.25}
     granite = make_tiny("granite", max_position_embeddings=32, logits_scaling=8.0, **ones)
@@ -268,11 +279,17 @@ def test_what_lies_where_a_checkpoint_would_is_told_before_the_training(make_tin
     assert [p.name for p in (tmp_path / "stage-1").rglob("*")] == ["checkpoint-8", "thesis.tex"]
 
 
-def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(
+    make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     sync, remove = os.fsync, stages_of_training.remove_checkpoints
-    monkeypatch.setattr("os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1])
-    monkeypatch.setattr(stages_of_training, "remove_checkpoints", lambda *a, **k: (done.append("remove"), remove(*a, **k))[1])
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1]
+    )
+    monkeypatch.setattr(
+        stages_of_training, "remove_checkpoints", lambda *a, **k: (done.append("remove"), remove(*a, **k))[1]
+    )
     train(make_tiny, tmp_path)
     for place in (i for i, name in enumerate(done) if name == "remove"):
         assert done[place - 1] == str(tmp_path / "stage-1")  # the name is on the disk
@@ -317,7 +334,11 @@ def test_a_disk_that_fills_up_inside_a_checkpoint_is_told_and_the_run_goes_on_la
 
 
 def test_checkpoints_in_several_files_are_loaded_whole_and_nothing_else_is(make_tiny: Any, tmp_path: Path) -> None:
-    for family, changes in (("llama", {}), ("llama", {"tie_word_embeddings": True}), ("mixtral", {"num_local_experts": 4})):
+    for family, changes in (
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("mixtral", {"num_local_experts": 4}),
+    ):
         model, other = make_tiny(family, **changes), make_tiny(family, seed=1, **changes)
         folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
         model.save_pretrained(folder, max_shard_size="20KB", save_original_format=False)

@@ -12,24 +12,25 @@ from harpe.errors import HarpeError
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How bases are chosen from a range and given to the heads: options of `harpe bases`, of `harpe extend`, and of the method harpe."""
+    """How bases are chosen from a range and given to the heads: options of `harpe bases`, of `harpe extend`, and of the
+    method harpe."""
 
     strategy: Strategy = "uniform"
-    """How bases are chosen from the range. uniform: evenly spaced, ascending over the heads; uniform-descending: the other way
-    round; log-uniform: in equal ratios; peak-valley: bases whose waveforms complement each other."""
+    """How bases are chosen from the range. uniform: evenly spaced, ascending over the heads; uniform-descending: the
+    other way round; log-uniform: in equal ratios; peak-valley: bases whose waveforms complement each other."""
     stride: float | None = None
     """Distance between candidates of --strategy peak-valley (published: 3e4); default: as its rule has it."""
     rule: Rule | None = None
-    """Selection rule of --strategy peak-valley. published: gives Table 2 of the paper. printed: its Algorithm 1 as printed,
-    which does not. general: any geometry. Default: published in the paper's own setting, else general."""
+    """Selection rule of --strategy peak-valley. published: gives Table 2 of the paper. printed: its Algorithm 1 as
+    printed, which does not. general: any geometry. Default: published in the paper's own setting, else general."""
     force: bool = False
     """Let --rule published run outside the setting it was tuned for (head size 128, 128k tokens)."""
     assignment: Assignment | None = None
-    """Which head gets which base: ascending (default), descending, random (--seed), or adaptive (heads that look farther on a
-    few texts of --data get larger bases; reads the weights)."""
+    """Which head gets which base: ascending (default), descending, random (--seed), or adaptive (heads that look
+    farther on a few texts of --data get larger bases; reads the weights)."""
     layer_bases: LayerBases = "same"
-    """same: all layers alike. permuted: the same set in another order in every layer (random or adaptive). own: layers x heads
-    bases."""
+    """same: all layers alike. permuted: the same set in another order in every layer (random or adaptive). own: layers
+    x heads bases."""
     seed: int = 0
     """Of what is random in it."""
 
@@ -38,7 +39,10 @@ class SearchOptions:
         """The assignment, with the strategy's own where none is given."""
         own: Assignment = "descending" if self.strategy == "uniform-descending" else "ascending"
         if self.assignment not in (None, own) and self.strategy == "uniform-descending":
-            raise HarpeError(f"--strategy uniform-descending is --assignment descending; with --assignment {self.assignment} use uniform.")
+            raise HarpeError(
+                f"--strategy uniform-descending is --assignment descending; with --assignment {self.assignment} use "
+                "uniform."
+            )
         return self.assignment or own
 
 
@@ -48,7 +52,8 @@ class Choice:
 
     chosen: BaseSet
     rows: tuple[tuple[float, ...] | None, ...]
-    """One row of bases for every layer, head h at index h; where layers differ, None for those that keep their positions."""
+    """One row of bases for every layer, head h at index h; where layers differ, None for those that keep their
+    positions."""
     assignment: Assignment
     layer_bases: LayerBases
 
@@ -82,7 +87,8 @@ def choose_rows(
     head_distances
         How far each head of each layer looks, [layers, heads]; needed for the adaptive assignment.
     changed
-        Layers whose positions change (None: all). The others get no member of the set, and their heads are not asked how far they look.
+        Layers whose positions change (None: all). The others get no member of the set, and their heads are not asked
+        how far they look.
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """`harpe VERB …`: parses options, runs a verb, turns errors into sentences.
 
-Exit codes: 0 done, 2 a problem with the input that the message explains, 130 interrupted (Ctrl-C), 143 and 129 ended by SIGTERM and SIGHUP.
+Exit codes: 0 done, 2 a problem with the input that the message explains, 130 interrupted (Ctrl-C), 143 and 129 ended by
+SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         how = f"Ended by {signal.Signals(error.number).name}" if isinstance(error, Ended) else "Interrupted"
         with suppress(OSError):  # the terminal may be gone
             terminal.close()
-            print(f"{how}. Nothing that was saved is lost: the same command (extend: with --resume) goes on.", file=sys.stderr)
+            print(
+                f"{how}. Nothing that was saved is lost: the same command (extend: with --resume) goes on.",
+                file=sys.stderr,
+            )
         return exit_code(error)
     terminal.close()
     return 0

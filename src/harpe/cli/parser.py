@@ -84,7 +84,10 @@ def build_parser(version: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog="harpe",
         version=version,
-        description="A longer context window for a RoPE language model in one training stage: every attention head gets its own RoPE base.",
+        description=(
+            "A longer context window for a RoPE language model in one training stage: every attention head gets its "
+            "own RoPE base."
+        ),
     )
     commands = parser.add_subcommands(dest="verb", required=True)
     for verb in VERBS:

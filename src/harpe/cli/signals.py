@@ -33,8 +33,8 @@ def exit_code(error: KeyboardInterrupt) -> int:
 def signals_interrupt() -> Iterator[None]:
     """While it lasts, SIGTERM (`kill`, a scheduler's time limit) and SIGHUP (a terminal that is closed) raise `Ended`.
 
-    A signal that the caller has ignored stays ignored (`nohup`). Under a launcher of several processes nothing is changed: it ends them
-    by SIGTERM, and one that waits for the others inside of C++ would not come to run a handler.
+    A signal that the caller has ignored stays ignored (`nohup`). Under a launcher of several processes nothing is
+    changed: it ends them by SIGTERM, and one that waits for the others inside of C++ would not come to run a handler.
     """
     if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield

@@ -1,7 +1,8 @@
 """The verbs: the one table of them.
 
 The options of a verb are a dataclass, from which its flags and its help are made. What it does is `run` of the file in
-`harpe.commands` that has its name (with _ for -), imported when it is called for, because torch takes seconds to import.
+`harpe.commands` that has its name (with _ for -), imported when it is called for, because torch takes seconds to
+import.
 """
 
 from __future__ import annotations

@@ -20,12 +20,13 @@ from harpe.options.bases import BasesOptions
 from harpe.ownership import refuse_foreign
 
 MEASURED_LENGTH = 2_000_000
-"""Up to here complementarity is measured whenever bases are chosen (2 s for 32 heads of 128); beyond it only for --out."""
+"""Up to here complementarity is measured whenever bases are chosen (2 s for 32 heads of 128); beyond it only for
+--out."""
 
 
 def choose(options: BasesOptions) -> dict[str, Any]:
-    """The base set as a JSON object: bases (ascending), order (as picked), heads (head order), layers (a row for each, where they
-    differ; null for a layer that keeps its positions), complementarity, and what they were chosen from.
+    """The base set as a JSON object: bases (ascending), order (as picked), heads (head order), layers (a row for each,
+    where they differ; null for a layer that keeps its positions), complementarity, and what they were chosen from.
 
     Raises
     ------
@@ -79,9 +80,11 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     }
 
 
-def _of_model(options: BasesOptions) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None, list[str]]:
-    """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, the layers that change, and
-    sentences on how the configuration was read."""
+def _of_model(
+    options: BasesOptions,
+) -> tuple[dict[str, int], tuple[float, float, str], tuple[int, ...] | None, list[str]]:
+    """Shape of a checkpoint, from its configuration alone with what the options override, the range for it, the layers
+    that change, and sentences on how the configuration was read."""
     from harpe.bases.ranges import base_range
     from harpe.models.geometry import layer_notes, read_geometry
     from harpe.models.load import load_config
@@ -108,7 +111,12 @@ def _of_numbers(options: BasesOptions) -> tuple[dict[str, int], tuple[float, flo
         missing.append("--layers")
     if missing:
         raise HarpeError(f"Give --model, or {', '.join(given)}; missing: {', '.join(missing)}.")
-    assert options.heads is not None and options.head_dim is not None and options.min is not None and options.max is not None
+    assert (
+        options.heads is not None
+        and options.head_dim is not None
+        and options.min is not None
+        and options.max is not None
+    )
     if options.layers is not None and options.layers < 1:
         raise HarpeError(f"--layers is {options.layers}; there must be at least one.")
     shape = {"heads": options.heads, "head_dim": options.head_dim, "layers": options.layers or 1}
@@ -133,7 +141,8 @@ def _distances(options: BasesOptions, context: int) -> tuple[list[list[float]], 
 def write(value: dict[str, Any], folder: Path) -> list[Path]:
     """bases.json with a comparison (random sets, even spacing, one base), and the figures; returns what was written.
 
-    The comparison takes as many bases as the set has, from the same range: 1000 random sets, evenly spaced ones, and one base.
+    The comparison takes as many bases as the set has, from the same range: 1000 random sets, evenly spaced ones, and
+    one base.
     """
     from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
     from harpe.report.figures.base_sets import FIGURES
@@ -146,7 +155,11 @@ def write(value: dict[str, Any], folder: Path) -> list[Path]:
         "uniform": complementarity(uniform_bases(len(bases), low, high), head_dim, length).as_dict(),
         "one_base": complementarity([(low + high) / 2], head_dim, length).as_dict(),
         "published_set": complementarity(PUBLISHED_SET, head_dim, length).as_dict(),
-        "random_sets": {"sets": len(random), "median": float(random[len(random) // 2]), "p95": float(random[int(0.95 * len(random))])},
+        "random_sets": {
+            "sets": len(random),
+            "median": float(random[len(random) // 2]),
+            "p95": float(random[int(0.95 * len(random))]),
+        },
     }
     write_json(folder / "bases.json", value)
     written = [folder / "bases.json"]
@@ -168,8 +181,8 @@ def base_table(value: dict[str, Any]) -> Table:
     found = value["complementarity"]
     if found:
         caption.append(
-            f"complementarity: {found['covered']:.4%} of the distances {found['start']:,} to {found['length']:,} lie under a peak of some "
-            f"base; the longest stretch that does not has {found['longest_uncovered']} positions"
+            f"complementarity: {found['covered']:.4%} of the distances {found['start']:,} to {found['length']:,} lie "
+            f"under a peak of some base; the longest stretch that does not has {found['longest_uncovered']} positions"
         )
     table = Table(
         title=f"{len(value['bases'])} bases for {value['length']:,} tokens, {value['strategy']}{names[value['rule']]}, "

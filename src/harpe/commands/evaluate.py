@@ -57,7 +57,8 @@ class _Work:
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path:
     """Measure what `options.model` names; returns the folder of the scores, or the run directory.
 
-    Started as several processes, each of them calls this and does its share; the first one writes the summaries and the page.
+    Started as several processes, each of them calls this and does its share; the first one writes the summaries and the
+    page.
 
     Raises
     ------
@@ -77,7 +78,10 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
 
 def _measure(options: EvaluateOptions, work: _Work, ranks: Processes, reporter: Reporter) -> None:
     """Measure all models and, of a run, write its page."""
-    reporter.say(f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in {work.reason}.")
+    reporter.say(
+        f"{len(work.held_out.documents)} documents of more than {work.protocol.length} tokens. Arithmetic in "
+        f"{work.reason}."
+    )
     tokenizer = ranks.on_every_rank(lambda: load_tokenizer(*work.tokenizer))
     ranks.broadcast_from_rank0(lambda: _check(options, work, tokenizer))
     for model in work.models:
@@ -118,8 +122,9 @@ def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizer
 def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
     if is_comparison(Path(options.model)):
         raise HarpeError(
-            f"{options.model} is a comparison, and its recipe says what is measured: start `harpe compare` again, which measures what is "
-            "missing. A single model of it is measured by its folder, METHOD/seed-SEED/model, with --out."
+            f"{options.model} is a comparison, and its recipe says what is measured: start `harpe compare` again, "
+            "which measures what is missing. A single model of it is measured by its folder, METHOD/seed-SEED/model, "
+            "with --out."
         )
     if (Path(options.model) / "plan.json").is_file():
         return _planned_run(Path(options.model), options, reporter)
@@ -168,11 +173,15 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
     plan: dict[str, Any] = read_json(run / "plan.json")
     missing = [m["title"] for m in plan["methods"] if m["trained"] and not (run / m["name"] / "model").is_dir()]
     if missing:
-        raise HarpeError(f"{run} is not finished: {', '.join(missing)} has no model yet. Go on with it by its --resume first.")
+        raise HarpeError(
+            f"{run} is not finished: {', '.join(missing)} has no model yet. Go on with it by its --resume first."
+        )
     source, revision = plan["model"]["name"], plan["model"].get("revision")
     named = (options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
-    protocol, held_out = _protocol(options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter)
+    protocol, held_out = _protocol(
+        options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter
+    )
     dtype, reason = resume_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
     models = [
         _Model(run / m["name"] / "model", None, run / m["name"] / "scores", m["title"])

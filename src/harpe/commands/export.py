@@ -63,7 +63,11 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
         card = model_card(config, title, name if on_hub else None, _sections(chosen, shown))
     export_checkpoint(model, out, tokenizer, card)
     code = (out / f"{MODULE}.py").is_file()
-    how = "loads by trust_remote_code=True; its code is modeling_harpe.py" if code else "is a stock checkpoint and needs no code"
+    how = (
+        "loads by trust_remote_code=True; its code is modeling_harpe.py"
+        if code
+        else "is a stock checkpoint and needs no code"
+    )
     reporter.say(f"The exported model is in {out}. It {how}.")
     return out
 
@@ -91,9 +95,13 @@ def _of_run(folder: Path, name: str | None) -> _Chosen:
     else:
         found = trained.get(name)
         if found is None:
-            raise HarpeError(f"{folder} has no trained model {name}; --method may be {', '.join(trained) or 'none of them'}.")
+            raise HarpeError(
+                f"{folder} has no trained model {name}; --method may be {', '.join(trained) or 'none of them'}."
+            )
     if not (folder / found.name / "model").is_dir():
-        raise HarpeError(f"{folder} is not finished: {found.title} has no model yet. Go on with it by its --resume first.")
+        raise HarpeError(
+            f"{folder} is not finished: {found.title} has no model yet. Go on with it by its --resume first."
+        )
     return _Chosen(run, found, run.before, None, folder / found.name / "model")
 
 
@@ -109,7 +117,9 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
         raise HarpeError(f"{folder} has no model {name}; --method may be {', '.join(rows) or 'none of them'}.")
     seeds = plan["seeds"] if rows[name]["trained"] else [0]
     if seed is not None and seed not in seeds:
-        raise HarpeError(f"{folder} has no {rows[name]['title']} with seed {seed}; --seed may be {', '.join(map(str, seeds))}.")
+        raise HarpeError(
+            f"{folder} has no {rows[name]['title']} with seed {seed}; --seed may be {', '.join(map(str, seeds))}."
+        )
     for each in seeds if seed is None else [seed]:
         model = folder / name / f"seed-{each}" / "model"
         if model.is_dir():
@@ -118,7 +128,9 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
             untouched = next((by_name[entry["name"]] for entry in plan["methods"] if entry["method"] == "none"), None)
             return _Chosen(run, by_name[name], untouched, each, model)
     which = f" with seed {seed}" if seed is not None else ""
-    raise HarpeError(f"{folder} is not finished: {rows[name]['title']}{which} has no model. Start its `harpe compare` again first.")
+    raise HarpeError(
+        f"{folder} is not finished: {rows[name]['title']}{which} has no model. Start its `harpe compare` again first."
+    )
 
 
 def _public(description: str) -> str:
@@ -139,13 +151,18 @@ def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
     """Headings and texts of a model card: method, plan, data and scores; `original` is the model before."""
     run, row = chosen.run, chosen.row
     training, corpus = run.training, run.corpus
-    versions = ", ".join(f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment)
+    versions = ", ".join(
+        f"{name} {run.environment[name]}" for name in ("harpe", "torch", "transformers") if name in run.environment
+    )
     plan = list(run.reasons)
     if row.trained:
         plan.append(f"{training['tokens']} tokens in {training['steps']} steps of {training['batch_tokens']} tokens.")
         plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
     plan += [f"Made with {versions}."] * bool(versions)
-    data = f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of the packed data: "
+    data = (
+        f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of "
+        "the packed data: "
+    )
     origin = f"The original model: {original}, {run.model.parameters:,} parameters. Its licence applies."
     packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))
     return {

@@ -20,14 +20,22 @@ from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settl
 from harpe.runs.directory import held, open_run, removed_on_refusal
 from harpe.runs.head_distances import measured_distances
 from harpe.runs.plan import Plan, plan_text
-from harpe.runs.preflight import check_budget, check_space, seconds_per_token, settle_training, tell_environment, training_texts
+from harpe.runs.preflight import (
+    check_budget,
+    check_space,
+    seconds_per_token,
+    settle_training,
+    tell_environment,
+    training_texts,
+)
 from harpe.runs.rows import Row, extended_row, make_row
 from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
 from harpe.training.stages import check_stages
 
 FEW_STEPS = 100
-"""Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound is a guess."""
+"""Below this the plan points to --range short. The range study (docs/choosing-bases.md) has 16 and 32 steps; the bound
+is a guess."""
 
 
 def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
@@ -52,15 +60,21 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     return target
 
 
-def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Source, Row, PackedDataset, TrainingSettings]:
+def _planned(
+    options: ExtendOptions, run: Path, reporter: Reporter
+) -> tuple[Source, Row, PackedDataset, TrainingSettings]:
     """Check everything, decide what the run is or read back what it decided when it began, and tell the plan."""
     revision = pinned_revision(run, options.method, options.revision)
-    source = open_source(options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window)
+    source = open_source(
+        options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window
+    )
     notes = list(source.notes)
 
     def head_distances() -> list[list[float]]:
         tokenizer = reading_tokenizer(source.tokenizer, options.split_special_tokens)
-        found, note = measured_distances(source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length)
+        found, note = measured_distances(
+            source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length
+        )
         notes.append(note)
         return found
 
@@ -73,7 +87,9 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     check_stages(row.stages, training)
     tell_environment(run, reporter)
-    reporter.say("Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts.")
+    reporter.say(
+        "Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts."
+    )
     data = training_texts(
         run / "data" / str(options.length),
         options.data,
@@ -111,10 +127,19 @@ def _planned(options: ExtendOptions, run: Path, reporter: Reporter) -> tuple[Sou
 def _advice(options: ExtendOptions, training: TrainingSettings) -> list[str]:
     """What may be worth another run."""
     steps, found = training.steps(options.length), []
-    if options.method == "harpe" and options.range == "critical" and None in (options.min, options.max) and steps < FEW_STEPS:
-        found.append(f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better.")
+    if (
+        options.method == "harpe"
+        and options.range == "critical"
+        and None in (options.min, options.max)
+        and steps < FEW_STEPS
+    ):
+        found.append(
+            f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better."
+        )
     if torch.cuda.device_count() > 1:
-        found.append(f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is).")
+        found.append(
+            f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is)."
+        )
     return found
 
 

@@ -32,7 +32,8 @@ from harpe.runs.directory import check_disk
 from harpe.runs.texts import EMBEDDED, tell, training_documents
 
 PIECES, PIECE_CHARACTERS = 200, 1000
-"""Of every source, at most so many pieces at equal distances are tokenised to foretell the tokens of all its documents."""
+"""Of every source, at most so many pieces at equal distances are tokenised to foretell the tokens of all its
+documents."""
 MARGIN = 1.25
 """What is foretold may miss by this."""
 REPORT_EVERY = 5_000_000
@@ -45,8 +46,9 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     Raises
     ------
     HarpeError
-        For bad options, unreadable input, a missing field, too little text, too few long documents or too little disk: before anything is
-        written, and before anything is tokenised where that is certain without; not so for data sets of the hub, which are read once only.
+        For bad options, unreadable input, a missing field, too little text, too few long documents or too little disk:
+        before anything is written, and before anything is tokenised where that is certain without; not so for data sets
+        of the hub, which are read once only.
     """
     refuse_several("harpe prepare", "the tokenizer uses all cores by itself.")
     reporter, out = reporter or Reporter(), Path(options.out)
@@ -58,7 +60,9 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     if options.source_field is not None and options.by_folder:
         raise HarpeError("--source-field and --by-folder both name the sources; give one of them.")
     config = load_config(options.model, options.revision)
-    tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    tokenizer = load_tokenizer(
+        options.tokenizer or options.model, options.revision if options.tokenizer is None else None
+    )
     check_vocabulary(config, tokenizer, options.model)
     tokenizer = reading_tokenizer(tokenizer, options.split_special_tokens)
     _check_sources(options)
@@ -95,7 +99,9 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
         reporter.say(f"{reading.left_out} documents are left out: --held-out has them.")
     for note in _notes(data, rule):
         reporter.say(note)
-    reporter.say(f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}.")
+    reporter.say(
+        f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}."
+    )
     reporter.say(f"Train on them with --data {out}.")
     return out
 
@@ -106,13 +112,17 @@ def _check_sources(options: PrepareOptions) -> None:
         raise HarpeError(f"--data {options.data} is prepared already. Name the texts that it was made from.")
     if options.data == EMBEDDED:
         if options.source_field is not None:
-            raise HarpeError("--source-field: the embedded texts are files without fields. Use --by-folder: packages are the sources.")
+            raise HarpeError(
+                "--source-field: the embedded texts are files without fields. Use --by-folder: packages are the "
+                "sources."
+            )
     elif not is_on_disk(options.data):
         next(iter(read_documents(options.data, **_fields(options))), None)
 
 
 class _Pieces:
-    """Pieces of a source at equal distances in its characters; of too many, every second one goes, and the distance doubles."""
+    """Pieces of a source at equal distances in its characters; of too many, every second one goes, and the distance
+    doubles."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -134,10 +144,16 @@ class _Pieces:
 
 
 def _foretell(
-    documents: _Kept, again: _Kept, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, rule: Upsampling, reporter: Reporter
+    documents: _Kept,
+    again: _Kept,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    rule: Upsampling,
+    reporter: Reporter,
 ) -> None:
-    """Read all documents once and foretell from their characters whether they are enough: reading takes minutes where tokenising takes
-    hours. Where they seem not to be, and what they can have at most leaves it open, `again` is tokenised to know."""
+    """Read all documents once and foretell from their characters whether they are enough: reading takes minutes where
+    tokenising takes hours. Where they seem not to be, and what they can have at most leaves it open, `again` is
+    tokenised to know."""
     sources, counts, bounds, names = array("i"), array("q"), array("d"), dict[str, int]()
     pieces: list[_Pieces] = []
     bound = TokenBound(tokenizer)
@@ -160,21 +176,27 @@ def _foretell(
     try:
         _check_enough(corpus, options, rule)
     except HarpeError as error:
-        hopeless = options.max_copies * at_most.sum() < max(options.length, options.tokens) or (rule.asked and at_most.max() < rule.length)
+        hopeless = options.max_copies * at_most.sum() < max(options.length, options.tokens) or (
+            rule.asked and at_most.max() < rule.length
+        )
         if hopeless:
             raise HarpeError(f"{error} (Lengths are foretold from characters; nothing was tokenised yet.)") from error
         reporter.say(f"This seems not to be enough: {error} The tokens are counted, to know.")
         corpus = measured(again, tokenizer)
         _check_enough(corpus, options, rule)
     drawn = options.tokens or make_groups(corpus, rule).most(rule.max_copies)
-    check_disk(Path(options.out), int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize, "Preparing the texts")
+    check_disk(
+        Path(options.out),
+        int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize,
+        "Preparing the texts",
+    )
 
 
 def _check_enough(corpus: Corpus, options: PrepareOptions, rule: Upsampling) -> None:
     if corpus.tokens < options.length:
         raise HarpeError(
-            f"--data gives {corpus.tokens} tokens in {len(corpus.lengths)} documents, and one sequence needs {options.length}. Give more "
-            "--data, or lower --length."
+            f"--data gives {corpus.tokens} tokens in {len(corpus.lengths)} documents, and one sequence needs "
+            f"{options.length}. Give more --data, or lower --length."
         )
     tokens_to_draw(corpus, rule, options.tokens or None)
 
@@ -198,7 +220,9 @@ def _held_out(options: PrepareOptions) -> set[bytes]:
     if options.held_out == EMBEDDED:
         return {_digest(file.text) for file in held_out_files()}
     if is_packed(options.held_out):
-        raise HarpeError(f"--held-out {options.held_out} was prepared for training. Name the texts that will be evaluated on.")
+        raise HarpeError(
+            f"--held-out {options.held_out} was prepared for training. Name the texts that will be evaluated on."
+        )
     return {_digest(document.text) for document in read_documents(options.held_out, text_field=options.text_field)}
 
 
@@ -209,7 +233,9 @@ def _digest(text: str) -> bytes:
 class _Kept:
     """Documents as they are read: without those that are held out, and with progress."""
 
-    def __init__(self, what: str, documents: Watched, held_out: set[bytes], most: int, expected: int, reporter: Reporter) -> None:
+    def __init__(
+        self, what: str, documents: Watched, held_out: set[bytes], most: int, expected: int, reporter: Reporter
+    ) -> None:
         self._what, self._documents, self._held_out, self._most = what, documents, held_out, most or None
         self._expected, self._reporter = expected, reporter
         self.left_out = self.characters = 0
@@ -239,7 +265,11 @@ def _description(options: PrepareOptions, rule: Upsampling) -> str:
     long = f"documents of at least {rule.length:,} tokens"
     if rule.long_share is not None:
         return f"{options.data}, {long} upsampled to {rule.long_share:.0%} of every source"
-    return f"{options.data}, {long} drawn {rule.factor:g} times as often inside every source" if rule.asked else options.data
+    return (
+        f"{options.data}, {long} drawn {rule.factor:g} times as often inside every source"
+        if rule.asked
+        else options.data
+    )
 
 
 def _notes(data: PackedDataset, rule: Upsampling) -> list[str]:

@@ -19,7 +19,14 @@ from harpe.runs.differences import gated_mean, summarise_run
 from harpe.runs.directory import held, open_run, removed_on_refusal
 from harpe.runs.plan import Plan, plan_text
 from harpe.runs.position_losses import write_positions
-from harpe.runs.preflight import check_budget, check_space, seconds_per_token, settle_training, tell_environment, training_texts
+from harpe.runs.preflight import (
+    check_budget,
+    check_space,
+    seconds_per_token,
+    settle_training,
+    tell_environment,
+    training_texts,
+)
 from harpe.runs.reload import reload_and_generate
 from harpe.runs.rows import make_row
 from harpe.runs.source import open_source
@@ -60,7 +67,9 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     ]
     model = source.load()
     check_space(run, model.num_parameters(), rows=2)
-    training, reason = settle_training(options, run, tokens=options.tokens, gradient_checkpointing=False, save_every=8, seed=options.seed)
+    training, reason = settle_training(
+        options, run, tokens=options.tokens, gradient_checkpointing=False, save_every=8, seed=options.seed
+    )
     training.check(options.length)
     open_run(run, options, resume=going_on)
     if going_on:
@@ -104,22 +113,30 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         dtype_reason=reason,
         data=data,
         held_out=held_out,
-        notes=["Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."],
+        notes=[
+            "Text only: no needle is trained on. Held-out files and training files are told apart by their SHA-256."
+        ],
     )
     del model
     settled = settled_plan(run, plan.as_dict())
     expected = 2 * settled["training"]["tokens"] * per_trained + 3 * protocol.tokens() * per_read
     reporter.say(plan_text(settled, TIMING_SLACK * expected))
     for row in rows:
-        path = train_row(run / row.name, row, source, data, training, options.length, reporter) if row.trained else EMBEDDED
-        evaluate_checkpoint(path, tokenizer, held_out, protocol, run / row.name / "scores", training.dtype, reporter, title=row.title)
+        path = (
+            train_row(run / row.name, row, source, data, training, options.length, reporter)
+            if row.trained
+            else EMBEDDED
+        )
+        evaluate_checkpoint(
+            path, tokenizer, held_out, protocol, run / row.name / "scores", training.dtype, reporter, title=row.title
+        )
         if not row.trained:
             reporter.say(_failure(run, options.length))
     extended = run / "harpe" / "model"
     made = reload_and_generate(str(extended), options.length)
     reporter.say(
-        f"Loaded {extended} in a fresh process: asked at the end of {made['tokens']:,} tokens for the number in the middle, it answered "
-        f"{made['text'].strip()!r} (right: {made['expected']})."
+        f"Loaded {extended} in a fresh process: asked at the end of {made['tokens']:,} tokens for the number in the "
+        f"middle, it answered {made['text'].strip()!r} (right: {made['expected']})."
     )
     write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
     write_positions(run)
@@ -135,9 +152,10 @@ def _failure(run: Path, length: int) -> str:
     perplexity = read_json(scores / "perplexity.json")
     short, long = perplexity["short"], perplexity["long"]
     return (
-        f"Before: perplexity {short['perplexity']:.1f} in windows of {short['length']} tokens, {long['perplexity']:.1f} at positions "
-        f"{long['start']} to {long['end']}; needles found {gated_mean(scores, short['length']):.0%} at {short['length']} tokens, "
-        f"{gated_mean(scores, length):.0%} at {length}."
+        f"Before: perplexity {short['perplexity']:.1f} in windows of {short['length']} tokens, "
+        f"{long['perplexity']:.1f} at positions {long['start']} to {long['end']}; needles found "
+        f"{gated_mean(scores, short['length']):.0%} at {short['length']} tokens, {gated_mean(scores, length):.0%} at "
+        f"{length}."
     )
 
 

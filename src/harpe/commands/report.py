@@ -16,7 +16,8 @@ from harpe.runs.scored import check_models
 
 
 def run(options: ReportOptions, terminal: Any) -> None:
-    """Write the page again; also the statistics behind it, where the run was cut short or an earlier version left them out."""
+    """Write the page again; also the statistics behind it, where the run was cut short or an earlier version left them
+    out."""
     folder = Path(options.run)
     pages = [folder / "report" / name for name in ("index.html", "tables.md", "tables.csv")]
     refuse_foreign(*pages, folder / "positions.json", folder / "summary.json")

@@ -1,1 +1,2 @@
-"""Several methods from one checkpoint on one budget: recipe, plan, workers, statistics. A single run knows nothing of it."""
+"""Several methods from one checkpoint on one budget: recipe, plan, workers, statistics. A single run knows nothing of
+it."""

@@ -1,7 +1,9 @@
-"""What the rows of a comparison have read: pinned in its plan when it begins, seen to by every worker, and before anything is paired.
+"""What the rows of a comparison have read: pinned in its plan when it begins, seen to by every worker, and before
+anything is paired.
 
-Rows are compared document by document and sample by sample. That means nothing where one of them was trained on other texts, from other
-weights, or asked other questions; and a folder of texts, or a branch on the hub, may hold other things on the day that a row is added.
+Rows are compared document by document and sample by sample. That means nothing where one of them was trained on other
+texts, from other weights, or asked other questions; and a folder of texts, or a branch on the hub, may hold other
+things on the day that a row is added.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
 
 Inputs = dict[str, Any]
-"""model, tokenizer, training (by seed), held_out, corpora (by name), ruler (by length and task), short: by content, as JSON has it."""
+"""model, tokenizer, training (by seed), held_out, corpora (by name), ruler (by length and task), short: by content, as
+JSON has it."""
 
 
 def data_folder(run: Path, seed: int, length: int) -> Path:
@@ -66,7 +69,9 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
         "training": {str(seed): PackedDataset(data_folder(run, seed, recipe.length)).hash for seed in seeds},
         "held_out": held_out.identity(),
         **{
-            suite.pinned: suite.inputs(settings, recipe, source, run) for suite, settings in asked_suites(recipe.evaluation) if suite.pinned
+            suite.pinned: suite.inputs(settings, recipe, source, run)
+            for suite, settings in asked_suites(recipe.evaluation)
+            if suite.pinned
         },
     }
 
@@ -100,21 +105,23 @@ def pin(run: Path, found: Inputs, begun: bool) -> Inputs:
     Raises
     ------
     HarpeError
-        Where what is at hand is something else; where an earlier version of harpe has begun the comparison, and pinned nothing.
+        Where what is at hand is something else; where an earlier version of harpe has begun the comparison, and pinned
+        nothing.
     """
     path = run / "plan.json"
     pinned: Inputs | None = read_json(path).get("inputs") if path.is_file() else None
     if pinned is None:
         if begun and any(run.glob("*/seed-*/scores/*")):
             raise HarpeError(
-                f"The rows in {run} do not say which weights and texts they are of: an earlier version of harpe has made them, or "
-                "plan.json was lost. No more rows can be compared with them. Name another --out; `harpe report` shows what is there."
+                f"The rows in {run} do not say which weights and texts they are of: an earlier version of harpe has "
+                "made them, or plan.json was lost. No more rows can be compared with them. Name another --out; `harpe "
+                "report` shows what is there."
             )
         return found
     if wrong := other(pinned, found):
         raise HarpeError(
-            f"{_first_upper(listed(wrong))}: not what the comparison in {run} began with. Rows of the one and of the other cannot be "
-            "compared. Put back what there was, or name another --out for a new comparison."
+            f"{_first_upper(listed(wrong))}: not what the comparison in {run} began with. Rows of the one and of the "
+            "other cannot be compared. Put back what there was, or name another --out for a new comparison."
         )
     return {**pinned, "training": {**pinned["training"], **found["training"]}}
 
@@ -135,9 +142,9 @@ def check_rows(run: Path, plan: dict[str, Any]) -> None:
                 wrong = [name for name, value in facts.items() if known.setdefault(name, value) != value]
                 if wrong:
                     raise HarpeError(
-                        f"{method['name']} (seed {seed}) differs from the other methods in this: {listed(wrong)} (see {file}). It was "
-                        f"trained or measured on something else, and nothing is compared. Delete {folder} and run the comparison again, "
-                        "which makes this row anew."
+                        f"{method['name']} (seed {seed}) differs from the other methods in this: {listed(wrong)} (see "
+                        f"{file}). It was trained or measured on something else, and nothing is compared. Delete "
+                        f"{folder} and run the comparison again, which makes this row anew."
                     )
 
 
@@ -145,14 +152,20 @@ def _whole(told: Iterator[tuple[Path, dict[str, str]]], folder: Path) -> Iterato
     try:
         yield from told
     except (AttributeError, KeyError, TypeError) as error:
-        raise HarpeError(f"A file in {folder} is damaged ({type(error).__name__}: {error}). Delete {folder} and compare again.") from error
+        raise HarpeError(
+            f"A file in {folder} is damaged ({type(error).__name__}: {error}). Delete {folder} and compare again."
+        ) from error
 
 
-def _told(folder: Path, method: dict[str, Any], seed: int, plan: dict[str, Any]) -> Iterator[tuple[Path, dict[str, str]]]:
+def _told(
+    folder: Path, method: dict[str, Any], seed: int, plan: dict[str, Any]
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """What each file of a row says that it was made from."""
     inputs, record, protocol = (folder / name for name in ("inputs.json", "record.json", "scores/protocol.json"))
     if plan.get("inputs") is not None and not inputs.is_file() and (record.is_file() or protocol.is_file()):
-        raise HarpeError(f"{folder} has scores and no inputs.json, which says what they were made from. Delete it and compare again.")
+        raise HarpeError(
+            f"{folder} has scores and no inputs.json, which says what they were made from. Delete it and compare again."
+        )
     if inputs.is_file():
         yield inputs, _facts(read_json(inputs))
     if record.is_file():
@@ -165,7 +178,11 @@ def _told(folder: Path, method: dict[str, Any], seed: int, plan: dict[str, Any])
     for suite in SUITES:
         for path, facts in suite.told(folder / "scores"):
             yield path, _told_facts(facts)
-    if protocol.is_file() and method.get("method") == "none" and isinstance(model := read_json(protocol).get("model"), dict):
+    if (
+        protocol.is_file()
+        and method.get("method") == "none"
+        and isinstance(model := read_json(protocol).get("model"), dict)
+    ):
         yield protocol, _told_facts({"base weights": model})
 
 

@@ -1,4 +1,5 @@
-"""The processes of a comparison: one a method and seed, some at a time. None of them, and nothing that they start, outlives this one."""
+"""The processes of a comparison: one a method and seed, some at a time. None of them, and nothing that they start,
+outlives this one."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ Job = tuple[Row, int]
 """A row, and the seed that it is trained with."""
 WORKER = "harpe.comparison.worker"
 LAST_WORDS = 10.0
-"""Seconds that a worker's output is waited for after its end: something that has left its group may hold it open for ever."""
+"""Seconds that a worker's output is waited for after its end: something that has left its group may hold it open for
+ever."""
 
 
 def run_jobs(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[str, str]:
-    """Run every job in a process; returns the reasons of those that failed. An interruption ends all of them, and then this."""
+    """Run every job in a process; returns the reasons of those that failed. An interruption ends all of them, and then
+    this."""
     workers = _Workers(run, len(jobs), at_a_time, reporter)
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(at_a_time) as pool:
@@ -72,7 +75,8 @@ class _Workers:
                 self._reporter.progress("methods and seeds", self._done, self._jobs, f"{job[0].title}, seed {job[1]}")
 
     def end(self) -> None:
-        """Kill all workers with what they have started, and start no more; a second interruption does not keep it from that."""
+        """Kill all workers with what they have started, and start no more; a second interruption does not keep it from
+        that."""
         while True:
             try:
                 with self._lock:
@@ -105,7 +109,8 @@ class _Workers:
             listener = threading.Thread(target=self._listen, args=(child, f"{row.name} {seed}"), daemon=True)
             listener.start()
             if hasattr(os, "waitid"):
-                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its number stays taken until the group is gone
+                # its number stays taken until the group is gone
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
             else:  # macOS before Python 3.13
                 child.wait()
             with self._lock:
@@ -125,8 +130,11 @@ class _Workers:
             for line in child.stdout:
                 if (value := _progress(line)) is not None:
                     with self._lock:
-                        self._reporter.progress(f"{name}: {value['what']}", value["done"], value["total"], value["note"])
-        except Exception as error:  # nobody reads what is reported any more; a worker that nobody listens to would wait for ever
+                        self._reporter.progress(
+                            f"{name}: {value['what']}", value["done"], value["total"], value["note"]
+                        )
+        # nobody reads what is reported any more; a worker that nobody listens to would wait for ever
+        except Exception as error:
             self._unheard = error
             _kill_group(child)
 
@@ -144,7 +152,8 @@ def run_worker(workers: _Workers, run: Path, job: Job, slot: int) -> str | None:
     folder = run / job[0].name / f"seed-{job[1]}"
     folder.mkdir(parents=True, exist_ok=True)
     code = workers.process(job, slot, folder / "worker.log")
-    if not code or (folder / "record.json").is_file():  # the worker's last act: how its process ended behind it changes nothing
+    # the worker's last act: how its process ended behind it changes nothing
+    if not code or (folder / "record.json").is_file():
         return None
     if code == FAILED:
         return str(read_json(folder / "failed.json")["reason"])
@@ -162,5 +171,6 @@ def _how_it_ended(code: int) -> str:
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # gone; macOS says the second where only the dead leader is left
+    # gone; macOS says the second where only the dead leader is left
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)

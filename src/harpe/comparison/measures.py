@@ -1,4 +1,5 @@
-"""Reads the scores of all methods and seeds of a comparison into measures: one number a unit (document, sample), paired over methods."""
+"""Reads the scores of all methods and seeds of a comparison into measures: one number a unit (document, sample), paired
+over methods."""
 
 from __future__ import annotations
 

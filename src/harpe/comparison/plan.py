@@ -1,4 +1,5 @@
-"""The plan of a comparison: every row with its stages, tokens and steps, what is measured, and how long it will take."""
+"""The plan of a comparison: every row with its stages, tokens and steps, what is measured, and how long it will
+take."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ TRAINING_BYTES = 16
 def count_parameters(recipe: ComparisonRecipe) -> int:
     """From the configuration alone."""
     with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(load_config(recipe.model, recipe.revision), trust_remote_code=False).num_parameters())
+        return int(
+            AutoModelForCausalLM.from_config(
+                load_config(recipe.model, recipe.revision), trust_remote_code=False
+            ).num_parameters()
+        )
 
 
 def make_rows(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Row]:
@@ -50,7 +55,9 @@ def make_rows(recipe: ComparisonRecipe, source: Source, measure: Measure | None)
         )
         for wanted in recipe.methods
     ]
-    titles = distinct_titles([Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in rows])
+    titles = distinct_titles(
+        [Titled(a.name, a.title, a.method, a.trained, {**defaults(a.method), **a.options}) for a in rows]
+    )
     rows = [replace(row, title=title) for row, title in zip(rows, titles, strict=True)]
     options = training_options(recipe, 0, "float32")
     for row in rows:
@@ -69,20 +76,26 @@ class ComparisonPlan(Plan):
         recipe, trained = self.recipe, sum(row.trained for row in self.rows)
         return [
             self.target(),
-            f"Bases that are chosen from a range lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] ({self.bases.why}).",
-            f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(self.rows) - trained} need no training.",
-            f"Every trained method sees the same {self.steps * self.step_tokens} tokens of a seed in the same order: {self.steps} "
-            f"steps of {self.step_tokens} tokens, peak learning rate {recipe.learning_rate:g}, AdamW 0.9/0.95, weight decay "
-            f"{recipe.weight_decay:g}, schedule {recipe.schedule}.",
+            f"Bases that are chosen from a range lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] "
+            f"({self.bases.why}).",
+            f"{trained} methods are trained with each of {len(recipe.seeds)} seeds, {len(self.rows) - trained} need no "
+            "training.",
+            f"Every trained method sees the same {self.steps * self.step_tokens} tokens of a seed in the same order: "
+            f"{self.steps} steps of {self.step_tokens} tokens, peak learning rate {recipe.learning_rate:g}, AdamW "
+            f"0.9/0.95, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}.",
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32: about "
-            f"{TRAINING_BYTES * self.parameters / 1e9:.3g} GB for weights, gradients and moments, and activations beside them. The "
-            "loss is the model's own, of the next token; dropout is off.",
+            f"{TRAINING_BYTES * self.parameters / 1e9:.3g} GB for weights, gradients and moments, and activations "
+            "beside them. The loss is the model's own, of the next token; dropout is off.",
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """plan.json but for what is known of the data only when they are read."""
         recipe, plan = self.recipe, super().as_dict()
-        schedule = {"schedule": recipe.schedule, "warmup_share": recipe.warmup_share, "weight_decay": recipe.weight_decay}
+        schedule = {
+            "schedule": recipe.schedule,
+            "warmup_share": recipe.warmup_share,
+            "weight_decay": recipe.weight_decay,
+        }
         return {
             "kind": "comparison",
             **plan,
@@ -95,7 +108,9 @@ class ComparisonPlan(Plan):
         }
 
 
-def make_plan(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]) -> ComparisonPlan:
+def make_plan(
+    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]
+) -> ComparisonPlan:
     """The plan of a recipe; `dtype` comes with the reason for it."""
     return ComparisonPlan(
         title=recipe.title,
@@ -115,7 +130,9 @@ def make_plan(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], par
 
 def _stages(row: Row, options: TrainingSettings) -> list[dict[str, Any]]:
     if not row.trained:
-        return [{"length": row.stages[-1].length, "tokens": 0, "steps": 0, "encoding": row.stages[-1].encoding.describe()}]
+        return [
+            {"length": row.stages[-1].length, "tokens": 0, "steps": 0, "encoding": row.stages[-1].encoding.describe()}
+        ]
     target = row.stages[-1].length
     steps = options.stage_steps(target, [stage.share for stage in row.stages])
     return [
@@ -133,14 +150,23 @@ def plan_text(plan: dict[str, Any]) -> str:
     """For the terminal."""
     lines = [plan["title"], "", "Plan", *(f"  * {reason}" for reason in plan["reasons"]), "", "Rows"]
     for method in plan["methods"]:
-        marks = [name for name, is_so in (("control", method["control"]), ("baseline", method["name"] == plan["baseline"])) if is_so]
+        marks = [
+            name
+            for name, is_so in (("control", method["control"]), ("baseline", method["name"] == plan["baseline"]))
+            if is_so
+        ]
         lines.append(f"  {method['name']}{' (' + ', '.join(marks) + ')' if marks else ''}: {method['explanation']}")
         if method["trained"] and len(method["stages"]) > 1:
-            lines += [f"    {s['steps']} steps, {s['tokens']:,} tokens in sequences of {s['length']}" for s in method["stages"]]
+            lines += [
+                f"    {s['steps']} steps, {s['tokens']:,} tokens in sequences of {s['length']}"
+                for s in method["stages"]
+            ]
     return "\n".join(lines)
 
 
-def expected_seconds(recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float) -> float:
+def expected_seconds(
+    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float
+) -> float:
     """Of training, perplexity and needle tasks, one after the other; RULER and short benchmarks come on top."""
     options, trained = training_options(recipe, 0, "float32"), sum(row.trained for row in rows)
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)

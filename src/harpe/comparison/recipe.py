@@ -17,12 +17,14 @@ from harpe.typed import build, typed
 
 
 def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **changes: Any) -> ComparisonRecipe:
-    """Read a recipe; `changes` replace what it says, where they are not None, and `absent` stands for keys that it lacks.
+    """Read a recipe; `changes` replace what it says, where they are not None, and `absent` stands for keys that it
+    lacks.
 
     Raises
     ------
     HarpeError
-        For a file that is not there or no YAML, unknown or missing keys (with the nearest names), and values of another type.
+        For a file that is not there or no YAML, unknown or missing keys (with the nearest names), and values of another
+        type.
     """
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -52,14 +54,17 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
     recipe = build(ComparisonRecipe, {**value, **parts}, where)
     check_recipe(recipe, where)
     if recipe.baseline not in (names := [row.name for row in recipe.methods]):
-        raise HarpeError(f"{where} has the baseline {recipe.baseline}, which is none of its methods: {', '.join(names)}.")
+        raise HarpeError(
+            f"{where} has the baseline {recipe.baseline}, which is none of its methods: {', '.join(names)}."
+        )
     return recipe
 
 
 def read_evaluation(value: Mapping[str, Any], where: str) -> EvaluationRecipe:
     """What a recipe or a plan says under evaluation; keys of suites become their settings."""
     suites = {
-        key: typed(value[key], suite.settings, f"{key} of {where}") if key in value else suite.default for key, suite in KEYED.items()
+        key: typed(value[key], suite.settings, f"{key} of {where}") if key in value else suite.default
+        for key, suite in KEYED.items()
     }
     return build(EvaluationRecipe, {**{k: v for k, v in value.items() if k not in KEYED}, "suites": suites}, where)
 
@@ -74,5 +79,10 @@ def _row(value: Any, where: str) -> RowRecipe:
     own = {f.name for f in dataclasses.fields(RowRecipe)}
     options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
     method = value.get("method", value.get("name"))
-    fields = {"name": value.get("name", method), "method": method, "title": value.get("title"), "train": value.get("train")}
+    fields = {
+        "name": value.get("name", method),
+        "method": method,
+        "title": value.get("title"),
+        "train": value.get("train"),
+    }
     return build(RowRecipe, {**fields, "options": options}, f"a method of {where}")

@@ -57,7 +57,9 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     HarpeError
         For a bad recipe or input, before any work starts; at the end, where no method could be measured.
     """
-    refuse_several("harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs.")
+    refuse_several(
+        "harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs."
+    )
     run = Path(options.out or Path("runs") / Path(options.recipe).stem)
     with nullcontext() if options.plan else held(run):
         return _compare(options, run, reporter or Reporter())
@@ -76,11 +78,15 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
     threads, cores = threads_of(os.environ.get("OMP_NUM_THREADS")), available_cores()
     if threads is not None and threads * options.jobs > cores:
-        reporter.say(f"OMP_NUM_THREADS gives each of the {options.jobs} processes {threads} threads, more than the {cores} cores have.")
+        reporter.say(
+            f"OMP_NUM_THREADS gives each of the {options.jobs} processes {threads} threads, more than the {cores} "
+            "cores have."
+        )
     if is_packed(recipe.data) and len(recipe.seeds) > 1:
         raise HarpeError(
-            f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give --seeds {recipe.seeds[0]}, "
-            "or prepare the texts once for every seed (harpe prepare --seed) and write {seed} in the place of it in data."
+            f"{recipe.data} was prepared in one order, on which all {len(recipe.seeds)} seeds would train. Give "
+            f"--seeds {recipe.seeds[0]}, or prepare the texts once for every seed (harpe prepare --seed) and write "
+            "{seed} in the place of it in data."
         )
     asked = recipe
     if not options.plan:
@@ -141,7 +147,9 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)
     if not summary["measures"]:
-        raise HarpeError(f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}.")
+        raise HarpeError(
+            f"No method could be measured; the reasons are in the files failed.json and worker.log under {run}."
+        )
     write_report(run)
     for sentence in summary["reading"]:
         reporter.say(sentence)
@@ -164,12 +172,15 @@ def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
 
 
 def _as_begun(run: Path, row: Row, source: Source, reporter: Reporter) -> Row:
-    """The row with the stages that it began with, also where this version would choose others: its seeds belong together."""
+    """The row with the stages that it began with, also where this version would choose others: its seeds belong
+    together."""
     path = run / row.name / "stages.json"
     stages = tuple(Stage.from_dict(stage) for stage in read_json(path)["stages"]) if path.is_file() else row.stages
     if stages == row.stages:
         return row
-    reporter.say(f"{row.name} goes on with the bases and stages that it began with; this start would have chosen others.")
+    reporter.say(
+        f"{row.name} goes on with the bases and stages that it began with; this start would have chosen others."
+    )
     return replace(row, stages=stages, explanation=explain(row.method, list(stages), source.geometry))
 
 
@@ -200,9 +211,16 @@ def _prepare_data(
         )
         check_budget(training, data)
         if data.hash in corpus["hashes"].values():
-            raise HarpeError(f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another --seed.")
+            raise HarpeError(
+                f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another "
+                "--seed."
+            )
         corpus["hashes"][str(seed)] = data.hash
-        corpus |= {"tokens": data.tokens, "documents": data.index["documents"], "description": data.index["description"]}
+        corpus |= {
+            "tokens": data.tokens,
+            "documents": data.index["documents"],
+            "description": data.index["description"],
+        }
         corpus["read"] = data.index.get("read")
         reporter.progress("packing the training texts", number + 1, len(seeds))
     return corpus

@@ -1,4 +1,5 @@
-"""summary.json of a comparison: every measure of every method with its interval, differences to the baseline, and what may be read."""
+"""summary.json of a comparison: every measure of every method with its interval, differences to the baseline, and what
+may be read."""
 
 from __future__ import annotations
 
@@ -19,12 +20,16 @@ LEVEL = 0.05
 
 
 def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Write summary.json from the score files that are there, and return it; HarpeError where rows have not read the same."""
+    """Write summary.json from the score files that are there, and return it; HarpeError where rows have not read the
+    same."""
     plan = read_json(run / "plan.json")
     check_rows(run, plan)
     methods, seeds, baseline = [m["name"] for m in plan["methods"]], plan["seeds"], plan["baseline"]
     trained = {m["name"] for m in plan["methods"] if m["trained"]}
-    measures = [_measured(measure, methods, trained, baseline, resamples) for measure in collect(run, methods, sorted({0, *seeds}))]
+    measures = [
+        _measured(measure, methods, trained, baseline, resamples)
+        for measure in collect(run, methods, sorted({0, *seeds}))
+    ]
     value = {
         "baseline": baseline,
         "seeds": seeds,
@@ -39,7 +44,8 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
 
 
 def complete(run: Path) -> None:
-    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has summarised.
+    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has
+    summarised.
 
     Raises
     ------
@@ -60,7 +66,9 @@ def _positions(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any
     return position_differences(losses, plan["baseline"], trained, resamples=resamples)
 
 
-def _measured(measure: Measure, methods: Sequence[str], trained: set[str], baseline: str, resamples: int) -> dict[str, Any]:
+def _measured(
+    measure: Measure, methods: Sequence[str], trained: set[str], baseline: str, resamples: int
+) -> dict[str, Any]:
     units, scale = measure.units(), 100.0 if measure.unit == "%" else 1.0
     values, draws = {}, {}
     for method in methods:
@@ -79,7 +87,9 @@ def _measured(measure: Measure, methods: Sequence[str], trained: set[str], basel
         }
         if method != baseline and (common := _seeds(measure, method, baseline, trained)):
             mine, other = common
-            draws[method] = paired(measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples)
+            draws[method] = paired(
+                measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples
+            )
     p_values = [found.p_value() for found in draws.values()]
     differences = {}
     for (method, found), p, adjusted in zip(draws.items(), p_values, holm(p_values), strict=True):
@@ -134,8 +144,8 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
     seeds = plan["seeds"]
     if len(seeds) < FEWEST_SEEDS:
         sentences.append(
-            f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, and say nothing of "
-            "what another seed would give."
+            f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, "
+            "and say nothing of what another seed would give."
         )
     return sentences
 
@@ -143,17 +153,26 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
 def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on what the recipe asks for and no method has: nothing that was measured is missing without a word."""
     there, asked = {measure["id"] for measure in measures}, dict[str, str]()
-    for suite, settings in asked_suites(read_evaluation(plan["evaluation"], "plan.json")) if plan.get("evaluation") else ():
+    for suite, settings in (
+        asked_suites(read_evaluation(plan["evaluation"], "plan.json")) if plan.get("evaluation") else ()
+    ):
         asked |= suite.asked(settings)
     missing = [words for start, words in asked.items() if not any(_is(name, start) for name in there)]
     if not missing:
         return []
-    return [f"Asked for, and without a value in any method: {'; '.join(missing)}. What there is of it stands in the methods' folders."]
+    return [
+        f"Asked for, and without a value in any method: {'; '.join(missing)}. What there is of it stands in the "
+        "methods' folders."
+    ]
 
 
 def _is(name: str, asked: str) -> bool:
     first, _, last = asked.partition("{}")
-    return name.startswith(first) and name.endswith(last) if last else name == asked or (asked.endswith("-") and name.startswith(asked))
+    return (
+        name.startswith(first) and name.endswith(last)
+        if last
+        else name == asked or (asked.endswith("-") and name.startswith(asked))
+    )
 
 
 def _first_upper(text: str) -> str:

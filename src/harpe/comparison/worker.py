@@ -1,7 +1,8 @@
 """One method with one seed of a comparison, in a process of its own (`harpe.distributed.child`).
 
-A process of its own, because a method that runs out of memory or is killed must not take the others with it. Prints its progress as lines
-of JSON. What is done already is not done again: the stage, the step, the sample where a killed worker was are found from the files.
+A process of its own, because a method that runs out of memory or is killed must not take the others with it. Prints its
+progress as lines of JSON. What is done already is not done again: the stage, the step, the sample where a killed worker
+was are found from the files.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> Trainin
 
 def source_of(recipe: ComparisonRecipe) -> Source:
     """The checkpoint that all methods start from."""
-    return open_source(recipe.model, recipe.length, recipe.revision, recipe.tokenizer, recipe.original_length, recipe.sliding_window)
+    return open_source(
+        recipe.model, recipe.length, recipe.revision, recipe.tokenizer, recipe.original_length, recipe.sliding_window
+    )
 
 
 def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
@@ -63,7 +66,16 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     recipe = at_commit(read_recipe(run / "recipe.yaml"), plan["inputs"])
     entry = next(method for method in plan["methods"] if method["name"] == name)
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
-    row = Row(name, entry["title"], entry["explanation"], stages, entry["method"], entry["source"], entry["control"], entry["options"])
+    row = Row(
+        name,
+        entry["title"],
+        entry["explanation"],
+        stages,
+        entry["method"],
+        entry["source"],
+        entry["control"],
+        entry["options"],
+    )
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
     remove_leftovers(folder)  # of a worker that was killed while the comparison, which holds the directory, went on
     source = source_of(recipe)
@@ -88,11 +100,17 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
 
 
 def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:
-    """Refuse to train or measure on anything but what the plan names; inputs.json tells what the row has read, from its beginning on."""
+    """Refuse to train or measure on anything but what the plan names; inputs.json tells what the row has read, from its
+    beginning on."""
     path = folder / "inputs.json"
-    for where, before in ((folder.parent.parent / "plan.json", pinned), *([(path, read_json(path))] if path.is_file() else [])):
+    for where, before in (
+        (folder.parent.parent / "plan.json", pinned),
+        *([(path, read_json(path))] if path.is_file() else []),
+    ):
         if wrong := other(before, found):
-            raise HarpeError(f"{listed(wrong)}: not what {where} names. Put back what the comparison began with, and start it again.")
+            raise HarpeError(
+                f"{listed(wrong)}: not what {where} names. Put back what the comparison began with, and start it again."
+            )
     write_json(path, found)
 
 
@@ -125,7 +143,9 @@ def _record(folder: Path, row: Row, data: PackedDataset | None, evaluate_seconds
 def _check_gpu() -> None:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpu and not torch.cuda.is_available():
-        raise HarpeError(f"CUDA_VISIBLE_DEVICES is {gpu} for this process, and torch finds no GPU there. Start the comparison again.")
+        raise HarpeError(
+            f"CUDA_VISIBLE_DEVICES is {gpu} for this process, and torch finds no GPU there. Start the comparison again."
+        )
 
 
 def main() -> int:
@@ -143,7 +163,8 @@ def main() -> int:
         return FAILED
     except (torch.OutOfMemoryError, MemoryError) as error:
         write_json(
-            folder / "failed.json", {"reason": f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}."}
+            folder / "failed.json",
+            {"reason": f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}."},
         )
         return FAILED
     return 0

@@ -1,7 +1,8 @@
 """Several processes that share one evaluation, started by `torchrun` or `accelerate launch`.
 
-What decides an evaluation (options, texts, what is there already) is settled by the first process and told to the others. What is
-computed is cut into units whose results do not depend on each other (a document, a batch of samples), and each process takes its share.
+What decides an evaluation (options, texts, what is there already) is settled by the first process and told to the
+others. What is computed is cut into units whose results do not depend on each other (a document, a batch of samples),
+and each process takes its share.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class Processes:
         return value
 
     def share(self, units: Sequence[T]) -> list[T]:
-        """This process's part of `units`: every `count`-th one, so that neighbours, which are alike, go to different processes."""
+        """This process's part of `units`: every `count`-th one, so that neighbours, which are alike, go to different
+        processes."""
         return list(units[self.rank :: self.count])
 
 
@@ -111,8 +113,8 @@ def _together(exchange: Callable[[], object]) -> None:
         exchange()
     except RuntimeError as error:  # what gloo raises where a connection is closed
         raise HarpeError(
-            "Another process has ended before its share was done; where it could, it has said why. What was measured is kept: the same "
-            "command goes on."
+            "Another process has ended before its share was done; where it could, it has said why. What was measured "
+            "is kept: the same command goes on."
         ) from error
 
 
@@ -137,12 +139,14 @@ LAUNCHERS: tuple[tuple[str, str], ...] = (
 def _launched() -> tuple[int, int]:
     """The number of processes of whatever started this one, and which of them this is.
 
-    `srun` tells the tasks of its step. A script of `sbatch` that starts harpe without `srun` has the number of the whole job
-    and no step; it cannot be told from a task, and is taken for one.
+    `srun` tells the tasks of its step. A script of `sbatch` that starts harpe without `srun` has the number of the
+    whole job and no step; it cannot be told from a task, and is taken for one.
     """
     launchers = LAUNCHERS
     if "SLURM_PROCID" in os.environ:
-        launchers += (("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", "SLURM_PROCID"),)
+        launchers += (
+            ("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", "SLURM_PROCID"),
+        )
     for size, rank in launchers:
         if os.environ.get(size, "1").isdigit() and (count := int(os.environ.get(size, "1"))) > 1:
             return count, int(os.environ.get(rank, "0"))
@@ -160,8 +164,8 @@ def refuse_several(verb: str, instead: str) -> None:
     count, rank = _launched()
     if count > 1:
         sentence = (
-            f"{verb} was started as {count} processes, and each would do all of it. Start it without a launcher (SLURM: srun --ntasks=1): "
-            f"{instead}"
+            f"{verb} was started as {count} processes, and each would do all of it. Start it without a launcher "
+            f"(SLURM: srun --ntasks=1): {instead}"
         )
         raise OtherFailed(sentence) if rank else HarpeError(sentence)
 
@@ -169,8 +173,9 @@ def refuse_several(verb: str, instead: str) -> None:
 def join() -> Processes:
     """Join the other processes that the launcher has started, on a GPU of its own (by LOCAL_RANK) where there are any.
 
-    They only exchange decisions, so gloo connects them on GPUs too. One process needs no group. The group is left at exit: a process that
-    ends with gloo's threads running is now and then aborted (SIGABRT) after all its work, and the launcher then ends the others.
+    They only exchange decisions, so gloo connects them on GPUs too. One process needs no group. The group is left at
+    exit: a process that ends with gloo's threads running is now and then aborted (SIGABRT) after all its work, and the
+    launcher then ends the others.
     """
     if world_size() == 1:
         return ALONE

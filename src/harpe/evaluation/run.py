@@ -65,7 +65,11 @@ class Protocol:
     @property
     def files(self) -> tuple[str, ...]:
         """The summaries that are written."""
-        return ("perplexity.json", *(["needles.json"] if self.samples else []), *(["grid.json"] if self.grid_samples else []))
+        return (
+            "perplexity.json",
+            *(["needles.json"] if self.samples else []),
+            *(["grid.json"] if self.grid_samples else []),
+        )
 
     def tokens(self) -> int:
         """Tokens that the model reads, roughly: what the expected time is counted from."""
@@ -103,14 +107,16 @@ def long_documents(held_out: HeldOut, protocol: Protocol) -> list[list[int]]:
     if not documents:
         longest = max(map(len, held_out.documents), default=0)
         raise HarpeError(
-            f"None of the {len(held_out.documents)} held-out documents has more than {protocol.length} tokens (the longest has "
-            f"{longest}): perplexity at that length cannot be measured. Give longer texts, or a shorter --length."
+            f"None of the {len(held_out.documents)} held-out documents has more than {protocol.length} tokens (the "
+            f"longest has {longest}): perplexity at that length cannot be measured. Give longer texts, or a shorter "
+            "--length."
         )
     return documents
 
 
 def check_needles(tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, protocol: Protocol) -> None:
-    """HarpeError where needle, question and answer of any sample do not fit into its length; to be asked before anything is measured."""
+    """HarpeError where needle, question and answer of any sample do not fit into its length; to be asked before
+    anything is measured."""
     writer = NeedleWriter(tokenizer, held_out.haystacks, protocol.seed)
     for length in protocol.task_lengths:
         for name in protocol.tasks:
@@ -132,8 +138,8 @@ def check_protocol(folder: Path, protocol: Protocol, of: Measurement) -> list[st
     Raises
     ------
     HarpeError
-        Where the folder holds scores of another model, tokenizer, texts or protocol, files that belong to another measurement, or files
-        with a name of ours that harpe did not write. Nothing is written then.
+        Where the folder holds scores of another model, tokenizer, texts or protocol, files that belong to another
+        measurement, or files with a name of ours that harpe did not write. Nothing is written then.
     """
     path, *others = score_files(folder)
     refuse_foreign(path, *others)
@@ -147,7 +153,8 @@ def check_protocol(folder: Path, protocol: Protocol, of: Measurement) -> list[st
 
 
 def score_files(folder: Path) -> list[Path]:
-    """Everything that may be written into a folder of scores, protocol.json first; with what processes have left there."""
+    """Everything that may be written into a folder of scores, protocol.json first; with what processes have left
+    there."""
     names = Protocol(2, 2).files
     records = [folder / _records(name) for name in names]
     parts = [file for path in records for file in record_files(path) if file != path]
@@ -161,7 +168,12 @@ def _records(summary: str) -> str:
 
 def measurement(protocol: Protocol, held_out: HeldOut, dtype: str, identity: dict[str, Any]) -> Measurement:
     """What a folder of scores is of; `identity` says which model and tokenizer."""
-    facts = {"protocol": protocol.as_dict(), "held_out": held_out.identity(), "dtype": dtype, "measuring": MEASURING["evaluate"]}
+    facts = {
+        "protocol": protocol.as_dict(),
+        "held_out": held_out.identity(),
+        "dtype": dtype,
+        "measuring": MEASURING["evaluate"],
+    }
     return {**facts, **identity}
 
 
@@ -186,9 +198,11 @@ def evaluate_model(
     dtype
         Of the arithmetic: the weights stay as they are, products run under autocast where this is bfloat16.
     identity
-        Says what is evaluated (`harpe.evaluation.identity.identity_of`); kept in protocol.json, so that a folder holds one model's scores.
+        Says what is evaluated (`harpe.evaluation.identity.identity_of`); kept in protocol.json, so that a folder holds
+        one model's scores.
     overlap
-        What is known of the overlap between the texts and the training data; written into every file, by the first process.
+        What is known of the overlap between the texts and the training data; written into every file, by the first
+        process.
     ranks
         Processes that share the documents and batches of samples; all of them call this with the same arguments.
     tell
@@ -205,9 +219,24 @@ def evaluate_model(
         return files
 
     files = ranks.broadcast_from_rank0(missing)
-    known = {"overlap": overlap if overlap is not None else unknown_overlap("The texts that this model was trained on are not known.")}
+    known = {
+        "overlap": overlap
+        if overlap is not None
+        else unknown_overlap("The texts that this model was trained on are not known.")
+    }
     writer = ranks.on_every_rank(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
-    work = _Work(model, tokenizer, writer, protocol, folder, of, {"measurement": measurement_id(of), **known}, ranks, progress, tell)
+    work = _Work(
+        model,
+        tokenizer,
+        writer,
+        protocol,
+        folder,
+        of,
+        {"measurement": measurement_id(of), **known},
+        ranks,
+        progress,
+        tell,
+    )
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if "perplexity.json" in files:
@@ -221,7 +250,8 @@ def evaluate_model(
 
 @dataclass(frozen=True)
 class _Work:
-    """What the three measurements share. Each adds its records to a .jsonl file, and then the first process writes its summary."""
+    """What the three measurements share. Each adds its records to a .jsonl file, and then the first process writes its
+    summary."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -267,7 +297,11 @@ class _Work:
 
         def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             tasks = [
-                {"task": name, "length": n, **_share([r["score"] for r in rows if (r["task"], r["length"]) == (name, n)])}
+                {
+                    "task": name,
+                    "length": n,
+                    **_share([r["score"] for r in rows if (r["task"], r["length"]) == (name, n)]),
+                }
                 for n in protocol.task_lengths
                 for name in protocol.tasks
             ]
@@ -277,7 +311,9 @@ class _Work:
 
     def grid(self) -> None:
         lengths, depths, way = self.protocol.grid_lengths, self.protocol.depths, cache_reuse(self.model)
-        samples = self.ranks.on_every_rank(lambda: grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples))
+        samples = self.ranks.on_every_rank(
+            lambda: grid_samples(self.writer, max(lengths), min(lengths), self.protocol.grid_samples)
+        )
         places = [(n, d) for n in lengths for d in depths]
         records = self._answer(
             lambda done: answer_grid(self.model, self.tokenizer, samples, places, way[0], done=done, ranks=self.ranks),
@@ -287,16 +323,24 @@ class _Work:
         )
 
         def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            cells = [[_share([r["score"] for r in rows if (r["length"], r["depth"]) == (n, d)]) for d in depths] for n in lengths]
+            cells = [
+                [_share([r["score"] for r in rows if (r["length"], r["depth"]) == (n, d)]) for d in depths]
+                for n in lengths
+            ]
             value: dict[str, Any] = {"task": "single", "lengths": list(lengths), "depths": list(depths), "cells": cells}
             return value | {"reading": reading_report(samples, places, reading_cost(self.model), way, rows)}
 
         self._write("grid.json", records, summary)
 
     def _answer(
-        self, answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]], keys: Sequence[Key], file: str, what: str
+        self,
+        answers: Callable[[Container[Key]], Iterator[list[dict[str, Any]]]],
+        keys: Sequence[Key],
+        file: str,
+        what: str,
     ) -> Records:
-        """The records named by `keys`, in their order: those that are there, and this process's share of those that `answers` makes."""
+        """The records named by `keys`, in their order: those that are there, and this process's share of those that
+        `answers` makes."""
         order = {key: number for number, key in enumerate(keys)}
         records = Records(self.folder / file, lambda row: order[key_of(row)], self.ranks, self.tell, self.of)
         done = frozenset(key_of(row) for row in records.rows.values())

@@ -1,4 +1,5 @@
-"""HARPE: a base for every key/value head, one stage of training at the target length (Lian et al. 2024, arXiv 2412.07171)."""
+"""HARPE: a base for every key/value head, one stage of training at the target length (Lian et al. 2024, arXiv
+2412.07171)."""
 
 from __future__ import annotations
 
@@ -44,16 +45,26 @@ def harpe(
         Called for the adaptive assignment only.
     """
     search = SearchOptions(
-        strategy=strategy, stride=stride, rule=rule, force=force, assignment=assignment, layer_bases=layer_bases, seed=seed
+        strategy=strategy,
+        stride=stride,
+        rule=rule,
+        force=force,
+        assignment=assignment,
+        layer_bases=layer_bases,
+        seed=seed,
     )
     if bases is not None:
         if search != SearchOptions(seed=seed):
             raise HarpeError(
-                "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave one out."
+                "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave "
+                "one out."
             )
         return [Stage(per_head_encoding(bases, geometry), length, share=1.0)]
     if assignment == "adaptive" and measure is None:
-        raise HarpeError("The adaptive assignment measures the model on texts, which are not at hand here; choose another assignment.")
+        raise HarpeError(
+            "The adaptive assignment measures the model on texts, which are not at hand here; choose another "
+            "assignment."
+        )
     choice = choose_rows(
         search,
         heads=geometry.key_value_heads,
@@ -68,4 +79,6 @@ def harpe(
     rows, note = choice.rows, f"{choice.describe()}, in [{bounds.low:,.0f}, {bounds.high:,.0f}]"
     if choice.chosen.reason:
         note += f"; chosen by {choice.chosen.reason}"
-    return [Stage(per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)]
+    return [
+        Stage(per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)
+    ]

@@ -12,7 +12,8 @@ from harpe.options.shared import RangeOptions
 class BasesOptions(SearchOptions, RangeOptions):
     """Choose a base for every key/value head.
 
-    Give --model to read heads, head size and trained context from a checkpoint, or --heads and --head-dim with --min and --max.
+    Give --model to read heads, head size and trained context from a checkpoint, or --heads and --head-dim with --min
+    and --max.
     """
 
     length: int

@@ -15,9 +15,9 @@ from harpe.options.training import TrainingOptions
 class ExtendOptions(Recorded, TrainingOptions, SearchOptions, RangeOptions, ContextOptions, TextOptions, ModelOptions):
     """Extend a model's context in one stage of training and save it.
 
-    The model may be a folder, a name on the Hugging Face hub, or "embedded" (the small model inside the package). The run directory
-    gets the recipe, the plan with its reasons, resumable checkpoints, logs, and the extended model, which transformers loads after
-    `import harpe; harpe.register()`.
+    The model may be a folder, a name on the Hugging Face hub, or "embedded" (the small model inside the package). The
+    run directory gets the recipe, the plan with its reasons, resumable checkpoints, logs, and the extended model, which
+    transformers loads after `import harpe; harpe.register()`.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -27,13 +27,13 @@ class ExtendOptions(Recorded, TrainingOptions, SearchOptions, RangeOptions, Cont
     length: int
     """Target context in tokens; 128k is 131072."""
     data: str
-    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a hub data set
-    NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
+    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and
+    .parquet), a hub data set NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
     out: str
     """Run directory to make."""
     method: str = "harpe"
-    """harpe: a base for every key/value head. abf: one larger base for all heads. Others (yarn, pi, stages …), also of installed packages:
-    docs/methods.md."""
+    """harpe: a base for every key/value head. abf: one larger base for all heads. Others (yarn, pi, stages …), also of
+    installed packages: docs/methods.md."""
     method_options: dict[str, Any] | None = None
     """Options of the method by name, as JSON: '{"factor": 8}'."""
     base: float | None = None
@@ -50,16 +50,17 @@ class ExtendOptions(Recorded, TrainingOptions, SearchOptions, RangeOptions, Cont
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(Recorded, TextOptions, ModelOptions):
-    """Tokenise, upsample and pack a corpus once, for `harpe extend` and `harpe compare` to train on as it lies (--data OUT).
+    """Tokenise, upsample and pack a corpus once, for `harpe extend` and `harpe compare` to train on as it lies (--data
+    OUT).
 
-    Every source keeps its share of the tokens; inside each, long documents may be drawn more often (Fu et al. 2024, arXiv 2402.10171). OUT
-    gets the packed tokens, where documents start, and index.json with hashes, options and what was drawn by source. It appears when it is
-    whole.
+    Every source keeps its share of the tokens; inside each, long documents may be drawn more often (Fu et al. 2024,
+    arXiv 2402.10171). OUT gets the packed tokens, where documents start, and index.json with hashes, options and what
+    was drawn by source. It appears when it is whole.
     """
 
     data: str
-    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a hub data set NAME or
-    NAME:CONFIG, or embedded."""
+    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a
+    hub data set NAME or NAME:CONFIG, or embedded."""
     model: str
     """Checkpoint that will be trained, for its tokenizer: a folder, a hub name, or embedded. No weights are read."""
     length: int
@@ -69,17 +70,18 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     tokens: int = 0
     """Tokens to write; 0: as many as there are under --max-copies."""
     upsample_factor: float = 1.0
-    """How much more often a long document is drawn than a short one of its source. 1: no upsampling. 10: the published program."""
+    """How much more often a long document is drawn than a short one of its source. 1: no upsampling. 10: the published
+    program."""
     upsample_length: int = PUBLISHED_LENGTH
     """Tokens from which on a document is long; the published 4096."""
     long_share: float | None = None
-    """In place of --upsample-factor: the share of every source's tokens that long documents get, where they have less (0.7: the paper's
-    outcome over all of SlimPajama)."""
+    """In place of --upsample-factor: the share of every source's tokens that long documents get, where they have less
+    (0.7: the paper's outcome over all of SlimPajama)."""
     max_copies: int = 1
     """How often a document may be drawn; 1: none is repeated."""
     source_field: str | None = None
-    """Field that says which source a row is from, with dots into nested ones (meta.redpajama_set_name); default: all texts are one
-    source."""
+    """Field that says which source a row is from, with dots into nested ones (meta.redpajama_set_name); default: all
+    texts are one source."""
     by_folder: bool = False
     """Each sub-folder of --data is a source."""
     held_out: str | None = None

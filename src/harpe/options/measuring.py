@@ -1,4 +1,5 @@
-"""Options of the verbs that measure and that fetch benchmark data. The text under each field is its help on the command line."""
+"""Options of the verbs that measure and that fetch benchmark data. The text under each field is its help on the command
+line."""
 
 from __future__ import annotations
 
@@ -24,11 +25,12 @@ class NeedleOptions:
 class EvaluateOptions(NeedleOptions, TextOptions, ModelOptions):
     """Measure a checkpoint, or every model of a run directory, on texts that it was not trained on.
 
-    Perplexity by position (token-weighted, whole documents), short-context perplexity, needle tasks with generated answers, and a grid
-    of needles by length and depth; all with 95% intervals. What is already measured is not measured again. For a run directory the
-    untouched model is measured too, and the report page is written.
+    Perplexity by position (token-weighted, whole documents), short-context perplexity, needle tasks with generated
+    answers, and a grid of needles by length and depth; all with 95% intervals. What is already measured is not measured
+    again. For a run directory the untouched model is measured too, and the report page is written.
 
-    Several processes share the work: torchrun --nproc-per-node 4 -m harpe evaluate … The files are those of one process.
+    Several processes share the work: torchrun --nproc-per-node 4 -m harpe evaluate … The files are those of one
+    process.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -62,19 +64,21 @@ class RulerTasks:
     template: str = "base"
     """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
     data: str | None = None
-    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's
+    cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RulerOptions(RulerTasks):
     """Write samples of RULER's 13 tasks; with --model, answer and score them too.
 
-    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same bytes, in one process
-    and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into answers.jsonl, one record a sample, and
-    the scores with their intervals into ruler.json; started again, an interrupted evaluation goes on where it was.
+    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same
+    bytes, in one process and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into
+    answers.jsonl, one record a sample, and the scores with their intervals into ruler.json; started again, an
+    interrupted evaluation goes on where it was.
 
-    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs). The files are those
-    of one process.
+    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs).
+    The files are those of one process.
     """
 
     length: int
@@ -82,19 +86,22 @@ class RulerOptions(RulerTasks):
     out: str
     """Folder for the files, one for each length and model."""
     tokenizer: str | None = None
-    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside the package."""
+    """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside
+    the package."""
     model: str | None = None
-    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer. With --server: the name
-    that it has there."""
+    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer. With
+    --server: the name that it has there."""
     server: str | None = None
-    """Address of a server that speaks OpenAI's protocol and answers in place of a model in this process, such as http://localhost:8000. A
-    key that it wants is read from OPENAI_API_KEY."""
+    """Address of a server that speaks OpenAI's protocol and answers in place of a model in this process, such as
+    http://localhost:8000. A key that it wants is read from OPENAI_API_KEY."""
     endpoint: Literal["completions", "chat"] = "completions"
-    """completions: the server continues the prompt as it stands. chat: it puts the prompt into the model's own chat format."""
+    """completions: the server continues the prompt as it stands. chat: it puts the prompt into the model's own chat
+    format."""
     requests: int = 8
     """Requests to the server at a time."""
     against: str | None = None
-    """Folder with answers of another model to the same samples: write the difference of every task, with its interval, into against.md."""
+    """Folder with answers of another model to the same samples: write the difference of every task, with its interval,
+    into against.md."""
     beyond_context: bool = False
     """Let a model be asked beyond the context that its configuration states."""
     dtype: Dtype = "auto"
@@ -112,13 +119,15 @@ class CurveTexts(FieldOptions):
     data: str
     """Texts: a file, a folder, a hub data set, or embedded."""
     lengths: str | None = None
-    """Context lengths in tokens, FIRST:LAST:STEP or with commas between them; 2048:131072:2048 are those of the paper."""
+    """Context lengths in tokens, FIRST:LAST:STEP or with commas between them; 2048:131072:2048 are those of the
+    paper."""
     window: int | None = None
     """Window in tokens."""
     stride: int = 256
     """Tokens that the window moves on by; 256 as in the paper."""
     average: Literal["tokens", "yarn"] = "tokens"
-    """tokens: over all scored tokens. yarn: as YaRN's script, a mean over windows of any length, each behind a beginning-of-text token."""
+    """tokens: over all scored tokens. yarn: as YaRN's script, a mean over windows of any length, each behind a
+    beginning-of-text token."""
     documents: int = 32
     """Documents that are measured; each must have the longest length."""
 
@@ -127,11 +136,12 @@ class CurveTexts(FieldOptions):
 class PerplexityOptions(CurveTexts, TextOptions, ModelOptions):
     """Perplexity of a checkpoint by context length, or in sliding windows.
 
-    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With --window and --stride, a
-    window slides over whole documents and every token is scored once (Press et al.). The two kinds of figure are not comparable, and the
-    file says which one it holds.
+    With --lengths, documents are cut to each length, and one forward pass over a document gives all lengths. With
+    --window and --stride, a window slides over whole documents and every token is scored once (Press et al.). The two
+    kinds of figure are not comparable, and the file says which one it holds.
 
-    Several processes share the documents: torchrun --nproc-per-node 4 -m harpe perplexity … The files are those of one process.
+    Several processes share the documents: torchrun --nproc-per-node 4 -m harpe perplexity … The files are those of one
+    process.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -155,8 +165,9 @@ class ShortTasks:
     limit: int | None = None
     """Questions of each task, for a trial; default: all."""
     offline: bool = False
-    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as hellaswag_local,
-    arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All other tasks are refused."""
+    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as
+    hellaswag_local, arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All
+    other tasks are refused."""
     data: str | None = None
     """Folder with short_bench; default: the one that HARPE_DATA names."""
 
@@ -165,10 +176,12 @@ class ShortTasks:
 class ShortOptions(ShortTasks, ModelOptions):
     """Short benchmarks of a checkpoint through lm-eval: its tasks, its prompts, its numbers.
 
-    The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA 5-shot. Any other task of
-    lm-eval can be named. What is already measured in --out is not measured again, question by question.
+    The default is the paper's five: MMLU 5-shot, HellaSwag 10-shot, ARC-Challenge 25-shot, PIQA 0-shot, TriviaQA
+    5-shot. Any other task of lm-eval can be named. What is already measured in --out is not measured again, question by
+    question.
 
-    Several processes share the questions: torchrun --nproc-per-node 4 -m harpe short … The files are those of one process.
+    Several processes share the questions: torchrun --nproc-per-node 4 -m harpe short … The files are those of one
+    process.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -180,7 +193,8 @@ class ShortOptions(ShortTasks, ModelOptions):
     shots: int | None = None
     """Solved examples in front of a question; default: the paper's number, for other tasks their own."""
     against: str | None = None
-    """Folder with another model's scores on the same questions: write the difference of every task, with its interval, into against.md."""
+    """Folder with another model's scores on the same questions: write the difference of every task, with its interval,
+    into against.md."""
     server: str | None = None
     """Refused: servers give text, and this needs the log-likelihood of given answers."""
     batch_size: int = 8
@@ -193,8 +207,8 @@ class ShortOptions(ShortTasks, ModelOptions):
 class FetchDataOptions:
     """Download the data that RULER is made from, and check every file's SHA-256.
 
-    What is there already, here or in the folder that HARPE_DATA names, is not fetched again. Where there is no network, what is missing
-    is told, with the address that it comes from.
+    What is there already, here or in the folder that HARPE_DATA names, is not fetched again. Where there is no network,
+    what is missing is told, with the address that it comes from.
     """
 
     out: str | None = None

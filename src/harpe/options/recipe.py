@@ -29,7 +29,8 @@ class EvaluationRecipe(NeedleOptions, FieldOptions):
     tuning: bool = False
     """Of the embedded texts, those that settings are tuned on."""
     suites: dict[str, Any] = field(default_factory=dict)
-    """What else is measured, by the key of a suite (`harpe.comparison.suites`), which stands beside the other keys in YAML."""
+    """What else is measured, by the key of a suite (`harpe.comparison.suites`), which stands beside the other keys in
+    YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Options of the verbs on whole runs: report, export, compare, quickstart. The text under each field is its help on the command line."""
+"""Options of the verbs on whole runs: report, export, compare, quickstart. The text under each field is its help on the
+command line."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class ReportOptions:
 class ExportOptions:
     """Write an extended model so that transformers and `transformers serve` load it without harpe.
 
-    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need none. The folder
-    holds weights, tokenizer, configuration and a model card.
+    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need
+    none. The folder holds weights, tokenizer, configuration and a model card.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("source",)
@@ -34,8 +35,8 @@ class ExportOptions:
     out: str
     """Folder to make."""
     method: str | None = None
-    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a comparison it has to be
-    named where several were trained."""
+    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a
+    comparison it has to be named where several were trained."""
     seed: int | None = None
     """Which training seed of a comparison; default: the first that has a model."""
     tokenizer: str | None = None
@@ -46,8 +47,9 @@ class ExportOptions:
 class CompareOptions:
     """Train and measure several methods from one checkpoint on the same tokens, and write the tables with intervals.
 
-    The recipe is a YAML file (recipes/ has examples). A method that fails is recorded and does not stop the others. Started again, an
-    interrupted comparison goes on at the method, stage and step where it was; methods that failed are tried again.
+    The recipe is a YAML file (recipes/ has examples). A method that fails is recorded and does not stop the others.
+    Started again, an interrupted comparison goes on at the method, stage and step where it was; methods that failed are
+    tried again.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("recipe",)
@@ -67,15 +69,17 @@ class CompareOptions:
     evaluation_data: str | None = None
     """Held-out texts, instead of the recipe's."""
     jobs: int = 1
-    """Methods that are worked on at a time, each on one GPU in turn, and with its share of the cores (or OMP_NUM_THREADS threads)."""
+    """Methods that are worked on at a time, each on one GPU in turn, and with its share of the cores (or
+    OMP_NUM_THREADS threads)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartOptions(Recorded, NeedleOptions):
     """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
 
-    Three rows: the model as it is, HARPE, and the control (one base in the middle of HARPE's range), both trained once at the target
-    length on the same tokens. Started again with the same options, an interrupted run goes on where it was.
+    Three rows: the model as it is, HARPE, and the control (one base in the middle of HARPE's range), both trained once
+    at the target length on the same tokens. Started again with the same options, an interrupted run goes on where it
+    was.
     """
 
     out: str = "runs/quickstart"

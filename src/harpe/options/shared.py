@@ -41,7 +41,8 @@ class TextOptions(FieldOptions):
     """How texts are read."""
 
     split_special_tokens: bool = True
-    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens themselves."""
+    """Special tokens that a text spells (<|endoftext|>) are read as the text that they are; false: as the tokens
+    themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class RangeOptions:
     """The range that bases are chosen from."""
 
     range: RangeRule = "critical"
-    """The range of bases, around the critical base b*. critical: the paper's, 0.73 b* to 3.6 b*. short: 0.2 b* to b*, for
-    trainings of some dozens of steps. ntk: 3 to 15 times the NTK-aware base. None goes below the trained base."""
+    """The range of bases, around the critical base b*. critical: the paper's, 0.73 b* to 3.6 b*. short: 0.2 b* to b*,
+    for trainings of some dozens of steps. ntk: 3 to 15 times the NTK-aware base. None goes below the trained base."""
     min: float | None = None
     """Low end of the range of bases, in place of the rule's; may lie below the trained base."""
     max: float | None = None

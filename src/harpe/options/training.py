@@ -11,8 +11,8 @@ from harpe.errors import HarpeError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What a user may set. A field that is added here is a flag of `harpe extend` and a key of recipes. The learning rate and AdamW's
-    0.9 and 0.95 are the paper's; what else there is, it does not give, and is our choice."""
+    """What a user may set. A field that is added here is a flag of `harpe extend` and a key of recipes. The learning
+    rate and AdamW's 0.9 and 0.95 are the paper's; what else there is, it does not give, and is our choice."""
 
     learning_rate: float = 2e-5
     """Peak learning rate. The paper's 2e-5 is for 7B models; small models take more (1e-3 below 10M parameters)."""
@@ -46,7 +46,8 @@ class TrainingSettings(TrainingOptions):
 
     @classmethod
     def of(cls, options: object, **settings: Any) -> TrainingSettings:
-        """The settings for options that have all or some of the fields of `TrainingOptions`; `settings` replace them."""
+        """The settings for options that have all or some of the fields of `TrainingOptions`; `settings` replace
+        them."""
         shared = {f.name: getattr(options, f.name) for f in fields(TrainingOptions) if hasattr(options, f.name)}
         return cls(**{**shared, **settings})
 
@@ -55,7 +56,8 @@ class TrainingSettings(TrainingOptions):
         return self.tokens // self.step_tokens(length)
 
     def stage_steps(self, length: int, shares: Sequence[float]) -> list[int]:
-        """Optimiser steps of every stage: together as many as one stage has, so that all methods train on the same tokens."""
+        """Optimiser steps of every stage: together as many as one stage has, so that all methods train on the same
+        tokens."""
         total, ends = self.steps(length), [round(sum(shares[: i + 1]) * self.steps(length)) for i in range(len(shares))]
         ends[-1] = total
         return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -72,19 +74,20 @@ class TrainingSettings(TrainingOptions):
             raise HarpeError(f"--warmup-share is {self.warmup_share}; it is a share of the steps, from 0 to 1.")
         if self.weight_decay < 0 or self.max_grad_norm <= 0:
             raise HarpeError(
-                f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must not be below 0, the "
-                "other must be above it."
+                f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must not be "
+                "below 0, the other must be above it."
             )
         if self.steps(length) < 1:
             raise HarpeError(
-                f"--tokens {self.tokens} is less than one step of {self.step_tokens(length)} tokens; give more tokens, or a smaller "
-                "--batch-tokens."
+                f"--tokens {self.tokens} is less than one step of {self.step_tokens(length)} tokens; give more tokens, "
+                "or a smaller --batch-tokens."
             )
         if self.dtype not in ("bfloat16", "float32"):
             raise HarpeError(f"--dtype is {self.dtype}; choose auto, bfloat16 or float32.")
         if self.step_tokens(length) // length % self.micro_batch:
             raise HarpeError(
-                f"A step has {self.step_tokens(length) // length} sequences, which --micro-batch {self.micro_batch} does not divide."
+                f"A step has {self.step_tokens(length) // length} sequences, which --micro-batch {self.micro_batch} "
+                "does not divide."
             )
 
     def as_dict(self) -> dict[str, Any]:

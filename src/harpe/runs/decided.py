@@ -1,4 +1,5 @@
-"""What a run decides when it begins, and reads back when it is resumed: rows with their bases, the model, the texts, the steps."""
+"""What a run decides when it begins, and reads back when it is resumed: rows with their bases, the model, the texts,
+the steps."""
 
 from __future__ import annotations
 
@@ -52,15 +53,22 @@ def settled_row(run: Path, name: str, facts: dict[str, Any], make: Callable[[], 
         if there != now:
             keys = ", ".join(sorted(key for key in {*there, *now} if there.get(key) != now.get(key)))
             raise HarpeError(
-                f"The checkpoint is not what the run in {run} began with: {what} differs ({keys}; see {path}). Put it back, or start "
-                "another run."
+                f"The checkpoint is not what the run in {run} began with: {what} differs ({keys}; see {path}). Put it "
+                "back, or start another run."
             )
     value, entry = read_json(path), _part(path, "row")
     try:
         notes += map(str, value["notes"])
         stages_there = tuple(Stage.from_dict(stage) for stage in value["stages"])
         return Row(
-            name, entry["title"], entry["explanation"], stages_there, entry["method"], entry["source"], entry["control"], entry["options"]
+            name,
+            entry["title"],
+            entry["explanation"],
+            stages_there,
+            entry["method"],
+            entry["source"],
+            entry["control"],
+            entry["options"],
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path, error) from error
@@ -81,19 +89,25 @@ def settled_plan(run: Path, plan: dict[str, Any]) -> dict[str, Any]:
         return plan
     training, corpus = _part(path, "training"), _part(path, "corpus")
     if corpus.get("hash") != plan["corpus"]["hash"]:
-        raise HarpeError(f"The training texts are not those that the run in {run} began with: their hash is another one (see {path}).")
+        raise HarpeError(
+            f"The training texts are not those that the run in {run} began with: their hash is another one (see "
+            f"{path})."
+        )
     for key in PLANNED:
         if training.get(key) != plan["training"][key]:
             raise HarpeError(
                 f"This would go on otherwise than the run in {run} began: {key} is {training.get(key)} in {path} and "
-                f"{plan['training'][key]} now, as by another version of harpe (see environment.json). Start another run."
+                f"{plan['training'][key]} now, as by another version of harpe (see environment.json). Start another "
+                "run."
             )
     return read_json(path)
 
 
 def _check_not_begun(run: Path, path: Path) -> None:
     if any(run.glob("*/stage-*/checkpoint-*")):
-        raise HarpeError(f"{path} is gone, and the training has begun with what it held. Put it back, or start another run.")
+        raise HarpeError(
+            f"{path} is gone, and the training has begun with what it held. Put it back, or start another run."
+        )
 
 
 def _part(path: Path, *keys: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from harpe.evaluation.statistics.intervals import Interval, paired_difference
 from harpe.files import read_json, read_jsonl
 
 GATED = ("single", "multi_key", "multi_query")
-"""The needle tasks whose mean is compared: multi_value is shown, but small models do not master it even in their own context."""
+"""The needle tasks whose mean is compared: multi_value is shown, but small models do not master it even in their own
+context."""
 
 
 def _loss(scores: Path, long: bool) -> tuple[list[float], list[float]]:
@@ -32,7 +33,8 @@ def difference(run: Path, first: str, second: str, measure: str, length: int) ->
     Parameters
     ----------
     measure
-        `long` or `short` (loss in nats a token), or `needles` (mean score of the gated tasks at `length`, in percentage points).
+        `long` or `short` (loss in nats a token), or `needles` (mean score of the gated tasks at `length`, in percentage
+        points).
     """
     a, b = run / first / "scores", run / second / "scores"
     if measure == "needles":
@@ -49,7 +51,8 @@ def gated_mean(scores: Path, length: int) -> float:
 
 
 def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[str, Any]:
-    """summary.json of a run with the rows base, harpe and one-base: differences, and sentences that claim what they show."""
+    """summary.json of a run with the rows base, harpe and one-base: differences, and sentences that claim what they
+    show."""
     plan = read_json(run / "plan.json")
     target, original = plan["target_length"], plan["original_length"]
     last = read_json(run / "harpe" / "scores" / "perplexity.json")["long"]
@@ -79,8 +82,8 @@ def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[s
 def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[str]:
     before, after, control = (gated_mean(run / name / "scores", target) for name in ("base", "harpe", "one-base"))
     sentences = [
-        f"At {target:,} tokens the untouched model finds {before:.0%} of the needles (mean of single, multi-key and multi-query), "
-        f"after HARPE {after:.0%}, after the control with one base {control:.0%}."
+        f"At {target:,} tokens the untouched model finds {before:.0%} of the needles (mean of single, multi-key and "
+        f"multi-query), after HARPE {after:.0%}, after the control with one base {control:.0%}."
     ]
     against = [d for d in differences if d["name"] == "HARPE minus one base"]
     for d in against:
@@ -90,7 +93,8 @@ def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[
         verdict = f"HARPE is {'better' if better else 'worse'}" if d["significant"] else "no difference is shown"
         sentences.append(f"Against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}.")
     sentences.append(
-        "The control, one base in the middle of the same range trained on the same tokens, tells whether different bases matter or only "
-        "larger ones. This is one run of a very small model: it shows that the extension works, not which method is better in general."
+        "The control, one base in the middle of the same range trained on the same tokens, tells whether different "
+        "bases matter or only larger ones. This is one run of a very small model: it shows that the extension works, "
+        "not which method is better in general."
     )
     return sentences

@@ -30,15 +30,16 @@ BEFORE = {"split_special_tokens": False}
 
 
 def open_run(out: str | Path, options: Any, resume: bool) -> Path:
-    """The run directory, made with the recipe of `options` in it, or checked against it; the caller holds its lock (`held`).
+    """The run directory, made with the recipe of `options` in it, or checked against it; the caller holds its lock
+    (`held`).
 
     A recipe of a version that lacked some of today's options is read as if they had been given as they are by default.
 
     Raises
     ------
     HarpeError
-        When the folder holds something else; when it holds a run and `resume` is False; when its recipe differs from the one at hand
-        (the message shows the difference).
+        When the folder holds something else; when it holds a run and `resume` is False; when its recipe differs from
+        the one at hand (the message shows the difference).
     """
     run, recipe = Path(out), options.recipe()
     path, text = run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
@@ -47,7 +48,8 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
         there = {key: value for key, value in defaults.items() if key in recipe} | _read_recipe(path)
         if there != yaml.safe_load(text):
             raise HarpeError(
-                f"{run} holds a run with another recipe; name another --out, or give the same options.\n{_difference(there, recipe)}"
+                f"{run} holds a run with another recipe; name another --out, or give the same "
+                f"options.\n{_difference(there, recipe)}"
             )
         if not resume:
             raise HarpeError(f"{run} holds a run with this recipe. Go on with it by --resume, or name another --out.")
@@ -61,8 +63,8 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run directory while it is worked on, and remove what a killed process has left in it; what is no run of harpe does not even
-    get a lock file.
+    """Hold a run directory while it is worked on, and remove what a killed process has left in it; what is no run of
+    harpe does not even get a lock file.
 
     Raises
     ------
@@ -94,14 +96,18 @@ def held_scores(path: Path, ranks: Processes) -> Iterator[None]:
 
 def _refuse_foreign(run: Path) -> None:
     if run.exists() and (not run.is_dir() or holds_something(run)):
-        raise HarpeError(f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory.")
+        raise HarpeError(
+            f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory."
+        )
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
-        raise HarpeError(f"{path} cannot be read ({str(error).splitlines()[0]}). Restore it from a copy, or name another --out.") from error
+        raise HarpeError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}). Restore it from a copy, or name another --out."
+        ) from error
     if not isinstance(value, dict):
         raise HarpeError(f"{path} holds no recipe of a run. Restore it from a copy, or name another --out.")
     return value
@@ -128,7 +134,8 @@ def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
 
 
 def resume_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
-    """The dtype of the arithmetic and why. Work that was begun goes on in the dtype it began in, which `before` tells under `keys`.
+    """The dtype of the arithmetic and why. Work that was begun goes on in the dtype it began in, which `before` tells
+    under `keys`.
 
     A probe may come out differently on another day, and half a run in each dtype would be no run of either.
     """
@@ -137,7 +144,10 @@ def resume_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if value is None:
-            raise HarpeError(f"{before} is damaged: it does not tell the {' '.join(keys)}. Restore it from a copy, or name another --out.")
+            raise HarpeError(
+                f"{before} is damaged: it does not tell the {' '.join(keys)}. Restore it from a copy, or name another "
+                "--out."
+            )
         return str(value), f"{value}, in which this run began"
     return choose_dtype(wanted)
 
@@ -167,11 +177,16 @@ def write_environment(run: Path) -> list[str]:
         number += 1
     if number > 1:
         before = read_json(_environment(run, number - 1))
-        changed = [f"{key} {before.get(key)} then, {value} now" for key, value in facts.items() if before.get(key) != value]
+        changed = [
+            f"{key} {before.get(key)} then, {value} now" for key, value in facts.items() if before.get(key) != value
+        ]
         if not changed:
             return []
         write_json(path, facts)
-        return [f"This run goes on in another environment, which may change the last digits: {'; '.join(changed)} ({path.name})."]
+        return [
+            f"This run goes on in another environment, which may change the last digits: {'; '.join(changed)} "
+            f"({path.name})."
+        ]
     write_json(path, facts)
     return []
 
@@ -196,8 +211,8 @@ def check_disk(path: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise HarpeError(
-            f"{what} needs about {needed / 1e9:.1f} GB under {path}, and {free / 1e9:.1f} GB are free. Free some space or choose "
-            "another --out."
+            f"{what} needs about {needed / 1e9:.1f} GB under {path}, and {free / 1e9:.1f} GB are free. Free some space "
+            "or choose another --out."
         )
 
 

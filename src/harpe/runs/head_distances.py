@@ -26,13 +26,14 @@ def cache_folder() -> Path:
 def measured_distances(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, text_field: str, context: int
 ) -> tuple[list[list[float]], str]:
-    """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence that says so."""
+    """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence
+    that says so."""
     ids, _ = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
     texts = list(islice((each for each in ids if len(each) >= SHORTEST), DOCUMENTS))
     found, _ = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
     low, high = found.min(), found.max()
     note = (
-        f"Heads look {low:.0f} to {high:.0f} tokens back on average (mean attention distance inside {context} tokens, {len(texts)} "
-        "of the training texts); those that look farther get the larger bases."
+        f"Heads look {low:.0f} to {high:.0f} tokens back on average (mean attention distance inside {context} tokens, "
+        f"{len(texts)} of the training texts); those that look farther get the larger bases."
     )
     return found.tolist(), note

@@ -1,4 +1,5 @@
-"""The overlap between the texts of an evaluation and what the evaluated model was trained on, where a run directory knows it."""
+"""The overlap between the texts of an evaluation and what the evaluated model was trained on, where a run directory
+knows it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from harpe.ownership import is_ours, may_write
 from harpe.reporter import Reporter
 
 MOST_CHARACTERS = 2**26
-"""Of prompts that are looked for: about 16M tokens, each of which takes about 70 bytes. All of RULER at 128k has fifty times as many."""
+"""Of prompts that are looked for: about 16M tokens, each of which takes about 70 bytes. All of RULER at 128k has fifty
+times as many."""
 
 
 class Texts(Protocol):
@@ -33,7 +35,8 @@ class Texts(Protocol):
 
 
 class Prompts:
-    """Prompts as they are asked, of several tasks in turn: the first of each, then the second of each, until there are enough of them.
+    """Prompts as they are asked, of several tasks in turn: the first of each, then the second of each, until there are
+    enough of them.
 
     Parameters
     ----------
@@ -43,7 +46,9 @@ class Prompts:
         Characters; behind them no further prompt is taken.
     """
 
-    def __init__(self, tasks: Iterable[Iterable[str]], tokenizer: PreTrainedTokenizerBase, most: int = MOST_CHARACTERS) -> None:
+    def __init__(
+        self, tasks: Iterable[Iterable[str]], tokenizer: PreTrainedTokenizerBase, most: int = MOST_CHARACTERS
+    ) -> None:
         self._tasks, self._tokenizer, self._most = tasks, tokenizer, most
 
     @cached_property
@@ -70,7 +75,8 @@ class Prompts:
 
 
 def trained_on(model: str | Path) -> tuple[Path, list[Path]] | None:
-    """The data folder of the run that trained a model, and the packed sets in it that this model read; None for any other checkpoint.
+    """The data folder of the run that trained a model, and the packed sets in it that this model read; None for any
+    other checkpoint.
 
     A model lies in RUN/METHOD/model, or in RUN/METHOD/seed-S/model in a comparison, whose data are kept by seed.
     """
@@ -83,11 +89,13 @@ def trained_on(model: str | Path) -> tuple[Path, list[Path]] | None:
     return None
 
 
-def training_overlap(model: str | Path, tokenizer: PreTrainedTokenizerBase, texts: Texts, reporter: Reporter) -> dict[str, Any]:
+def training_overlap(
+    model: str | Path, tokenizer: PreTrainedTokenizerBase, texts: Texts, reporter: Reporter
+) -> dict[str, Any]:
     """For score files: the share of the texts' 13-grams of tokens that occur in the training stream of the model's run.
 
-    `texts` in the result is the number of texts that were looked for. What the checkpoint had been trained on before the run is unknown,
-    and not counted. The count is kept beside the data, in overlap.json.
+    `texts` in the result is the number of texts that were looked for. What the checkpoint had been trained on before
+    the run is unknown, and not counted. The count is kept beside the data, in overlap.json.
     """
     found_in = trained_on(model)
     if found_in is None:

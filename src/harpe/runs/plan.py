@@ -51,8 +51,8 @@ class Plan:
             f"Bases lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] ({self.bases.why}).",
             f"A base belongs to a key/value head: {geometry.key_value_heads} of them"
             + (f" serve {geometry.query_heads} query heads." if shared else "."),
-            f"{'One stage' if stages == 1 else f'{stages} stages'}: {self.steps} steps of {self.step_tokens} tokens, peak learning "
-            f"rate {self.training.learning_rate:g}, AdamW 0.9/0.95.",
+            f"{'One stage' if stages == 1 else f'{stages} stages'}: {self.steps} steps of {self.step_tokens} tokens, "
+            f"peak learning rate {self.training.learning_rate:g}, AdamW 0.9/0.95.",
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32.",
             "The loss is the model's own, of the next token; dropout is off.",
         ]
@@ -60,7 +60,10 @@ class Plan:
     def target(self) -> str:
         """How much longer the context gets."""
         times = self.length / self.geometry.original_length
-        return f"Target {self.length} tokens is {times:g} times the {self.geometry.original_length} that the model was trained on."
+        return (
+            f"Target {self.length} tokens is {times:g} times the {self.geometry.original_length} that the model was "
+            "trained on."
+        )
 
     def corpus(self, data: PackedDataset) -> dict[str, Any]:
         """The texts, as plan.json holds them."""

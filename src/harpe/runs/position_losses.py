@@ -34,7 +34,8 @@ class Losses:
 
 
 def read_losses(scores: Path) -> Losses | None:
-    """What `harpe evaluate` left in a folder of scores; None where perplexity was not measured, or its records are gone."""
+    """What `harpe evaluate` left in a folder of scores; None where perplexity was not measured, or its records are
+    gone."""
     if not all((scores / name).is_file() for name in ("perplexity.json", "perplexity.jsonl")):
         return None
     check_scores(scores)
@@ -42,7 +43,9 @@ def read_losses(scores: Path) -> Losses | None:
     bins = [(b["start"], b["end"]) for b in read_json(scores / "perplexity.json")["bins"]]
     protocol = scores / "protocol.json"
     texts = read_json(protocol).get("held_out") if protocol.is_file() else None
-    return Losses(bins, np.array([row["nll"] for row in rows], float), np.array([row["tokens"] for row in rows], float), texts)
+    return Losses(
+        bins, np.array([row["nll"] for row in rows], float), np.array([row["tokens"] for row in rows], float), texts
+    )
 
 
 def common_seeds(mine: Sequence[int], other: Sequence[int], both_trained: bool) -> tuple[list[int], list[int]] | None:
@@ -67,10 +70,9 @@ def position_differences(
 
     Returns
     -------
-    reference, documents, resamples, bins ([start, end) of each) and differences: by method value, low and high, a number a bin, and
-    the number of seeds. Intervals are those of `harpe.evaluation.statistics.resampling`, of each bin by itself: over documents, and seeds
-    where there are three.
-    """
+    reference, documents, resamples, bins ([start, end) of each) and differences: by method value, low and high, a
+    number a bin, and the number of seeds. Intervals are those of `harpe.evaluation.statistics.resampling`, of each bin
+    by itself: over documents, and seeds where there are three."""
     if not losses.get(reference):
         return None
     first = next(iter(losses[reference].values()))
@@ -79,24 +81,41 @@ def position_differences(
         seeds = common_seeds(sorted(found), sorted(losses[reference]), {method, reference} <= trained)
         if method == reference or seeds is None or not all(each.on_every_rank(first) for each in found.values()):
             continue
-        a, b = (np.array([of[seed].nll for seed in chosen]) for of, chosen in zip((found, losses[reference]), seeds, strict=True))
-        draws = [paired(a[:, :, i], b[:, :, i], Units.of(first.tokens[:, i].tolist()), resamples=resamples) for i in range(len(first.bins))]
+        a, b = (
+            np.array([of[seed].nll for seed in chosen])
+            for of, chosen in zip((found, losses[reference]), seeds, strict=True)
+        )
+        draws = [
+            paired(a[:, :, i], b[:, :, i], Units.of(first.tokens[:, i].tolist()), resamples=resamples)
+            for i in range(len(first.bins))
+        ]
         ends = [each.interval() for each in draws]
-        differences[method] = {key: [getattr(end, key) for end in ends] for key in ("value", "low", "high")} | {"seeds": len(seeds[0])}
+        differences[method] = {key: [getattr(end, key) for end in ends] for key in ("value", "low", "high")} | {
+            "seeds": len(seeds[0])
+        }
     if not differences:
         return None
     bins = [list(edges) for edges in first.bins]
-    return {"reference": reference, "documents": len(first.nll), "resamples": resamples, "bins": bins, "differences": differences}
+    return {
+        "reference": reference,
+        "documents": len(first.nll),
+        "resamples": resamples,
+        "bins": bins,
+        "differences": differences,
+    }
 
 
-def gathered(methods: Sequence[str], seeds: Sequence[int], scores: Callable[[str, int], Path]) -> dict[str, dict[int, Losses]]:
+def gathered(
+    methods: Sequence[str], seeds: Sequence[int], scores: Callable[[str, int], Path]
+) -> dict[str, dict[int, Losses]]:
     """The losses of all methods and seeds that were measured."""
     found = {name: {seed: read_losses(scores(name, seed)) for seed in seeds} for name in methods}
     return {name: {seed: each for seed, each in of.items() if each is not None} for name, of in found.items()}
 
 
 def write_positions(run: Path) -> None:
-    """positions.json of a run directory: every row minus the control beside a HARPE row, else minus the model as it was."""
+    """positions.json of a run directory: every row minus the control beside a HARPE row, else minus the model as it
+    was."""
     value = read_run(run)
     reference = value.reference
     if reference is None:

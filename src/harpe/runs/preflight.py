@@ -83,18 +83,20 @@ def check_budget(options: TrainingSettings, data: PackedDataset) -> None:
     needed = options.steps(data.length) * options.step_tokens(data.length)
     if needed > data.tokens:
         raise HarpeError(
-            f"--tokens {options.tokens} asks for more than the data have: {data.tokens} tokens in whole sequences of {data.length}. "
-            "Lower --tokens or give more --data: no text is repeated unasked."
+            f"--tokens {options.tokens} asks for more than the data have: {data.tokens} tokens in whole sequences of "
+            f"{data.length}. Lower --tokens or give more --data: no text is repeated unasked."
         )
 
 
 def check_space(run: Path, parameters: int, rows: int = 1) -> None:
-    """Room for two checkpoints (float32 weights and two moments), one being written, and the model, for every trained row."""
+    """Room for two checkpoints (float32 weights and two moments), one being written, and the model, for every trained
+    row."""
     check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
 
 
 def seconds_per_token(model: PreTrainedModel, options: TrainingSettings, length: int) -> tuple[float, float]:
-    """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it is."""
+    """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it
+    is."""
     vocabulary = int(text_config(model.config).vocab_size)
     ids = torch.randint(0, vocabulary, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)

@@ -77,14 +77,24 @@ def make_row(
     found, options = method_named(method), dict(options or {})
     stages = make_stages(found, geometry, length, options, range_rule=range_rule, measure=measure, train=train)
     return Row(
-        name or method, title or found.title, explain(method, stages, geometry), tuple(stages), method, found.source, found.control, options
+        name or method,
+        title or found.title,
+        explain(method, stages, geometry),
+        tuple(stages),
+        method,
+        found.source,
+        found.control,
+        options,
     )
 
 
 def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
     """A sentence on what a row is."""
     if method == "none":
-        return f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no further training."
+        return (
+            f"The checkpoint as it is: trained on {geometry.original_length} tokens with base {geometry.base:,.0f}, no "
+            "further training."
+        )
     if not any(stage.share for stage in stages):
         return f"{_first_upper(stages[-1].encoding.describe())}; no training."
     if len(stages) == 1:
@@ -115,8 +125,8 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
         given = {**chosen, "seed": options.seed, **given}
     elif set(chosen) - {"force"}:
         raise HarpeError(
-            f"--strategy, --stride, --rule, --assignment and --layer-bases choose the bases of --method harpe; leave them out for "
-            f"--method {options.method}."
+            "--strategy, --stride, --rule, --assignment and --layer-bases choose the bases of --method harpe; leave "
+            f"them out for --method {options.method}."
         )
     if options.base is not None:
         if options.method != "abf":
@@ -128,5 +138,7 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
         given |= {key: value for key, value in ends.items() if value is not None}
     row = make_row(options.method, geometry, options.length, given, measure=measure)
     if not row.trained:
-        raise HarpeError(f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model.")
+        raise HarpeError(
+            f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model."
+        )
     return row

@@ -1,4 +1,5 @@
-"""Scores that are read back are those of the models that lie beside them, and those of one run are of the same texts."""
+"""Scores that are read back are those of the models that lie beside them, and those of one run are of the same
+texts."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from harpe.report.read.run import is_comparison
 
 
 def check_models(run: Path) -> None:
-    """Compare all scores in a run directory or a comparison with its models. Models that are gone, or lie elsewhere, are not missed.
+    """Compare all scores in a run directory or a comparison with its models. Models that are gone, or lie elsewhere,
+    are not missed.
 
     Raises
     ------
     HarpeError
-        Where a model was trained again in its place, or exchanged, after it had been measured; where scores do not belong together; in
-        a run directory, where the untouched model is not what the run began with, or was measured otherwise than the extended one.
+        Where a model was trained again in its place, or exchanged, after it had been measured; where scores do not
+        belong together; in a run directory, where the untouched model is not what the run began with, or was measured
+        otherwise than the extended one.
     """
     for scores in sorted((*run.glob("*/scores"), *run.glob("*/seed-*/scores"))):
         found, model = measured(scores), scores.parent / "model"
@@ -44,15 +47,21 @@ def _check_alike(run: Path) -> None:
             check_untouched(run, of["model"], f"The model that {path} is of")
         alike = {key: value for key, value in of.items() if key not in ("model", "name")}
         first = first or alike
-        refuse_other(alike, first, path, "Models of one run are measured alike: delete its scores, and start `harpe evaluate` on the run.")
+        refuse_other(
+            alike,
+            first,
+            path,
+            "Models of one run are measured alike: delete its scores, and start `harpe evaluate` on the run.",
+        )
 
 
 def check_untouched(run: Path, model: dict[str, Any], what: str) -> None:
-    """HarpeError where a model, told apart by its content, is not the one that a run began with, as far as the run tells that."""
+    """HarpeError where a model, told apart by its content, is not the one that a run began with, as far as the run
+    tells that."""
     for path in sorted(run.glob("*/stages.json")):
         begun = read_json(path).get("model")
         if isinstance(begun, dict) and begun.get("identity", model) != model:
             raise HarpeError(
-                f"{what} is not the one that the run in {run} began with (see {path}): before and after would be of two models. Put the "
-                "model back, and delete scores of another one."
+                f"{what} is not the one that the run in {run} began with (see {path}): before and after would be of "
+                "two models. Put the model back, and delete scores of another one."
             )

@@ -38,7 +38,12 @@ class Source:
 
 
 def open_source(
-    name: str, length: int, revision: str | None, tokenizer: str | None, original_length: int | None, sliding_window: str
+    name: str,
+    length: int,
+    revision: str | None,
+    tokenizer: str | None,
+    original_length: int | None,
+    sliding_window: str,
 ) -> Source:
     """Read configuration and tokenizer, and refuse what cannot be extended. No weights are read."""
     config = load_config(name, revision)

@@ -22,8 +22,8 @@ from harpe.files import new_folder
 
 EMBEDDED = "embedded"
 CHARACTERS_PER_TOKEN = 6
-"""Embedded files are taken until there are this many characters for every token that is needed, and then until there are the tokens: the
-first is more with all tokenizers that are known, and does not depend on the tokenizer."""
+"""Embedded files are taken until there are this many characters for every token that is needed, and then until there
+are the tokens: the first is more with all tokenizers that are known, and does not depend on the tokenizer."""
 
 Say = Callable[[str], None]
 
@@ -46,16 +46,22 @@ def _some(files: list[SourceFile], tokens: int, tokenizer: PreTrainedTokenizerBa
     return chosen
 
 
-def training_documents(data: str, text_field: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Iterable[Document], str]:
+def training_documents(
+    data: str, text_field: str, tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Iterable[Document], str]:
     """Documents to train on and a line that names them."""
     if data == EMBEDDED:
         files = _some(training_files(), tokens, tokenizer)
-        line = f"{len(files)} Python files of this machine's standard library and packages, SHA-256 {corpus_hash(files)}"
+        line = (
+            f"{len(files)} Python files of this machine's standard library and packages, SHA-256 {corpus_hash(files)}"
+        )
         return [Document(file.name, file.text) for file in files], line
     return read_documents(data, text_field=text_field), data
 
 
-def training_ids(data: str, tokenizer: PreTrainedTokenizerBase, text_field: str, tokens: int) -> tuple[Iterator[list[int]], str]:
+def training_ids(
+    data: str, tokenizer: PreTrainedTokenizerBase, text_field: str, tokens: int
+) -> tuple[Iterator[list[int]], str]:
     """Token ids of the documents to train on, one at a time, and a line that names them; `data` may be prepared."""
     if is_packed(data):
         return (ids.tolist() for ids in PackedDataset(data).documents()), data
@@ -75,19 +81,23 @@ def packed(
     split_special_tokens: bool = True,
     say: Say = silent,
 ) -> PackedDataset:
-    """The packed data set in `folder`; made where it is not there yet, or linked to where `data` was prepared (`harpe prepare`).
+    """The packed data set in `folder`; made where it is not there yet, or linked to where `data` was prepared (`harpe
+    prepare`).
 
     `say` is told what was read and what was passed over; the index keeps it under `read`.
 
     Raises
     ------
     HarpeError
-        As `harpe.data.packing.prepare`; where prepared data are of another tokenizer, have shorter sequences, were changed, or are gone.
+        As `harpe.data.packing.prepare`; where prepared data are of another tokenizer, have shorter sequences, were
+        changed, or are gone.
     """
     if is_packed(data):
         return _linked(folder, Path(data).expanduser(), tokenizer, length, split_special_tokens)
     if (file := folder / "tokens.bin").is_symlink() and not file.exists():
-        raise HarpeError(f"The prepared data that {folder} links to are no longer in {file.readlink().parent}. Put them back.")
+        raise HarpeError(
+            f"The prepared data that {folder} links to are no longer in {file.readlink().parent}. Put them back."
+        )
     if (folder / "index.json").is_file():
         return PackedDataset(folder)
     tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
@@ -97,7 +107,16 @@ def packed(
     def details() -> dict[str, Any]:
         return {"read": reading.account()}
 
-    made = prepare(reading, tokenizer, length, folder, seed=seed, max_tokens=tokens or None, description=description, details=details)
+    made = prepare(
+        reading,
+        tokenizer,
+        length,
+        folder,
+        seed=seed,
+        max_tokens=tokens or None,
+        description=description,
+        details=details,
+    )
     tell(say, reading)
     return made
 
@@ -114,25 +133,30 @@ def tell(say: Say, reading: Accounted) -> None:
         say(text)
 
 
-def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, length: int, split_special_tokens: bool) -> PackedDataset:
-    """Prepared data as those of a run: the run has a copy of the index, which says what it trains on, and links to the rest."""
+def _linked(
+    folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, length: int, split_special_tokens: bool
+) -> PackedDataset:
+    """Prepared data as those of a run: the run has a copy of the index, which says what it trains on, and links to the
+    rest."""
     data = PackedDataset(prepared)
     there, wanted = data.index.get("tokenizer"), tokenizer_identity(tokenizer)
     if there != wanted:
         raise HarpeError(
-            f"--data {prepared} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is {_short(wanted)}). Prepare "
-            "the texts again with this --model, or name the --tokenizer that they were prepared with."
+            f"--data {prepared} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is "
+            f"{_short(wanted)}). Prepare the texts again with this --model, or name the --tokenizer that they were "
+            "prepared with."
         )
-    split = data.index.get("read", {}).get("split_special_tokens", False)  # without a word on it: as transformers does by default
+    # without a word on it: as transformers does by default
+    split = data.index.get("read", {}).get("split_special_tokens", False)
     if split != split_special_tokens:
         raise HarpeError(
-            f"--data {prepared} was prepared with --split-special-tokens {str(split).lower()}. Give the same here, or prepare "
-            "the texts again."
+            f"--data {prepared} was prepared with --split-special-tokens {str(split).lower()}. Give the same here, or "
+            "prepare the texts again."
         )
     if length > data.length:
         raise HarpeError(
-            f"--data {prepared} was prepared in sequences of {data.length} tokens, and --length is {length}. Prepare the texts again with "
-            f"--length {length}."
+            f"--data {prepared} was prepared in sequences of {data.length} tokens, and --length is {length}. Prepare "
+            f"the texts again with --length {length}."
         )
     data = data.cut(length)
     if not (folder / "index.json").is_file():
@@ -142,7 +166,9 @@ def _linked(folder: Path, prepared: Path, tokenizer: PreTrainedTokenizerBase, le
             for name in ("tokens.bin", "documents.npy"):
                 (temporary / name).symlink_to(data.path / name)
     elif PackedDataset(folder).hash != data.hash:
-        raise HarpeError(f"--data {prepared} does not hold what this run began with: its hash is another one. Name another --out.")
+        raise HarpeError(
+            f"--data {prepared} does not hold what this run began with: its hash is another one. Name another --out."
+        )
     return PackedDataset(folder, length)
 
 
@@ -193,7 +219,8 @@ def held_out_texts(
         description = f"Python files that are never trained on and that figures are {kind}"
     elif is_packed(data):
         raise HarpeError(
-            f"--data {data} was prepared for training (harpe prepare). Name texts to evaluate on: a file, a folder or a data set."
+            f"--data {data} was prepared for training (harpe prepare). Name texts to evaluate on: a file, a folder or "
+            "a data set."
         )
     else:
         documents, description = read_documents(data, text_field=text_field), data
@@ -208,7 +235,9 @@ def held_out_texts(
             f"{reading_text(account)}".rstrip()
         )
     if data != EMBEDDED:
-        short = f" {long.passed_over:,} have no more than {length} tokens and are passed over." if long.passed_over else ""
+        short = (
+            f" {long.passed_over:,} have no more than {length} tokens and are passed over." if long.passed_over else ""
+        )
         say(reading_text(account) + short)
     special = set(tokenizer.all_special_ids)
     plain = [[i for i in ids if i not in special] for ids in found]

@@ -17,7 +17,13 @@ from harpe.training.stages import train_stages
 
 
 def train_row(
-    folder: Path, row: Row, source: Source, data: PackedDataset | None, options: TrainingSettings, length: int, reporter: Reporter
+    folder: Path,
+    row: Row,
+    source: Source,
+    data: PackedDataset | None,
+    options: TrainingSettings,
+    length: int,
+    reporter: Reporter,
 ) -> Path:
     """Make the model of one row in `folder`, trained where its method trains; returns the model's folder.
 

@@ -47,7 +47,9 @@ def parse_lengths(text: str) -> list[int]:
         else:
             lengths = sorted({int(part) for part in text.replace(",", " ").split()})
     except ValueError as error:
-        raise HarpeError(f"--lengths {text} is neither FIRST:LAST:STEP nor numbers with commas between them.") from error
+        raise HarpeError(
+            f"--lengths {text} is neither FIRST:LAST:STEP nor numbers with commas between them."
+        ) from error
     if not lengths or lengths[0] < 2:
         raise HarpeError(f"--lengths {text} holds no length of at least two tokens.")
     return lengths
@@ -74,15 +76,17 @@ class _Work:
 
 
 def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = None) -> Path:
-    """Measure what `options` asks for; returns the file. Records of documents that lie beside it are not measured again.
+    """Measure what `options` asks for; returns the file. Records of documents that lie beside it are not measured
+    again.
 
-    Started as several processes, each of them calls this and reads its share of the documents; the first one writes the file.
+    Started as several processes, each of them calls this and reads its share of the documents; the first one writes the
+    file.
 
     Raises
     ------
     HarpeError
-        For bad options or input, before any model is loaded; where the file or the records beside it are of another measurement, or
-        were not written by harpe.
+        For bad options or input, before any model is loaded; where the file or the records beside it are of another
+        measurement, or were not written by harpe.
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()
@@ -96,7 +100,10 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
 def _measure(options: PerplexityOptions, path: Path, work: _Work, ranks: Processes, reporter: Reporter) -> None:
     """Measure the documents that are not measured yet, and write the summary."""
     documents = [ids[work.behind :] for ids in work.held_out.documents]
-    reporter.say(f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in {work.reason}.")
+    reporter.say(
+        f"{len(documents)} documents of more than {_longest(options, work.lengths)} tokens. Arithmetic in "
+        f"{work.reason}."
+    )
     records = Records(_records(path), lambda row: int(row["document"]), ranks, reporter.say, work.of)
     if ranks.first and records.rows:
         reporter.say(f"Going on behind the {len(records.rows)} documents that {records.path} holds.")
@@ -110,7 +117,9 @@ def _measure(options: PerplexityOptions, path: Path, work: _Work, ranks: Process
 
         model = ranks.on_every_rank(load).eval()
         if moving := moving_rope(model.config):
-            reporter.say(f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece.")
+            reporter.say(
+                f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece."
+            )
         with torch.autocast(model.device.type, torch.bfloat16, enabled=work.dtype == "bfloat16"):
             for done, number in enumerate(mine, 1):
                 ids = documents[number]
@@ -131,11 +140,14 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
     """Check the options, read the texts, and see what is there already."""
     if options.server is not None:
         raise HarpeError(
-            "--server: perplexity needs the probability of every token that the model reads, and servers give text. Leave --server out: "
-            "the model then runs in this process. `harpe ruler` can ask a server."
+            "--server: perplexity needs the probability of every token that the model reads, and servers give text. "
+            "Leave --server out: the model then runs in this process. `harpe ruler` can ask a server."
         )
     if (options.lengths is None) == (options.window is None):
-        raise HarpeError("Give either --lengths (documents cut to each length) or --window (a window that slides over whole documents).")
+        raise HarpeError(
+            "Give either --lengths (documents cut to each length) or --window (a window that slides over whole "
+            "documents)."
+        )
     if path.suffix != ".json":
         raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
     lengths = parse_lengths(options.lengths) if options.lengths else []
@@ -169,15 +181,24 @@ def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
 
 def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
     """The curve and its figures from the documents' records."""
-    facts = {"model": Path(work.of["name"]).name, "data": work.held_out.description, "average": options.average, "dtype": work.dtype}
+    facts = {
+        "model": Path(work.of["name"]).name,
+        "data": work.held_out.description,
+        "average": options.average,
+        "dtype": work.dtype,
+    }
     value: dict[str, Any] = {**facts, "measurement": work.of, "read": work.held_out.read}
     if work.lengths:
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
-        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {"documents": rows}
+        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {
+            "documents": rows
+        }
     value["overlap"] = training_overlap(options.model, _tokenizer(options), work.held_out, reporter)
-    figures = {path.with_name(f"{path.stem}{ending}.svg"): figure for ending, figure in perplexity_figures(value).items()}
+    figures = {
+        path.with_name(f"{path.stem}{ending}.svg"): figure for ending, figure in perplexity_figures(value).items()
+    }
     for name, figure in figures.items():
         write_text(name, figure)
     write_json(path, value)  # last: a comparison takes its being there for all of it
@@ -191,23 +212,36 @@ def _records(path: Path) -> Path:
 
 
 def _measurement(
-    options: PerplexityOptions, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, lengths: list[int], begin: tuple[int, ...]
+    options: PerplexityOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    lengths: list[int],
+    begin: tuple[int, ...],
 ) -> Measurement:
     """What the records are of, but for the dtype."""
     asked = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
     identity = identity_of(options.model, options.revision, tokenizer)
-    facts = {"options": {**asked, "average": options.average, "begin": list(begin)}, "measuring": MEASURING["perplexity"]}
+    facts = {
+        "options": {**asked, "average": options.average, "begin": list(begin)},
+        "measuring": MEASURING["perplexity"],
+    }
     return {**identity, "held_out": held_out.identity(), **facts}
 
 
 def _begun(path: Path, of: Measurement, wanted: str) -> tuple[Measurement, str]:
-    """What is measured, with the dtype of the arithmetic, and why in that: a measurement that was begun goes on in its own."""
+    """What is measured, with the dtype of the arithmetic, and why in that: a measurement that was begun goes on in its
+    own."""
     there = {file: records_of(file) for file in record_files(_records(path))}
     if path.is_file():
         there[path] = read_json(path).get("measurement", {})
     began = next((str(each["dtype"]) for each in there.values() if "dtype" in each), None)
-    dtype, reason = choose_dtype(wanted) if began is None or wanted != "auto" else (began, f"{began}, in which this measurement began")
-    named = next(({"name": each["name"]} for each in there.values() if "name" in each), {})  # a copy of the model changes no byte
+    dtype, reason = (
+        choose_dtype(wanted)
+        if began is None or wanted != "auto"
+        else (began, f"{began}, in which this measurement began")
+    )
+    # a copy of the model changes no byte
+    named = next(({"name": each["name"]} for each in there.values() if "name" in each), {})
     of = {**of, "dtype": dtype, **named}
     for file, each in there.items():
         refuse_other(each, of, file, "Delete it to measure again, or name another file with --out.")

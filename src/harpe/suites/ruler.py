@@ -42,8 +42,8 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     Raises
     ------
     HarpeError
-        For unknown tasks and formats, missing data, lengths that a task cannot be made with or that the model was not made for, and a
-        folder that holds something else.
+        For unknown tasks and formats, missing data, lengths that a task cannot be made with or that the model was not
+        made for, and a folder that holds something else.
     """
     reporter = reporter or Reporter()
     tasks = chosen(options.tasks.replace(",", " ").split())
@@ -52,7 +52,9 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     server = _server(options) if options.server is not None else None
     named = options.tokenizer or options.model
     if named is None:
-        raise HarpeError("Neither --tokenizer nor --model is given: name the tokenizer in whose tokens lengths are counted.")
+        raise HarpeError(
+            "Neither --tokenizer nor --model is given: name the tokenizer in whose tokens lengths are counted."
+        )
     tokenizer = load_tokenizer(named, options.revision if options.tokenizer is None or options.model is None else None)
     ranks = join()
     reporter = reporter if ranks.first else Reporter()
@@ -62,7 +64,9 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
         _check_model(options, tokenizer, reporter)
     folder = Path(options.out)
     with held_scores(folder, ranks):
-        of, reason = ranks.broadcast_from_rank0(lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter))
+        of, reason = ranks.broadcast_from_rank0(
+            lambda: _write_samples(options, tokenizer, tasks, folder, server, reporter)
+        )
         if of is not None:
             write_answers(options, tokenizer, tasks, folder, server, of, reason, ranks, reporter)
     if options.against is not None and ranks.first:
@@ -78,9 +82,11 @@ def _write_samples(
     server: CompletionServer | None,
     reporter: Reporter,
 ) -> tuple[Measurement | None, str]:
-    """Samples that are not there yet; returns what their answers are of, and why in that dtype, where answers are asked for.
+    """Samples that are not there yet; returns what their answers are of, and why in that dtype, where answers are asked
+    for.
 
-    protocol.json names every file of samples by its hash, before it is written: the published format has no place for a mark.
+    protocol.json names every file of samples by its hash, before it is written: the published format has no place for a
+    mark.
     """
     path, files, answers = folder / "protocol.json", folder / "ruler.json", record_files(folder / "answers.jsonl")
     refuse_foreign(path, files, *answers, *(folder / name for name in WRITTEN if options.against is not None))
@@ -96,7 +102,11 @@ def _write_samples(
     of, reason = _answers_of(options, tokenizer, samples, there, server)
     if of is not None and "answers" in there:
         refuse_other(there["answers"], of, folder, MOVED if "server" in of and "server" in there["answers"] else ADVICE)
-    value = {"samples": samples, "files": hashes, **({"answers": there.get("answers", of)} if of or "answers" in there else {})}
+    value = {
+        "samples": samples,
+        "files": hashes,
+        **({"answers": there.get("answers", of)} if of or "answers" in there else {}),
+    }
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
     for done, task in enumerate(wanted):
         reporter.progress("RULER", done, len(wanted), task.name)
@@ -104,7 +114,10 @@ def _write_samples(
             text = generator.text(task, options.length, options.samples, options.seed, options.template)
             digest = hashlib.sha256(text.encode()).hexdigest()
             if hashes.setdefault(task.name, digest) != digest:
-                raise HarpeError(f"The samples of {task.name} would not be those that were in {folder}: the data are others now. {ADVICE}")
+                raise HarpeError(
+                    f"The samples of {task.name} would not be those that were in {folder}: the data are others now. "
+                    f"{ADVICE}"
+                )
             write_json(path, value)
             write_text(file, text)
     write_json(path, value)
@@ -117,16 +130,24 @@ def _check_samples(file: Path, digest: str | None) -> None:
     if os.path.lexists(file):
         if digest is None or not file.is_file():
             raise HarpeError(
-                f"{file} is there already, and harpe did not write it: it is neither overwritten nor answered. Name another --out."
+                f"{file} is there already, and harpe did not write it: it is neither overwritten nor answered. Name "
+                "another --out."
             )
         if sha256_file(file) != digest:
-            raise HarpeError(f"{file} was changed after harpe had written it (see protocol.json there). Delete it, or name another --out.")
+            raise HarpeError(
+                f"{file} was changed after harpe had written it (see protocol.json there). Delete it, or name another "
+                "--out."
+            )
     else:
         refuse_foreign(file)
 
 
 def _answers_of(
-    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, samples: dict[str, Any], there: Measurement, server: CompletionServer | None
+    options: RulerOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: dict[str, Any],
+    there: Measurement,
+    server: CompletionServer | None,
 ) -> tuple[Measurement | None, str]:
     """What the answers are of, and why in that dtype: answers that were begun go on in theirs."""
     if options.model is None:
@@ -137,7 +158,11 @@ def _answers_of(
         named = {"name": options.model, "model": {"at_server": options.model, "known": known}, "server": server.shown}
         return {**named, "options": {"endpoint": options.endpoint}, **facts}, ""
     began = there.get("answers", {}).get("dtype")
-    dtype, reason = (began, f"{began}, in which these answers began") if began and options.dtype == "auto" else choose_dtype(options.dtype)
+    dtype, reason = (
+        (began, f"{began}, in which these answers began")
+        if began and options.dtype == "auto"
+        else choose_dtype(options.dtype)
+    )
     return {**identity_of(options.model, options.revision, tokenizer), "dtype": dtype, **facts}, reason
 
 
@@ -145,34 +170,44 @@ def _server(options: RulerOptions) -> CompletionServer:
     """The server that answers, after a look at the options that go with it."""
     if options.model is None or options.tokenizer is None:
         raise HarpeError(
-            "--server needs --model, the name that the server gives the model, and --tokenizer, in whose tokens lengths are counted."
+            "--server needs --model, the name that the server gives the model, and --tokenizer, in whose tokens "
+            "lengths are counted."
         )
     if options.endpoint == "chat" and options.template != "base":
         raise HarpeError(
-            f"--endpoint chat puts the server's own chat format around the prompt; --template {options.template} would be a second one."
+            f"--endpoint chat puts the server's own chat format around the prompt; --template {options.template} would "
+            "be a second one."
         )
     if options.requests < 1:
         raise HarpeError(f"--requests {options.requests}: at least one request at a time has to be made.")
     if world_size() > 1:
-        raise HarpeError("--server is asked by one process, --requests at a time; start harpe without a launcher of several processes.")
+        raise HarpeError(
+            "--server is asked by one process, --requests at a time; start harpe without a launcher of several "
+            "processes."
+        )
     return CompletionServer(str(options.server), options.model, options.endpoint)
 
 
-def _check_server(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, server: CompletionServer, reporter: Reporter) -> None:
+def _check_server(
+    options: RulerOptions, tokenizer: PreTrainedTokenizerBase, server: CompletionServer, reporter: Reporter
+) -> None:
     models = server.models()
     context = models.get(str(options.model))
     if context is not None and options.length > context:
         raise HarpeError(
-            f"--length {options.length} is beyond the {context} tokens that the server takes for {options.model}. Start it with more "
-            "(vLLM: --max-model-len)."
+            f"--length {options.length} is beyond the {context} tokens that the server takes for {options.model}. "
+            "Start it with more (vLLM: --max-model-len)."
         )
     if ends := tokens_around(tokenizer)[1]:
         reporter.say(
-            f"The tokenizer sets {tokenizer.decode(list(ends))} behind every text. A server sets it behind the prompts too, and answers "
-            "are worth nothing then: serve the model with a tokenizer that does not (add_eos_token false)."
+            f"The tokenizer sets {tokenizer.decode(list(ends))} behind every text. A server sets it behind the prompts "
+            "too, and answers are worth nothing then: serve the model with a tokenizer that does not (add_eos_token "
+            "false)."
         )
     if models and options.model not in models:
-        reporter.say(f"The server lists {', '.join(models)}, and not {options.model}, which it is asked for all the same.")
+        reporter.say(
+            f"The server lists {', '.join(models)}, and not {options.model}, which it is asked for all the same."
+        )
 
 
 def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
@@ -181,8 +216,10 @@ def _check_model(options: RulerOptions, tokenizer: PreTrainedTokenizerBase, repo
     context = text_config(config).max_position_embeddings
     if options.length > context and not options.beyond_context:
         raise HarpeError(
-            f"--length {options.length} is beyond the {context} tokens that {options.model} states as its context. Give --beyond-context "
-            "to ask it all the same."
+            f"--length {options.length} is beyond the {context} tokens that {options.model} states as its context. "
+            "Give --beyond-context to ask it all the same."
         )
     if options.length > context:
-        reporter.say(f"{options.model} states a context of {context} tokens; it is asked at {options.length}, beyond it.")
+        reporter.say(
+            f"{options.model} states a context of {context} tokens; it is asked at {options.length}, beyond it."
+        )

@@ -40,15 +40,24 @@ def write_answers(
     ranks: Processes,
     reporter: Reporter,
 ) -> None:
-    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json; `reason`: why in the dtype of `of`."""
+    """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json; `reason`: why in the dtype of
+    `of`."""
     order = list(TASKS)
-    records = Records(folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), ranks, reporter.say, of)
+    records = Records(
+        folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), ranks, reporter.say, of
+    )
     todo = [(task, read_jsonl(folder / f"{task.name}.jsonl")) for task in tasks]
-    todo = [(task, samples) for task, samples in todo if len(samples) > sum(row["task"] == task.name for row in records.rows.values())]
+    todo = [
+        (task, samples)
+        for task, samples in todo
+        if len(samples) > sum(row["task"] == task.name for row in records.rows.values())
+    ]
     if todo and not server:
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
-        engine, arithmetic = _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], ranks)
+        engine, arithmetic = (
+            _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], ranks)
+        )
     with arithmetic if todo else nullcontext():
         for task, samples in todo:
             done = {row["sample"] for row in records.rows.values() if row["task"] == task.name}

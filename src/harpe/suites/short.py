@@ -38,12 +38,14 @@ METRICS = ("acc", "exact_match")
 def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Path:
     """Measure the tasks that are not measured yet; returns the folder.
 
-    Started as several processes, each of them calls this and asks its share of the questions; the first one writes the files.
+    Started as several processes, each of them calls this and asks its share of the questions; the first one writes the
+    files.
 
     Raises
     ------
     HarpeError
-        For bad options, missing data, and a folder that holds scores of another measurement, or files that harpe did not write.
+        For bad options, missing data, and a folder that holds scores of another measurement, or files that harpe did
+        not write.
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()
@@ -79,8 +81,8 @@ def _measure_missing(
 def _check(options: ShortOptions, names: list[str]) -> None:
     if options.server is not None:
         raise HarpeError(
-            "--server: the short benchmarks compare log-likelihoods of given answers, and servers give text. Leave --server out: the model "
-            "then runs in this process. `harpe ruler` can ask a server."
+            "--server: the short benchmarks compare log-likelihoods of given answers, and servers give text. Leave "
+            "--server out: the model then runs in this process. `harpe ruler` can ask a server."
         )
     if wrong := [name for name in names if Path(name).name != name]:
         raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
@@ -91,17 +93,27 @@ def _check(options: ShortOptions, names: list[str]) -> None:
 
 
 def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
-    definitions = {name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names}
-    tokenizer = load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    definitions = {
+        name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names
+    }
+    tokenizer = load_tokenizer(
+        options.tokenizer or options.model, options.revision if options.tokenizer is None else None
+    )
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     return definitions, tokenizer
 
 
-def _begun(options: ShortOptions, path: Path, definitions: Definitions, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str]:
+def _begun(
+    options: ShortOptions, path: Path, definitions: Definitions, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Any], str]:
     """What short.json holds of this measurement, whole tasks alone, and why the dtype is what it is."""
     there = {k: v for k, v in read_json(path).items() if k != "schema_version"} if path.is_file() else {"tasks": {}}
     began = there.get("measurement", {}).get("dtype")
-    dtype, reason = (began, f"{began}, in which these scores began") if began and options.dtype == "auto" else choose_dtype(options.dtype)
+    dtype, reason = (
+        (began, f"{began}, in which these scores began")
+        if began and options.dtype == "auto"
+        else choose_dtype(options.dtype)
+    )
     asked = {"shots": options.shots, "limit": options.limit, "offline": options.offline, "lm_eval": _lm_eval_version()}
     facts = {"options": asked, "dtype": dtype, "measuring": MEASURING["short"]}
     of = {**identity_of(options.model, options.revision, tokenizer), **facts}
@@ -126,7 +138,8 @@ def _lm_eval_version() -> str | None:
 
 
 def _questions(definition: list[Any]) -> str | None:
-    """What names the questions of a task that is read from files; lm-eval's version stands for those of its own tasks."""
+    """What names the questions of a task that is read from files; lm-eval's version stands for those of its own
+    tasks."""
     return None if isinstance(definition[0], str) else questions_hash(definition)
 
 
@@ -139,7 +152,8 @@ def _measure(
     ranks: Processes,
     reporter: Reporter,
 ) -> None:
-    """Measure tasks; each goes into short.json when it is done. While it runs, NAME.requests.jsonl keeps what was answered."""
+    """Measure tasks; each goes into short.json when it is done. While it runs, NAME.requests.jsonl keeps what was
+    answered."""
     of = value["measurement"]
     if ranks.first:
         write_json(path, value)
@@ -156,7 +170,14 @@ def _measure(
             reporter.say(f"{name}: {record.known} requests were answered before.")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=of["dtype"] == "bfloat16"):
             found = run_short_tasks(
-                model, tokenizer, definition, shots, limit=options.limit, batch_size=options.batch_size, record=record, ranks=ranks
+                model,
+                tokenizer,
+                definition,
+                shots,
+                limit=options.limit,
+                batch_size=options.batch_size,
+                record=record,
+                ranks=ranks,
             )
         if ranks.first:
             samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
@@ -168,7 +189,9 @@ def _measure(
                 "lm_eval": found["results"],
             }
             kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
-            write_records(path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples], of)
+            write_records(
+                path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples], of
+            )
             write_json(path, _plain(value))
             record.path.unlink(missing_ok=True)
     ranks.wait()

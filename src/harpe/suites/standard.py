@@ -31,12 +31,15 @@ def evaluate_checkpoint(
     revision: str | None = None,
     ranks: Processes = ALONE,
 ) -> None:
-    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes of a ranks.
+    """Load one model (float32 weights) and write its scores into `folder`, unless they are all there; by all processes
+    of a ranks.
 
     Raises HarpeError where the folder holds scores of another protocol, other texts or another model.
     """
     identity = ranks.broadcast_from_rank0(lambda: identity_of(name, revision, tokenizer))
-    if not ranks.broadcast_from_rank0(lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))):
+    if not ranks.broadcast_from_rank0(
+        lambda: check_protocol(folder, protocol, measurement(protocol, held_out, dtype, identity))
+    ):
         return
     overlap = ranks.broadcast_from_rank0(lambda: training_overlap(name, tokenizer, held_out, reporter))
 
@@ -56,7 +59,9 @@ def evaluate_checkpoint(
         identity=identity,
         overlap=overlap,
         ranks=ranks,
-        progress=lambda what, done, total: reporter.progress(f"{what}{title and ': ' + title}", done, total, ranks.note),
+        progress=lambda what, done, total: reporter.progress(
+            f"{what}{title and ': ' + title}", done, total, ranks.note
+        ),
         tell=reporter.say,
     )
     del model

@@ -28,7 +28,9 @@ def weight_norm(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def check_outcome(model: PreTrainedModel, sequences: Dataset[Any], options: TrainingSettings, folder: Path, before: float) -> None:
+def check_outcome(
+    model: PreTrainedModel, sequences: Dataset[Any], options: TrainingSettings, folder: Path, before: float
+) -> None:
     """Look at the weights and at the loss of the first step's sequences after the last step of a stage.
 
     Parameters
@@ -43,8 +45,8 @@ def check_outcome(model: PreTrainedModel, sequences: Dataset[Any], options: Trai
     Raises
     ------
     HarpeError
-        Where weights are not finite or their norm is GROWN times what it was, or where the loss is not finite or WORSE than it
-        was at the first step.
+        Where weights are not finite or their norm is GROWN times what it was, or where the loss is not finite or WORSE
+        than it was at the first step.
     """
     diverged = f"after the last step in {folder}: training diverged, and the model is not saved. Lower --learning-rate."
     norm = weight_norm(model)

@@ -21,7 +21,16 @@ from harpe.methods.types import Stage
 from harpe.models.apply import apply_encoding
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
-from harpe.training.checkpoints import KEPT, check_room, is_own, last_complete, load_weights, mark_complete, remove_checkpoints, step_of
+from harpe.training.checkpoints import (
+    KEPT,
+    check_room,
+    is_own,
+    last_complete,
+    load_weights,
+    mark_complete,
+    remove_checkpoints,
+    step_of,
+)
 from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
@@ -52,7 +61,8 @@ class Schedule:
 
 
 class OneDevice(TrainingArguments):
-    """Arguments of a training on one device, however many there are: on several the Trainer would multiply the batch (DataParallel)."""
+    """Arguments of a training on one device, however many there are: on several the Trainer would multiply the batch
+    (DataParallel)."""
 
     @property
     def n_gpu(self) -> int:
@@ -60,10 +70,11 @@ class OneDevice(TrainingArguments):
 
 
 class StageTrainer(Trainer):
-    """The Trainer with four changes: data in the order of the data set, the learning rate of our schedule, checkpoints that appear whole,
-    and their weights in the model's own names.
+    """The Trainer with four changes: data in the order of the data set, the learning rate of our schedule, checkpoints
+    that appear whole, and their weights in the model's own names.
 
-    The Trainer saves some families (experts) in the names of the hub and, when it resumes, passes over those that the model does not know.
+    The Trainer saves some families (experts) in the names of the hub and, when it resumes, passes over those that the
+    model does not know.
     """
 
     def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
@@ -97,7 +108,9 @@ class StageTrainer(Trainer):
         return str(self._saving or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        cast(PreTrainedModel, self.model).save_pretrained(str(output_dir), state_dict=state_dict, save_original_format=False)
+        cast(PreTrainedModel, self.model).save_pretrained(
+            str(output_dir), state_dict=state_dict, save_original_format=False
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(cast(PreTrainedModel, model or self.model), Path(resume_from_checkpoint))
@@ -137,15 +150,18 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings) -> list[int
     steps, step_tokens = options.stage_steps(target, [stage.share for stage in stages]), options.step_tokens(target)
     for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
         if target % stage.length:
-            raise HarpeError(f"Stage {number} has sequences of {stage.length} tokens, which do not divide the target of {target}.")
+            raise HarpeError(
+                f"Stage {number} has sequences of {stage.length} tokens, which do not divide the target of {target}."
+            )
         if count < 1:
             raise HarpeError(
-                f"Stage {number} has {stage.share:.3g} of {options.tokens} tokens, less than one step of {step_tokens}; give more --tokens."
+                f"Stage {number} has {stage.share:.3g} of {options.tokens} tokens, less than one step of "
+                f"{step_tokens}; give more --tokens."
             )
         if step_tokens // stage.length % options.micro_batch:
             raise HarpeError(
-                f"A step of stage {number} has {step_tokens // stage.length} sequences, which --micro-batch {options.micro_batch} does not "
-                "divide."
+                f"A step of stage {number} has {step_tokens // stage.length} sequences, which --micro-batch "
+                f"{options.micro_batch} does not divide."
             )
     return steps
 
@@ -164,8 +180,8 @@ def train_stages(
 ) -> PreTrainedModel:
     """Train `model` in place through `stages` and return it.
 
-    All stages read one stream of tokens, each where the one before ended, cut into sequences of its length: a method in several stages sees
-    the tokens of one in a single stage, in the same order.
+    All stages read one stream of tokens, each where the one before ended, cut into sequences of its length: a method in
+    several stages sees the tokens of one in a single stage, in the same order.
 
     Parameters
     ----------
@@ -176,24 +192,24 @@ def train_stages(
     data
         Packed at the target length (`harpe.data.packing.PackedDataset`).
     folder
-        Holds `stage-1`, `stage-2` … with checkpoints, `log.jsonl` and TensorBoard files. What is already there is continued: the
-        result is the same, bit for bit on a CPU with the same number of threads, as without the interruption. The caller holds the
-        lock on the run.
+        Holds `stage-1`, `stage-2` … with checkpoints, `log.jsonl` and TensorBoard files. What is already there is
+        continued: the result is the same, bit for bit on a CPU with the same number of threads, as without the
+        interruption. The caller holds the lock on the run.
     tell
         Hears of a checkpoint that was damaged; the one before it is used.
 
     Raises
     ------
     HarpeError
-        When the data are too few for the token budget, when training diverges, in the last step too, the disk is full, or what is not
-        harpe's lies where a checkpoint would.
+        When the data are too few for the token budget, when training diverges, in the last step too, the disk is full,
+        or what is not harpe's lies where a checkpoint would.
     """
     target, steps = stages[-1].length, check_stages(stages, options)
     step_tokens, seen = options.step_tokens(target), 0
     if len(data) * target < sum(steps) * step_tokens:
         raise HarpeError(
-            f"Training needs {sum(steps) * step_tokens // target} sequences of {target} tokens, the corpus gives {len(data)}. "
-            "Lower --tokens or give more --data: no text is repeated unasked."
+            f"Training needs {sum(steps) * step_tokens // target} sequences of {target} tokens, the corpus gives "
+            f"{len(data)}. Lower --tokens or give more --data: no text is repeated unasked."
         )
     for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
         done = sum(steps[: number - 1])

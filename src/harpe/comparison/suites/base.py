@@ -52,8 +52,8 @@ class Measure:
         for (method, seed), records in self.found.items():
             if [(key, stratum, weight) for key, stratum, _, weight in records] != [(k, s, w) for k, s, _, w in first]:
                 raise HarpeError(
-                    f"{method} (seed {seed}) was measured on other documents or samples than the other methods ({self.title}). Delete its "
-                    "scores and run the comparison again."
+                    f"{method} (seed {seed}) was measured on other documents or samples than the other methods "
+                    f"({self.title}). Delete its scores and run the comparison again."
                 )
         return Units.of([weight for *_, weight in first], [stratum for _, stratum, _, _ in first])
 
@@ -86,7 +86,8 @@ class Subject:
 class Suite:
     """A suite of measurements. A method that a suite does not need does nothing here.
 
-    `of` is everywhere what the recipe says under the suite's key, of type `settings`; it is called only where that is given.
+    `of` is everywhere what the recipe says under the suite's key, of type `settings`; it is called only where that is
+    given.
     """
 
     key: ClassVar[str]
@@ -128,7 +129,8 @@ class Suite:
         return 0
 
     def asked(self, of: Any) -> dict[str, str]:
-        """Beginnings of the ids of the measures that were asked for ({} stands for anything in between), and what they are called."""
+        """Beginnings of the ids of the measures that were asked for ({} stands for anything in between), and what they
+        are called."""
         return {}
 
 
@@ -146,16 +148,23 @@ def check_names(names: Sequence[str], what: str, where: str) -> None:
             raise HarpeError(f"{where} has {what} named {name!r}, which YAML takes for no text; write it in quotes.")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith("."):
             raise HarpeError(
-                f"{where} has {what} named {name!r}; a name has letters, digits, dots, - and _ only, and begins with a letter or digit."
+                f"{where} has {what} named {name!r}; a name has letters, digits, dots, - and _ only, and begins with a "
+                "letter or digit."
             )
         if len(name) > LONGEST:
-            raise HarpeError(f"{where} has {what} with a name of {len(name)} characters ({name[:20]}…); {LONGEST} are allowed.")
+            raise HarpeError(
+                f"{where} has {what} with a name of {len(name)} characters ({name[:20]}…); {LONGEST} are allowed."
+            )
         same = seen.setdefault(name.casefold(), name)
         if same != name:
-            raise HarpeError(f"{where} has {same} and {name}, which are one name on many disks; give one of the two another name.")
+            raise HarpeError(
+                f"{where} has {same} and {name}, which are one name on many disks; give one of the two another name."
+            )
     for name in names:
         if list(names).count(name) > 1:
-            raise HarpeError(f"{where} names {name} twice; give one of the two another name (name: …), or leave it out.")
+            raise HarpeError(
+                f"{where} names {name} twice; give one of the two another name (name: …), or leave it out."
+            )
 
 
 def check_least(counts: Sequence[tuple[str, int, int]], where: str) -> None:

@@ -33,7 +33,10 @@ class Curves(Suite):
         check_names(list(of), "a corpus (perplexity)", where)
         for name, each in of.items():
             if f"{name}{FIGURES}".casefold() in map(str.casefold, of):
-                raise HarpeError(f"{where} has the corpora {name} and {name}{FIGURES}, whose figures have one name; rename one of them.")
+                raise HarpeError(
+                    f"{where} has the corpora {name} and {name}{FIGURES}, whose figures have one name; rename one of "
+                    "them."
+                )
             if (each.lengths is None) == (each.window is None):
                 raise HarpeError(f"{where}: the corpus {name} needs either lengths or a window.")
             if each.lengths is not None:

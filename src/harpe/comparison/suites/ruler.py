@@ -35,7 +35,10 @@ class Ruler(Suite):
 
     def inputs(self, of: RulerRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         folders = {length: run / "samples" / f"ruler-{length}" for length in of.lengths}
-        return {str(length): {path.stem: _hashed(path) for path in sorted(folder.glob("*.jsonl"))} for length, folder in folders.items()}
+        return {
+            str(length): {path.stem: _hashed(path) for path in sorted(folder.glob("*.jsonl"))}
+            for length, folder in folders.items()
+        }
 
     def facts(self, inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
         return {_samples(task, n): value for n, tasks in inputs.items() for task, value in tasks.items()}
@@ -69,7 +72,9 @@ MEANS = (("niah", "the eight needle tasks", "ruler-niah"), ("all", "all 13 tasks
 """Means over tasks, where all of them were asked: name, words and group."""
 
 
-def _options(of: RulerRecipe, length: int, folder: Path, revision: str | None, tokenizer: str | None, **asked: Any) -> RulerOptions:
+def _options(
+    of: RulerRecipe, length: int, folder: Path, revision: str | None, tokenizer: str | None, **asked: Any
+) -> RulerOptions:
     return RulerOptions(
         length=length,
         out=str(folder / f"ruler-{length}"),
@@ -108,7 +113,9 @@ def _at_one_length(folder: Path) -> Iterator[Measured]:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     hashes = {task: sha256_file(file) for task in tasks if (file := folder / f"{task}.jsonl").is_file()}
     for task in tasks:
-        measure = Measure(f"ruler-{task}-{length}", f"RULER {task} at {length:,} tokens", "%", "higher", "ruler", task, length)
+        measure = Measure(
+            f"ruler-{task}-{length}", f"RULER {task} at {length:,} tokens", "%", "higher", "ruler", task, length
+        )
         asked = [row for row in rows if row["task"] == task]
         yield measure, [((hashes.get(task, ""), row["sample"]), 0, row["score"], 1.0) for row in asked]
     niah = [task for task in tasks if task.startswith("niah")]

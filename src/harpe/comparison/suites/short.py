@@ -35,14 +35,22 @@ class Short(Suite):
         try:
             import lm_eval  # noqa: F401
         except ImportError:
-            raise HarpeError("The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'.") from None
+            raise HarpeError(
+                "The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'."
+            ) from None
 
     def inputs(self, of: ShortTasks, recipe: ComparisonRecipe, source: Source, run: Path) -> str | None:
         """SHA-256 of the files that questions are read from; None where all of them come from the hub."""
-        tasks, named = [name for name in _tasks(of) if of.offline or name in LOCAL], of.data or os.environ.get("HARPE_DATA")
+        tasks, named = (
+            [name for name in _tasks(of) if of.offline or name in LOCAL],
+            of.data or os.environ.get("HARPE_DATA"),
+        )
         if not tasks or not named:
             return None
-        folders = [Path(named) / "short_bench" / part for part in sorted({part for name in tasks for part in FOLDERS.get(name, ())})]
+        folders = [
+            Path(named) / "short_bench" / part
+            for part in sorted({part for name in tasks for part in FOLDERS.get(name, ())})
+        ]
         files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
         return sha256_json([[str(file.relative_to(Path(named))), sha256_file(file)] for file in files])
 

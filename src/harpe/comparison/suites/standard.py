@@ -18,7 +18,9 @@ from harpe.suites.standard import evaluate_checkpoint
 def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
     """What is measured of every method."""
     of = recipe.evaluation
-    return Protocol(original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed)
+    return Protocol(
+        original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed
+    )
 
 
 class Standard(Suite):
@@ -48,7 +50,11 @@ class Standard(Suite):
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if (path := scores / "protocol.json").is_file():
             value = read_json(path)
-            facts = {"held-out texts": value.get("held_out"), "protocol": value.get("protocol"), "dtype": value.get("dtype")}
+            facts = {
+                "held-out texts": value.get("held_out"),
+                "protocol": value.get("protocol"),
+                "dtype": value.get("dtype"),
+            }
             facts |= {"settings of the tokenizer": value.get("tokenizer"), "way of measuring": value.get("measuring")}
             yield path, facts
 
@@ -89,14 +95,22 @@ def _needles(scores: Path) -> Iterator[Measured]:
     for length in sorted({row["length"] for row in rows}):
         for task in tasks:
             measure = Measure(
-                f"needles-{task}-{length}", f"{task} needles at {length:,} tokens", "%", "higher", "needles", task=task, length=length
+                f"needles-{task}-{length}",
+                f"{task} needles at {length:,} tokens",
+                "%",
+                "higher",
+                "needles",
+                task=task,
+                length=length,
             )
             asked = [r for r in rows if (r["task"], r["length"]) == (task, length)]
             yield measure, [((texts, r["index"]), 0, r["score"], 1.0) for r in asked]
         title = f"mean of the single, multi-key and multi-query needles at {length:,} tokens"
         gated = [name for name in GATED if name in tasks]
         asked = [r for r in rows if r["length"] == length and r["task"] in gated]
-        records: list[Record] = [((texts, r["task"], r["index"]), gated.index(r["task"]), r["score"], 1.0) for r in asked]
+        records: list[Record] = [
+            ((texts, r["task"], r["index"]), gated.index(r["task"]), r["score"], 1.0) for r in asked
+        ]
         yield Measure(f"needles-mean-{length}", title, "%", "higher", "needles", length=length), records
 
 
