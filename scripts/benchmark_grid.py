@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.needles.grid import CLOSE, Reuse, answer_grid, cache_reuse, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NeedleWriter
-from harpe.evaluation.run import Protocol
+from harpe.evaluation.run import EvaluationProtocol
 from harpe.files import write_json, write_text
 from harpe.methods.types import shared_encoding
 from harpe.models.apply import apply_encoding
@@ -83,7 +83,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     make, shortest, longest, count = SETTINGS[name]
     model, tokenizer = to_accelerator(make(longest)).eval(), load_tokenizer("embedded")
     held_out = held_out_texts("embedded", tokenizer, longest, 8)
-    protocol = Protocol(shortest, longest)
+    protocol = EvaluationProtocol(shortest, longest)
     samples = grid_samples(NeedleWriter(tokenizer, held_out.haystacks, 1), longest, shortest, count)
     cells = [(n, d) for n in protocol.grid_lengths for d in protocol.depths]
     way = cache_reuse(model)

@@ -21,7 +21,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from harpe.evaluation.ruler.tasks import TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.files import write_json, write_text
 from harpe.runs.directory import _processor
 
@@ -39,7 +39,7 @@ def original(options: argparse.Namespace, length: int, samples: int, out: Path) 
     """Seconds a task, one process after the other, as the published run.sh starts them."""
     environment = {**os.environ, "PATH": f"{Path(options.python).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     seconds = {}
-    for task in TASKS:
+    for task in RULER_TASKS:
         command = [options.python, "prepare.py", "--save_dir", str(out), "--benchmark", "synthetic", "--task", task]
         command += [
             "--tokenizer_path",
@@ -88,14 +88,14 @@ def main() -> None:
             same = [
                 (folder / "ours" / f"{task}.jsonl").read_bytes()
                 == (folder / "original" / task / "validation.jsonl").read_bytes()
-                for task in TASKS
+                for task in RULER_TASKS
             ]
         total = sum(theirs.values())
         row = {"length": length, "samples": samples, "original": total, "harpe": mine, "ratio": total / mine}
         rows.append({**row, "same": sum(same), "tasks": theirs})
         print(
-            f"{length}: {total:.1f} s, {mine:.1f} s, {total / mine:.1f} times, {sum(same)} of {len(TASKS)} files the "
-            "same",
+            f"{length}: {total:.1f} s, {mine:.1f} s, {total / mine:.1f} times, {sum(same)} of {len(RULER_TASKS)} "
+            "files the same",
             flush=True,
         )
     facts = {name: version(name) for name in ("transformers", "tokenizers", "nltk", "wonderwords", "numpy")}

@@ -22,7 +22,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.ruler import search
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import DataFolder
-from harpe.evaluation.ruler.tasks import TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_tokenizer
 from harpe.options.measuring import EvaluateOptions, PerplexityOptions, RulerOptions, ShortOptions
@@ -121,14 +121,14 @@ def possible(model: str, length: int, path: Path) -> list[str]:
     not."""
     if not path.is_file():
         generator, refused = RulerGenerator(load_tokenizer(model), DataFolder()), {}
-        for task in TASKS.values():
+        for task in RULER_TASKS.values():
             try:
                 list(generator.samples(task, length, RULER_SAMPLES))
             except HarpeError as error:
                 refused[task.name] = str(error).split(". Give")[0] + "."
         write_json(path, {"refused": refused})
     refused = read_json(path)["refused"]
-    return [task for task in TASKS if task not in refused]
+    return [task for task in RULER_TASKS if task not in refused]
 
 
 def collect(work: Path, models: list[str], out: Path) -> None:

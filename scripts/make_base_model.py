@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from base_model_drills import KINDS, DrillWriter, Mixture
 from harpe.data.embedded import corpus_hash, training_files, tuning_files
 from harpe.evaluation.needles.answers import answer_samples
-from harpe.evaluation.needles.samples import KEYS, TASKS, NeedleWriter
+from harpe.evaluation.needles.samples import KEYS, NEEDLE_TASKS, NeedleWriter
 
 CONTEXT, BASE, VOCABULARY = 256, 10_000.0, 2048
 # (until this step, tokens a document, shares of the drills). Copying in short documents comes first: key look-up is
@@ -111,9 +111,9 @@ def retrieval(
 ) -> dict[str, float]:
     """Mean score of each needle task at a length."""
     writer = NeedleWriter(tokenizer, hay, seed=1)
-    samples = [s for task in TASKS.values() for s in writer.samples(task, length, count)]
+    samples = [s for task in NEEDLE_TASKS.values() for s in writer.samples(task, length, count)]
     records = [record for batch in answer_samples(model, tokenizer, samples) for record in batch]
-    return {name: float(np.mean([r["score"] for r in records if r["task"] == name])) for name in TASKS}
+    return {name: float(np.mean([r["score"] for r in records if r["task"] == name])) for name in NEEDLE_TASKS}
 
 
 def train(args: argparse.Namespace) -> None:
@@ -213,7 +213,7 @@ def train(args: argparse.Namespace) -> None:
 def card(facts: dict[str, Any]) -> str:
     """The model card."""
     rows = "\n".join(
-        f"| {length} | " + " | ".join(f"{100 * scores[name]:.1f}%" for name in TASKS) + " |"
+        f"| {length} | " + " | ".join(f"{100 * scores[name]:.1f}%" for name in NEEDLE_TASKS) + " |"
         for length, scores in facts["needles"].items()
     )
     return f"""# harpe's embedded base model
@@ -235,8 +235,8 @@ Python text a little and retrieves numbers by key within its context. It is of n
 Needles, answers generated, haystacks from standard-library files that it was not trained on (200, 100 and
 50 samples a task):
 
-| tokens | {" | ".join(TASKS)} |
-|---|{"---|" * len(TASKS)}
+| tokens | {" | ".join(NEEDLE_TASKS)} |
+|---|{"---|" * len(NEEDLE_TASKS)}
 {rows}
 """
 

@@ -22,7 +22,7 @@ import torch
 from harpe.bases.critical_base import critical_base
 from harpe.bases.ranges import ntk_base
 from harpe.cli.terminal import Terminal
-from harpe.evaluation.run import Protocol
+from harpe.evaluation.run import EvaluationProtocol
 from harpe.evaluation.statistics.intervals import paired_difference
 from harpe.files import read_json, read_jsonl, write_json, write_text
 from harpe.options.training import TrainingSettings
@@ -83,7 +83,7 @@ def run_setting(
     )
     data = packed(run / "data" / str(setting.length), EMBEDDED, source.tokenizer, setting.length, tokens=setting.tokens)
     held_out = held_out_texts(EMBEDDED, source.tokenizer, setting.length, 12, tuning=True)
-    protocol = Protocol(
+    protocol = EvaluationProtocol(
         source.geometry.original_length, setting.length, documents=12, samples=16, tasks=TASKS, grid_samples=0, seed=2
     )
     for arm in arms_of(source.geometry, setting.length):

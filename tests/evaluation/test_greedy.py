@@ -17,9 +17,9 @@ from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions, end_ids
 from harpe.evaluation.needles.answers import answer_batch
 from harpe.evaluation.needles.grid import answer_grid, grid_samples
-from harpe.evaluation.needles.samples import TASKS, NeedleWriter
+from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
 from harpe.evaluation.ruler.answer import answer_task
-from harpe.evaluation.ruler.tasks import TASKS as RULER_TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 VOCABULARY = 2048
@@ -122,7 +122,7 @@ def test_answers_to_ruler_are_those_of_a_naive_loop(odd_model: Any, tokenizer: A
 
 def test_answers_about_needles_and_in_the_grid_are_those_of_a_naive_loop(odd_model: Any, tokenizer: Any) -> None:
     writer = NeedleWriter(tokenizer, [torch.arange(5, 700).tolist()], seed=1)
-    sample = writer.sample(TASKS["multi_query"], 400, 0)
+    sample = writer.sample(NEEDLE_TASKS["multi_query"], 400, 0)
     ids = list(sample.context)
     for turn, text in zip(sample.turns, answer_batch(odd_model, tokenizer, [sample])[0], strict=True):
         ids += turn.question

@@ -14,8 +14,8 @@ from harpe.data.embedded import reported_files
 from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.needles.answers import answer_batch, answer_samples, key_of, score
-from harpe.evaluation.needles.samples import TASKS, NeedleWriter
-from harpe.evaluation.run import HeldOut, Protocol, evaluate_model
+from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
+from harpe.evaluation.run import EvaluationProtocol, HeldOut, evaluate_model
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer
 
@@ -36,27 +36,27 @@ def writer(tokenizer: Any, hay: list[list[int]]) -> NeedleWriter:
     return NeedleWriter(tokenizer, hay, seed=11)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", NEEDLE_TASKS)
 @pytest.mark.parametrize("length", [256, 777, 2048])
 def test_a_sample_has_exactly_the_length_asked_for(writer: NeedleWriter, name: str, length: int) -> None:
-    for sample in writer.samples(TASKS[name], length, 5):
+    for sample in writer.samples(NEEDLE_TASKS[name], length, 5):
         assert len(sample.context) + sum(len(turn.question) + turn.budget for turn in sample.turns) == length
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", NEEDLE_TASKS)
 def test_every_answer_stands_in_the_document_behind_its_key(writer: NeedleWriter, tokenizer: Any, name: str) -> None:
-    for sample in writer.samples(TASKS[name], 512, 10):
+    for sample in writer.samples(NEEDLE_TASKS[name], 512, 10):
         text = tokenizer.decode(sample.context)
         for turn in sample.turns:
             key = tokenizer.decode(turn.question).split()[-1]
             found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"# magic number: {key} ")]
             assert found == list(turn.answers)
-            assert len(turn.answers) == TASKS[name].values
+            assert len(turn.answers) == NEEDLE_TASKS[name].values
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 def test_the_depth_is_where_the_needle_stands(writer: NeedleWriter, tokenizer: Any, depth: float) -> None:
-    sample = writer.sample(TASKS["single"], 2048, 0, depth)
+    sample = writer.sample(NEEDLE_TASKS["single"], 2048, 0, depth)
     before = tokenizer.decode(sample.context).split("# magic number:")[0]
     share = len(tokenizer(before, add_special_tokens=False).input_ids) / len(sample.context)
     assert share == pytest.approx(depth, abs=0.02)
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_ends_texts_ends_no_prefix_and_no_piece(tokenizer: Any)
     )
     assert ending("").input_ids == [0, 0]
     haystacks = [list(range(5, 900))]
-    for task in TASKS.values():
+    for task in NEEDLE_TASKS.values():
         assert NeedleWriter(ending, haystacks, 1).sample(task, 512, 0) == NeedleWriter(tokenizer, haystacks, 1).sample(
             task, 512, 0
         )
@@ -78,13 +78,16 @@ def test_a_tokenizer_that_ends_texts_ends_no_prefix_and_no_piece(tokenizer: Any)
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn(writer: NeedleWriter) -> None:
-    few, many = list(writer.samples(TASKS["multi_key"], 256, 2)), list(writer.samples(TASKS["multi_key"], 256, 9))
+    few, many = (
+        list(writer.samples(NEEDLE_TASKS["multi_key"], 256, 2)),
+        list(writer.samples(NEEDLE_TASKS["multi_key"], 256, 9)),
+    )
     assert few == many[:2] and len({s.context for s in many}) == 9
 
 
 def test_a_length_that_cannot_hold_the_needles_is_refused(writer: NeedleWriter) -> None:
     with pytest.raises(HarpeError, match="multi_query needs at least"):
-        writer.sample(TASKS["multi_query"], 64, 0)
+        writer.sample(NEEDLE_TASKS["multi_query"], 64, 0)
 
 
 @pytest.mark.parametrize(("samples", "grid"), [(1, 0), (0, 1)])
@@ -98,7 +101,7 @@ def test_such_a_length_is_refused_before_anything_is_measured(
     assert not folder.exists()
     model, protocol = (
         make_tiny("llama", vocab_size=len(tokenizer)),
-        Protocol(16, 256, samples=samples, grid_samples=grid),
+        EvaluationProtocol(16, 256, samples=samples, grid_samples=grid),
     )
     with pytest.raises(HarpeError, match=r"needs at least \d+ tokens with this tokenizer; the length 16 is too short"):
         evaluate_model(model, tokenizer, HeldOut(hay[:3], hay, "test"), protocol, folder)
@@ -106,7 +109,7 @@ def test_such_a_length_is_refused_before_anything_is_measured(
 
 
 def test_only_whole_numbers_score(writer: NeedleWriter) -> None:
-    sample = writer.sample(TASKS["multi_value"], 512, 0)
+    sample = writer.sample(NEEDLE_TASKS["multi_value"], 512, 0)
     a, b, c = sample.turns[0].answers
     assert score(sample, [f" {a} {b} {c}"]) == 1.0
     assert score(sample, [f" {a} 1{b} {c}7"]) == pytest.approx(1 / 3)
@@ -118,7 +121,7 @@ def test_answers_are_greedy_and_earlier_answers_stay_in_the_context(
 ) -> None:
     """Against a loop without a cache."""
     model = make_tiny("llama", vocab_size=len(tokenizer))
-    batch = list(writer.samples(TASKS["multi_query"], 256, 2))
+    batch = list(writer.samples(NEEDLE_TASKS["multi_query"], 256, 2))
     got = answer_batch(model, tokenizer, batch)
     for sample, texts in zip(batch, got, strict=True):
         ids = list(sample.context)
@@ -135,7 +138,7 @@ def test_samples_that_are_answered_already_are_passed_over(
     make_tiny: Any, writer: NeedleWriter, tokenizer: Any
 ) -> None:
     model = make_tiny("llama", vocab_size=len(tokenizer))
-    samples = list(writer.samples(TASKS["single"], 256, 6))
+    samples = list(writer.samples(NEEDLE_TASKS["single"], 256, 6))
     first, rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512)), None
     done = {key_of(record) for record in first[0]}
     rest = list(answer_samples(model, tokenizer, samples, batch_tokens=512, done=done))
@@ -144,7 +147,7 @@ def test_samples_that_are_answered_already_are_passed_over(
 
 def test_processes_share_the_batches_that_are_left(make_tiny: Any, writer: NeedleWriter, tokenizer: Any) -> None:
     model = make_tiny("llama", vocab_size=len(tokenizer))
-    samples = [sample for n in (128, 256) for sample in writer.samples(TASKS["single"], n, 6)]
+    samples = [sample for n in (128, 256) for sample in writer.samples(NEEDLE_TASKS["single"], n, 6)]
     whole = list(answer_samples(model, tokenizer, samples, batch_tokens=512))
     shares = [
         list(answer_samples(model, tokenizer, samples, batch_tokens=512, ranks=Processes(rank, 2))) for rank in (0, 1)
@@ -161,10 +164,14 @@ def test_processes_share_the_batches_that_are_left(make_tiny: Any, writer: Needl
 def test_the_embedded_model_retrieves_in_its_context_and_not_beyond(writer: NeedleWriter, tokenizer: Any) -> None:
     model = load_model("embedded", torch.float32)
     inside = [
-        r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 256, 30)) for r in b
+        r["score"]
+        for b in answer_samples(model, tokenizer, writer.samples(NEEDLE_TASKS["multi_key"], 256, 30))
+        for r in b
     ]
     beyond = [
-        r["score"] for b in answer_samples(model, tokenizer, writer.samples(TASKS["multi_key"], 2048, 6)) for r in b
+        r["score"]
+        for b in answer_samples(model, tokenizer, writer.samples(NEEDLE_TASKS["multi_key"], 2048, 6))
+        for r in b
     ]
     assert sum(inside) >= 28
     assert sum(beyond) <= 1
@@ -175,7 +182,7 @@ def test_an_interrupted_evaluation_goes_on_and_a_changed_one_is_refused(
 ) -> None:
     model = make_tiny("llama", vocab_size=len(tokenizer))
     held_out = HeldOut(hay[:3], hay, "test")
-    protocol = Protocol(64, 256, documents=3, samples=2, tasks=("single",), grid_samples=1, depths=(0.0, 1.0))
+    protocol = EvaluationProtocol(64, 256, documents=3, samples=2, tasks=("single",), grid_samples=1, depths=(0.0, 1.0))
     evaluate_model(model, tokenizer, held_out, protocol, tmp_path / "a")
     for name in ("perplexity", "needles", "grid"):
         (tmp_path / "a" / f"{name}.json").rename(tmp_path / f"{name}.json")
@@ -189,4 +196,6 @@ def test_an_interrupted_evaluation_goes_on_and_a_changed_one_is_refused(
         assert before == after
     assert len(read_jsonl(tmp_path / "a" / "grid.jsonl")) == 3 * 2
     with pytest.raises(HarpeError, match=r"with other options \(documents: 3 there, 2 now; samples: 2 there, 100 now"):
-        evaluate_model(model, tokenizer, held_out, Protocol(64, 256, documents=2, tasks=("single",)), tmp_path / "a")
+        evaluate_model(
+            model, tokenizer, held_out, EvaluationProtocol(64, 256, documents=2, tasks=("single",)), tmp_path / "a"
+        )

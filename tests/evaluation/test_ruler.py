@@ -24,7 +24,7 @@ from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.needles import uuid4
 from harpe.evaluation.ruler.search import Budget, Draft, fitting
 from harpe.evaluation.ruler.sources import DataFolder
-from harpe.evaluation.ruler.tasks import TASKS, chosen
+from harpe.evaluation.ruler.tasks import RULER_TASKS, chosen
 from harpe.evaluation.ruler.words import CompoundWords
 from harpe.models.load import load_tokenizer
 
@@ -40,9 +40,13 @@ HASHES = json.loads((Path(__file__).parent / "ruler_hashes.json").read_text())["
 NO_DATA = [
     row
     for row in HASHES
-    if row["tokenizer"] == "embedded" and TASKS[row["task"]].kind != "qa" and row["length"] < 16384
+    if row["tokenizer"] == "embedded" and RULER_TASKS[row["task"]].kind != "qa" and row["length"] < 16384
 ]
-NO_DATA = [row for row in NO_DATA if not (TASKS[row["task"]].needle and TASKS[row["task"]].needle.haystack == "essay")]
+NO_DATA = [
+    row
+    for row in NO_DATA
+    if not (RULER_TASKS[row["task"]].needle and RULER_TASKS[row["task"]].needle.haystack == "essay")
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,9 @@ def generators(embedded: Any) -> Any:
 
 
 def digest(generator: RulerGenerator, row: dict[str, Any], folder: Path) -> str:
-    path = generator.write(TASKS[row["task"]], row["length"], row["samples"], folder, row["seed"], row["template"])
+    path = generator.write(
+        RULER_TASKS[row["task"]], row["length"], row["samples"], folder, row["seed"], row["template"]
+    )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -78,7 +84,7 @@ def test_tasks_without_data_are_the_published_programs_bytes(
     assert digest(generator, row, tmp_path) == row["sha256"]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", RULER_TASKS)
 def test_all_65_reference_samples_are_identical(name: str, generators: Any, harpe_data: Path, tmp_path: Path) -> None:
     golden = os.environ.get("HARPE_GOLDEN")
     if not golden or not (Path(golden) / "ruler" / "4096").is_dir():
@@ -86,7 +92,7 @@ def test_all_65_reference_samples_are_identical(name: str, generators: Any, harp
     expected = [json.loads(line) for line in (Path(golden) / "ruler" / "4096" / f"{name}.jsonl").open()]
     generator = generators("llama2", harpe_data)
     assert generator.count.by_words
-    samples = list(generator.samples(TASKS[name], 4096, 5))
+    samples = list(generator.samples(RULER_TASKS[name], 4096, 5))
     assert len(expected) == 5
     for ours, theirs in zip(samples, expected, strict=True):
         assert ours == theirs
@@ -305,7 +311,7 @@ def test_the_sentences_of_a_beginning_are_found_without_splitting_it(words: list
 )
 def test_a_length_that_cannot_be_reached_ends_with_a_sentence(name: str, length: int, embedded: Any) -> None:
     with pytest.raises(HarpeError, match="cannot be made with"):
-        list(RulerGenerator(embedded).samples(TASKS[name], length, 1))
+        list(RulerGenerator(embedded).samples(RULER_TASKS[name], length, 1))
 
 
 def test_questions_that_cannot_shrink_or_run_out_end_with_a_sentence(embedded: Any, tmp_path: Path) -> None:
@@ -316,11 +322,11 @@ def test_questions_that_cannot_shrink_or_run_out_end_with_a_sentence(embedded: A
     (tmp_path / "hotpotqa.json").write_text(json.dumps(rows))
     generator = RulerGenerator(embedded, DataFolder(tmp_path))
     with pytest.raises(HarpeError, match="qa_2 cannot be made with 1024"):
-        list(generator.samples(TASKS["qa_2"], 1024, 1))
+        list(generator.samples(RULER_TASKS["qa_2"], 1024, 1))
     with pytest.raises(HarpeError, match="only 3 questions"):
-        list(generator.samples(TASKS["qa_2"], 32768, 4))
+        list(generator.samples(RULER_TASKS["qa_2"], 32768, 4))
     with pytest.raises(HarpeError, match=r"squad\.json is missing.*fetch-data"):
-        list(generator.samples(TASKS["qa_1"], 4096, 1))
+        list(generator.samples(RULER_TASKS["qa_1"], 4096, 1))
 
 
 def test_a_context_without_room_for_what_is_hidden_ends_with_a_sentence() -> None:

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from harpe.errors import HarpeError
 from harpe.evaluation import server as server_module
 from harpe.evaluation.ruler.scoring import score
-from harpe.evaluation.ruler.tasks import TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.evaluation.server import CompletionServer, base_url
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_tokenizer
@@ -79,7 +79,7 @@ def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(
     asked = {(body["prompt"], body["max_tokens"]) for body in stub.bodies}
     assert len(stub.bodies) == 12
     assert asked == {
-        (s["input"] + s["answer_prefix"], TASKS[name].tokens) for name, rows in samples.items() for s in rows
+        (s["input"] + s["answer_prefix"], RULER_TASKS[name].tokens) for name, rows in samples.items() for s in rows
     }
     settings = ("model", "temperature", "top_p", "frequency_penalty", "repetition_penalty")
     assert {tuple(body[name] for name in settings) for body in stub.bodies} == {("m", 0, 1, 0, 1.0)}
@@ -89,7 +89,7 @@ def test_a_server_is_asked_the_exact_prompts_greedily_with_the_tasks_budget(
     for row in rows:
         sample = samples[row["task"]][row["sample"]]
         assert row["prediction"] == " ".join((sample["input"] + sample["answer_prefix"]).split()[-40:])
-        assert row["score"] == score(TASKS[row["task"]], row["prediction"], sample["outputs"])
+        assert row["score"] == score(RULER_TASKS[row["task"]], row["prediction"], sample["outputs"])
     assert read_json(tmp_path / "ruler.json")["server"] == f"{stub.address}/v1"
 
 

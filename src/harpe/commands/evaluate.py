@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.distributed.processes import Processes, is_first, join
 from harpe.errors import HarpeError
 from harpe.evaluation.identity import identity_of
-from harpe.evaluation.run import HeldOut, Protocol, check_needles, check_protocol, measurement, score_files
+from harpe.evaluation.run import EvaluationProtocol, HeldOut, check_needles, check_protocol, measurement, score_files
 from harpe.files import read_json, write_json
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config, load_tokenizer
@@ -46,7 +46,7 @@ class _Work:
     models: list[_Model]
     tokenizer: tuple[str, str | None]
     """Name and revision."""
-    protocol: Protocol
+    protocol: EvaluationProtocol
     held_out: HeldOut
     dtype: str
     reason: str
@@ -146,7 +146,7 @@ def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
 
 def _protocol(
     options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int, reporter: Reporter
-) -> tuple[Protocol, HeldOut]:
+) -> tuple[EvaluationProtocol, HeldOut]:
     held_out = held_out_texts(
         options.data,
         tokenizer,
@@ -156,7 +156,7 @@ def _protocol(
         split_special_tokens=options.split_special_tokens,
         say=reporter.say,
     )
-    protocol = Protocol(
+    protocol = EvaluationProtocol(
         original_length=short,
         length=length,
         documents=options.documents,

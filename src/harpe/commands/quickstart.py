@@ -7,7 +7,7 @@ from typing import Any
 
 from harpe.bases.ranges import RangeRule, base_range
 from harpe.distributed.processes import refuse_several
-from harpe.evaluation.run import Protocol
+from harpe.evaluation.run import EvaluationProtocol
 from harpe.files import read_json, write_json
 from harpe.options.runs import QuickstartOptions
 from harpe.options.shared import TextOptions
@@ -91,7 +91,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         )
         check_budget(training, data)
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
-    protocol = Protocol(
+    protocol = EvaluationProtocol(
         original_length=geometry.original_length,
         length=options.length,
         documents=options.documents,

@@ -14,7 +14,7 @@ from harpe.bases.ranges import base_range
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.worker import training_options
-from harpe.methods.harpe import Measure
+from harpe.methods.harpe import MeasureDistances
 from harpe.methods.registry import defaults
 from harpe.models.load import load_config
 from harpe.options.recipe import ComparisonRecipe
@@ -39,7 +39,7 @@ def count_parameters(recipe: ComparisonRecipe) -> int:
         )
 
 
-def make_rows(recipe: ComparisonRecipe, source: Source, measure: Measure | None) -> list[Row]:
+def make_rows(recipe: ComparisonRecipe, source: Source, measure: MeasureDistances | None) -> list[Row]:
     """All rows, with titles that tell them apart; each refused where its options or the budget do not allow it."""
     rows = [
         make_row(

@@ -18,7 +18,7 @@ from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.needles.answers import Key, answer_samples, key_of
 from harpe.evaluation.needles.grid import answer_grid, cache_reuse, check_grid, grid_samples, reading_report
-from harpe.evaluation.needles.samples import TASKS, NeedleWriter
+from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
 from harpe.evaluation.perplexity.by_position import document_records, summarise
 from harpe.evaluation.records import Records, record_files
 from harpe.evaluation.statistics.intervals import weighted_mean, wilson
@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """Everything that decides what is measured."""
 
     original_length: int
@@ -43,7 +43,7 @@ class Protocol:
     """Held-out documents of at least length + 1 tokens that perplexity is measured on."""
     samples: int = 100
     """Needle samples a task and length; 0 leaves needles out."""
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = tuple(NEEDLE_TASKS)
     grid_samples: int = 10
     """Needle samples a cell of the grid; 0 leaves the grid out."""
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -101,7 +101,7 @@ class HeldOut:
         return sha256_json([self.documents, self.haystacks])
 
 
-def long_documents(held_out: HeldOut, protocol: Protocol) -> list[list[int]]:
+def long_documents(held_out: HeldOut, protocol: EvaluationProtocol) -> list[list[int]]:
     """The first `protocol.documents` documents that are long enough; HarpeError where there is none."""
     documents = [ids for ids in held_out.documents if len(ids) > protocol.length][: protocol.documents]
     if not documents:
@@ -114,13 +114,13 @@ def long_documents(held_out: HeldOut, protocol: Protocol) -> list[list[int]]:
     return documents
 
 
-def check_needles(tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, protocol: Protocol) -> None:
+def check_needles(tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, protocol: EvaluationProtocol) -> None:
     """HarpeError where needle, question and answer of any sample do not fit into its length; to be asked before
     anything is measured."""
     writer = NeedleWriter(tokenizer, held_out.haystacks, protocol.seed)
     for length in protocol.task_lengths:
         for name in protocol.tasks:
-            writer.check(TASKS[name], length, protocol.samples)
+            writer.check(NEEDLE_TASKS[name], length, protocol.samples)
     check_grid(writer, max(protocol.grid_lengths), min(protocol.grid_lengths), protocol.grid_samples)
 
 
@@ -132,7 +132,7 @@ def _share(scores: list[float]) -> dict[str, Any]:
     return {"samples": len(scores), "score": mean.value, "low": mean.low, "high": mean.high, "interval": kind}
 
 
-def check_protocol(folder: Path, protocol: Protocol, of: Measurement) -> list[str]:
+def check_protocol(folder: Path, protocol: EvaluationProtocol, of: Measurement) -> list[str]:
     """Keep what is measured beside the scores; returns the summaries that are still to be made, by name of file.
 
     Raises
@@ -155,7 +155,7 @@ def check_protocol(folder: Path, protocol: Protocol, of: Measurement) -> list[st
 def score_files(folder: Path) -> list[Path]:
     """Everything that may be written into a folder of scores, protocol.json first; with what processes have left
     there."""
-    names = Protocol(2, 2).files
+    names = EvaluationProtocol(2, 2).files
     records = [folder / _records(name) for name in names]
     parts = [file for path in records for file in record_files(path) if file != path]
     return [folder / "protocol.json", *(folder / name for name in names), *records, *parts]
@@ -166,7 +166,7 @@ def _records(summary: str) -> str:
     return str(Path(summary).with_suffix(".jsonl"))
 
 
-def measurement(protocol: Protocol, held_out: HeldOut, dtype: str, identity: dict[str, Any]) -> Measurement:
+def measurement(protocol: EvaluationProtocol, held_out: HeldOut, dtype: str, identity: dict[str, Any]) -> Measurement:
     """What a folder of scores is of; `identity` says which model and tokenizer."""
     facts = {
         "protocol": protocol.as_dict(),
@@ -181,7 +181,7 @@ def evaluate_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: HeldOut,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     folder: Path,
     *,
     dtype: str = "float32",
@@ -256,7 +256,7 @@ class _Work:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     writer: NeedleWriter
-    protocol: Protocol
+    protocol: EvaluationProtocol
     folder: Path
     of: Measurement
     known: dict[str, Any]
@@ -285,7 +285,7 @@ class _Work:
                 sample
                 for length in protocol.task_lengths
                 for name in protocol.tasks
-                for sample in self.writer.samples(TASKS[name], length, protocol.samples)
+                for sample in self.writer.samples(NEEDLE_TASKS[name], length, protocol.samples)
             ]
         )
         records = self._answer(

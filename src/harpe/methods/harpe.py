@@ -13,7 +13,7 @@ from harpe.errors import HarpeError
 from harpe.methods.types import Stage, per_head_encoding
 from harpe.positions.geometry import ModelGeometry
 
-Measure = Callable[[], Sequence[Sequence[float]]]
+MeasureDistances = Callable[[], Sequence[Sequence[float]]]
 """Measures how far each key/value head looks, [layers][heads] in tokens; costs a forward pass over a few texts."""
 
 
@@ -30,7 +30,7 @@ def harpe(
     layer_bases: LayerBases = "same",
     seed: int = 0,
     bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
-    measure: Measure | None = None,
+    measure: MeasureDistances | None = None,
 ) -> list[Stage]:
     """One stage at `length` with head h on a base of its own.
 

@@ -20,7 +20,7 @@ from harpe.bases.ranges import RangeRule, base_range
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf, abf_staged, base_kept, one_base
 from harpe.methods.dual_chunk import dca
-from harpe.methods.harpe import Measure, harpe
+from harpe.methods.harpe import MeasureDistances, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.self_extend import self_extend
 from harpe.methods.types import Stage, shared_encoding, untrained
@@ -130,7 +130,7 @@ def make_stages(
     options: Mapping[str, Any],
     *,
     range_rule: RangeRule = "critical",
-    measure: Measure | None = None,
+    measure: MeasureDistances | None = None,
     train: bool | None = None,
 ) -> list[Stage]:
     """The stages of a method.

@@ -15,7 +15,7 @@ import torch
 from harpe.distributed.child import lifeline
 from harpe.errors import HarpeError
 from harpe.evaluation.needles.answers import answer_batch
-from harpe.evaluation.needles.samples import TASKS, NeedleWriter
+from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
 from harpe.models.load import load_model, load_tokenizer
 from harpe.runs.texts import EMBEDDED, held_out_texts
 
@@ -24,7 +24,7 @@ def main() -> None:
     path, length = sys.argv[1], int(sys.argv[2])
     tokenizer = load_tokenizer(path)
     held_out = held_out_texts(EMBEDDED, tokenizer, length, 8)
-    sample = NeedleWriter(tokenizer, held_out.haystacks, seed=3).sample(TASKS["single"], length, 0, 0.5)
+    sample = NeedleWriter(tokenizer, held_out.haystacks, seed=3).sample(NEEDLE_TASKS["single"], length, 0, 0.5)
     model = load_model(path, torch.float32).eval()
     text = answer_batch(model, tokenizer, [sample])[0][0]
     ids = [*sample.context, *sample.turns[0].question]

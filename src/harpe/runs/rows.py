@@ -9,7 +9,7 @@ from typing import Any
 from harpe.bases.choice import SearchOptions
 from harpe.bases.ranges import RangeRule
 from harpe.errors import HarpeError
-from harpe.methods.harpe import Measure
+from harpe.methods.harpe import MeasureDistances
 from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import Stage
 from harpe.options.extend import ExtendOptions
@@ -70,7 +70,7 @@ def make_row(
     name: str | None = None,
     title: str | None = None,
     range_rule: RangeRule = "critical",
-    measure: Measure | None = None,
+    measure: MeasureDistances | None = None,
     train: bool | None = None,
 ) -> Row:
     """A row by its method's name; see `harpe.methods.registry.make_stages`."""
@@ -108,7 +108,7 @@ def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measure | None = None) -> Row:
+def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: MeasureDistances | None = None) -> Row:
     """The row that `harpe extend` trains.
 
     Raises

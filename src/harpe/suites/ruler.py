@@ -17,7 +17,7 @@ from harpe.evaluation.identity import MEASURING, identity_of, reading_identity
 from harpe.evaluation.records import record_files
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import DataFolder
-from harpe.evaluation.ruler.tasks import TASKS, RulerTask, chosen
+from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask, chosen
 from harpe.evaluation.ruler.templates import template_of
 from harpe.evaluation.server import CompletionServer
 from harpe.files import read_json, sha256_file, write_json, write_text
@@ -96,7 +96,7 @@ def _write_samples(
     if there:
         refuse_other({"samples": there.get("samples")}, {"samples": samples}, folder, ADVICE)
     hashes: dict[str, str] = there.get("files", {})
-    wanted = [task for task in TASKS.values() if task in tasks or task.name in hashes]
+    wanted = [task for task in RULER_TASKS.values() if task in tasks or task.name in hashes]
     for task in wanted:
         _check_samples(folder / f"{task.name}.jsonl", hashes.get(task.name))
     of, reason = _answers_of(options, tokenizer, samples, there, server)

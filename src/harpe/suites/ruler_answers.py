@@ -15,7 +15,7 @@ from harpe.data.token_ids import unbegun
 from harpe.distributed.processes import Processes
 from harpe.evaluation.records import Records
 from harpe.evaluation.ruler.answer import answer_from, answer_task, summary
-from harpe.evaluation.ruler.tasks import TASKS, RulerTask
+from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask
 from harpe.evaluation.server import CompletionServer
 from harpe.files import read_jsonl, write_json
 from harpe.measurement import Measurement, measurement_id
@@ -42,7 +42,7 @@ def write_answers(
 ) -> None:
     """Write answers.jsonl, a record a sample in the order of the samples, and ruler.json; `reason`: why in the dtype of
     `of`."""
-    order = list(TASKS)
+    order = list(RULER_TASKS)
     records = Records(
         folder / "answers.jsonl", lambda row: (order.index(row["task"]), row["sample"]), ranks, reporter.say, of
     )

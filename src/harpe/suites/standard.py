@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.distributed.processes import ALONE, Processes
 from harpe.evaluation.identity import identity_of
-from harpe.evaluation.run import HeldOut, Protocol, check_protocol, evaluate_model, measurement
+from harpe.evaluation.run import EvaluationProtocol, HeldOut, check_protocol, evaluate_model, measurement
 from harpe.models.head import check_head
 from harpe.models.load import load_model, to_accelerator
 from harpe.models.vocabulary import check_vocabulary
@@ -22,7 +22,7 @@ def evaluate_checkpoint(
     name: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     held_out: HeldOut,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     folder: Path,
     dtype: str,
     reporter: Reporter,

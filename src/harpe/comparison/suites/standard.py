@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
-from harpe.evaluation.run import Protocol
+from harpe.evaluation.run import EvaluationProtocol
 from harpe.files import read_json, read_jsonl
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
 from harpe.reporter import Reporter
@@ -15,10 +15,10 @@ from harpe.runs.differences import GATED
 from harpe.suites.standard import evaluate_checkpoint
 
 
-def protocol_of(recipe: ComparisonRecipe, original_length: int) -> Protocol:
+def protocol_of(recipe: ComparisonRecipe, original_length: int) -> EvaluationProtocol:
     """What is measured of every method."""
     of = recipe.evaluation
-    return Protocol(
+    return EvaluationProtocol(
         original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed
     )
 

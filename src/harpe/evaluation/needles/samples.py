@@ -53,7 +53,7 @@ class NeedleTask:
     """Number of keys asked for, one after the other."""
 
 
-TASKS = {
+NEEDLE_TASKS = {
     task.name: task
     for task in (
         NeedleTask("single", 1, 1, 1),
@@ -163,7 +163,7 @@ class NeedleWriter:
         """Token ids of one needle, and its question."""
         key, value = KEYS[rng.integers(len(KEYS))], str(rng.integers(1000, 10000))
         return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(
-            TASKS["single"], [key], {key: [value]}
+            NEEDLE_TASKS["single"], [key], {key: [value]}
         )[0]
 
     def _drawn(

@@ -14,7 +14,7 @@ from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
 from harpe.evaluation.ruler.scoring import score
-from harpe.evaluation.ruler.tasks import TASKS, RulerTask
+from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask
 from harpe.evaluation.statistics.intervals import weighted_mean, wilson
 
 
@@ -124,7 +124,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     text.
     """
     tasks: dict[str, dict[str, Any]] = {}
-    for name in TASKS:
+    for name in RULER_TASKS:
         rows = [r for r in records if r["task"] == name]
         if not rows:
             continue
@@ -143,6 +143,6 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {"tasks": tasks}
     if len(needles) == 8:
         value["needle_mean"] = sum(needles) / 8
-    if len(tasks) == len(TASKS):
-        value["mean"] = sum(t["score"] for t in tasks.values()) / len(TASKS)
+    if len(tasks) == len(RULER_TASKS):
+        value["mean"] = sum(t["score"] for t in tasks.values()) / len(RULER_TASKS)
     return value

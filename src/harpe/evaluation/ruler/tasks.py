@@ -47,7 +47,7 @@ def _niah(name: str, haystack: str, keys: str, values: str, **counts: int) -> Ru
     return RulerTask(f"niah_{name}", "niah", 128, NeedleSettings(haystack, keys, values, **counts))
 
 
-TASKS = {
+RULER_TASKS = {
     task.name: task
     for task in (
         _niah("single_1", "noise", "words", "numbers"),
@@ -66,7 +66,7 @@ TASKS = {
     )
 }
 
-GROUPS = {"all": tuple(TASKS), "niah": tuple(name for name in TASKS if name.startswith("niah"))}
+GROUPS = {"all": tuple(RULER_TASKS), "niah": tuple(name for name in RULER_TASKS if name.startswith("niah"))}
 """Names that stand for several tasks: all 13, and the eight needle tasks that the paper reports on their own."""
 
 
@@ -80,13 +80,13 @@ def chosen(names: Iterable[str]) -> list[RulerTask]:
     """
     wanted: set[str] = set()
     for name in names:
-        if name not in GROUPS and name not in TASKS:
-            near = difflib.get_close_matches(name, [*TASKS, *GROUPS], 3)
+        if name not in GROUPS and name not in RULER_TASKS:
+            near = difflib.get_close_matches(name, [*RULER_TASKS, *GROUPS], 3)
             hint = (
                 f"Did you mean {' or '.join(near)}?"
                 if near
-                else f"There are {', '.join(TASKS)}, and the groups {', '.join(GROUPS)}."
+                else f"There are {', '.join(RULER_TASKS)}, and the groups {', '.join(GROUPS)}."
             )
             raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
         wanted.update(GROUPS.get(name, (name,)))
-    return [task for name, task in TASKS.items() if name in wanted]
+    return [task for name, task in RULER_TASKS.items() if name in wanted]

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from harpe.report.read.scores import Score, SeedRun
 from harpe.report.read.summary import Measure, Value
 
-TASKS = {"single": "single", "multi_key": "multi-key", "multi_query": "multi-query", "multi_value": "multi-value"}
+NEEDLE_TITLES = {
+    "single": "single",
+    "multi_key": "multi-key",
+    "multi_query": "multi-query",
+    "multi_value": "multi-value",
+}
 """harpe's own needle tasks."""
 MEAN_OF = ("single", "multi_key", "multi_query")
 
@@ -63,7 +68,7 @@ def measures_of(rows: dict[str, SeedRun], original: int, target: int) -> tuple[M
     ]
     tested = [(score.task, score.length) for run in rows.values() for score in run.needles or ()]
     for length in dict.fromkeys([target, original, *(length for _, length in tested)]):
-        tasks = dict.fromkeys([*TASKS, *(task for task, at in tested if at == length)])
+        tasks = dict.fromkeys([*NEEDLE_TITLES, *(task for task, at in tested if at == length)])
         for task in tasks:
             values = _scores({name: run.needle(task, length) for name, run in rows.items()})
             measures.append(_measure(f"needles-{task}-{length}", f"{task} at {length:,} tokens", values, task, length))

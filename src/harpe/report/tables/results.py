@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from harpe.report.read.measures import TASKS
+from harpe.report.read.measures import NEEDLE_TITLES
 from harpe.report.read.run import Row, Run
 from harpe.report.read.summary import Measure, Value
 from harpe.report.tables.table import NOT_RUN, Cell, Column, Table, TableRow
@@ -79,7 +79,7 @@ def column_of(measure: Measure) -> Column:
     if stem in heads:
         return Column(*heads[stem], falling=falling)
     if measure.group == "needles" and measure.task:
-        return Column(TASKS.get(measure.task, measure.task), f"needles {at}".rstrip(), falling=falling)
+        return Column(NEEDLE_TITLES.get(measure.task, measure.task), f"needles {at}".rstrip(), falling=falling)
     return Column(measure.title, falling=falling)
 
 
