@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from harpe.errors import HarpeError
@@ -26,16 +26,21 @@ def build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
     """
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-            raise HarpeError(f"{where} has the key {key}, which is not known. {hint}")
+    check_keys(value, list(known), where)
     for name, f in known.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise HarpeError(f"{where} lacks {name}.")
     return cls(**{key: typed(item, hints[key], f"{key} of {where}") for key, item in value.items()})
+
+
+def check_keys(value: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse unknown keys, with the nearest name that there is."""
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+            raise HarpeError(f"{where} has the key {key}, which is not known. {hint}")
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

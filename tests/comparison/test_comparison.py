@@ -233,6 +233,11 @@ def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"evaluation": {"data": "x", "rulr": {"lengths": [128]}}},
+            "has the key rulr, which is not known. Did you mean ruler",
+        ),
+        ({"evaluation": {"data": "x", "suites": {"ruler": {}}}}, "has the key suites, which is not known"),
         ({"methods": ["abf", "yarm"]}, "Did you mean yarn"),
         ({"methods": ["abf", {"name": "pi", "fcator": 3}]}, "Did you mean factor"),
         ({"tokens": 1024, "methods": ["abf", "abf-staged"]}, "less than one step"),

@@ -13,7 +13,7 @@ from harpe.comparison.names import check_recipe
 from harpe.comparison.suites.registry import KEYED
 from harpe.errors import HarpeError
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe, RowRecipe
-from harpe.typed import build, typed
+from harpe.typed import build, check_keys, typed
 
 
 def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **changes: Any) -> ComparisonRecipe:
@@ -62,6 +62,8 @@ def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:
 
 def read_evaluation(value: Mapping[str, Any], where: str) -> EvaluationRecipe:
     """What a recipe or a plan says under evaluation; keys of suites become their settings."""
+    own = [f.name for f in dataclasses.fields(EvaluationRecipe) if f.name != "suites"]
+    check_keys(value, [*own, *KEYED], where)
     suites = {
         key: typed(value[key], suite.settings, f"{key} of {where}") if key in value else suite.default
         for key, suite in KEYED.items()
