@@ -1,7 +1,7 @@
 """Two faults planted into an extended model, and a twin without fault: does the paired interval tell them apart?
 
-    python scripts/planted_faults.py --model runs/tiny-compare/harpe-uniform/seed-0/model --result
-    benchmarks/DATE-planted-faults
+    python scripts/planted_faults.py --model runs/tiny-compare/harpe-uniform/seed-0/model \\
+        --result benchmarks/DATE-planted-faults
 
 Faults at evaluation: bases of heads exchanged, and angles in bfloat16. The twin is the same model through another
 attention kernel, which rounds differently. Losses are those at the last half of the context, document by document, on
