@@ -194,7 +194,7 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
     for page in (runs, there):  # the page shows the folder's name and the grid's measured time
         del page["report/index.html"]
     assert there == runs
-    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 60)):
+    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 340)):
         share = shares(tmp_path / "log", tmp_path / "two" / "scores" / file)
         assert sum(share) == records and min(share) > 0
         of_run = sum(shares(tmp_path / "log", run[1] / "harpe" / "scores" / file))
