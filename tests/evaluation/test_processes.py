@@ -155,7 +155,7 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
             "512",
             *given,
             "--grid-samples",
-            "6",
+            "34",
             "--out",
             str(tmp_path / name / "scores"),
         ]
