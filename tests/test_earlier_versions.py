@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from harpe.cli.main import main
+from harpe.comparison.recipe import begun_recipe
 from harpe.models.load import load_model
 
 ARCHIVES = sorted((Path(__file__).parent / "fixtures").glob("*.tar.xz"))
@@ -100,6 +102,20 @@ def test_a_comparison_goes_on_with_the_row_that_was_interrupted_and_leaves_the_o
     assert (earlier / "comparison/harpe/seed-0/record.json").is_file()
     page = (earlier / "comparison/report/index.html").read_text()
     assert "ABF" in page and "HARPE" in page
+
+
+def test_a_comparison_from_before_an_option_existed_goes_on_as_it_began(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Texts that spell special tokens gave the tokens themselves then, in the workers too."""
+    there = earlier / "comparison/recipe.yaml"
+    asked, begun = (yaml.safe_load(path.read_text()) for path in (earlier / "recipe.yaml", there))
+    del begun["split_special_tokens"]
+    there.write_text(yaml.safe_dump(begun))
+    assert main(["compare", "recipe.yaml", "--out=comparison"]) == 2
+    assert "split_special_tokens: False there, True now" in capsys.readouterr().err
+    (earlier / "recipe.yaml").write_text(yaml.safe_dump({**asked, "split_special_tokens": False}))
+    assert begun_recipe(earlier / "comparison").split_special_tokens is False  # what a worker reads
 
 
 @pytest.mark.parametrize("loader", ["harpe", "transformers"])

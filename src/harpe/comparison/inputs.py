@@ -21,7 +21,7 @@ from harpe.evaluation.run import HeldOut
 from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
 from harpe.options.recipe import ComparisonRecipe
-from harpe.report.wording import listed
+from harpe.report.wording import first_upper, listed
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
 
@@ -120,7 +120,7 @@ def pin(run: Path, found: Inputs, begun: bool) -> Inputs:
         return found
     if wrong := other(pinned, found):
         raise HarpeError(
-            f"{_first_upper(listed(wrong))}: not what the comparison in {run} began with. Rows of the one and of the "
+            f"{first_upper(listed(wrong))}: not what the comparison in {run} began with. Rows of the one and of the "
             "other cannot be compared. Put back what there was, or name another --out for a new comparison."
         )
     return {**pinned, "training": {**pinned["training"], **found["training"]}}
@@ -188,7 +188,3 @@ def _told(
 
 def _told_facts(facts: dict[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value, sort_keys=True) for name, value in facts.items() if value is not None}
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

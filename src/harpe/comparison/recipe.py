@@ -13,6 +13,7 @@ from harpe.comparison.names import check_recipe
 from harpe.comparison.suites.registry import KEYED
 from harpe.errors import HarpeError
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe, RowRecipe
+from harpe.runs.directory import BEFORE
 from harpe.typed import build, check_keys, typed
 
 
@@ -41,6 +42,11 @@ def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **
     if changes.get("evaluation_data") is not None and isinstance(value.get("evaluation"), dict):
         value["evaluation"]["data"] = changes["evaluation_data"]
     return parse(value, f"the recipe {path}")
+
+
+def begun_recipe(run: Path) -> ComparisonRecipe:
+    """The recipe that a comparison was begun with; what its version lacked is read as it did it."""
+    return read_recipe(run / "recipe.yaml", absent=BEFORE)
 
 
 def parse(value: Mapping[str, Any], where: str) -> ComparisonRecipe:

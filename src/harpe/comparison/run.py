@@ -14,7 +14,7 @@ import yaml
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
-from harpe.comparison.recipe import read_recipe
+from harpe.comparison.recipe import begun_recipe, read_recipe
 from harpe.comparison.resources import threads_of
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
@@ -33,7 +33,6 @@ from harpe.options.runs import CompareOptions
 from harpe.report.page import write_report
 from harpe.reporter import Reporter
 from harpe.runs.directory import (
-    BEFORE,
     available_cores,
     check_disk,
     held,
@@ -163,7 +162,7 @@ def _begun_with(run: Path) -> Inputs | None:
 
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
     """Names of the methods that a recipe has more than the run's own; None where it differs in something else."""
-    there = read_recipe(run / "recipe.yaml", absent=BEFORE)
+    there = begun_recipe(run)
     before, now = {each.name: each for each in there.methods}, {each.name: each for each in recipe.methods}
     kept = all(now.get(name) == each for name, each in before.items())
     if not kept or replace(there, methods=recipe.methods, title=recipe.title) != recipe:

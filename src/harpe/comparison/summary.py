@@ -14,6 +14,7 @@ from harpe.comparison.suites.base import Measure
 from harpe.comparison.suites.registry import asked_suites
 from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
 from harpe.files import read_json, write_json
+from harpe.report.wording import first_upper
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
 
 LEVEL = 0.05
@@ -140,7 +141,7 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
             for words, names in (("Better:", better), ("Worse:", worse), ("No difference shown:", open_))
             if names
         ]
-        sentences.append(f"{_first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
+        sentences.append(f"{first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
     seeds = plan["seeds"]
     if len(seeds) < FEWEST_SEEDS:
         sentences.append(
@@ -173,7 +174,3 @@ def _is(name: str, asked: str) -> bool:
         if last
         else name == asked or (asked.endswith("-") and name.startswith(asked))
     )
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
-from harpe.comparison.recipe import read_recipe
+from harpe.comparison.recipe import begun_recipe
 from harpe.comparison.resources import threads_of
 from harpe.comparison.suites.base import Subject
 from harpe.comparison.suites.registry import asked_suites
@@ -63,7 +63,7 @@ def source_of(recipe: ComparisonRecipe) -> Source:
 def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     """Train and measure one row; writes record.json at the end."""
     plan = read_json(run / "plan.json")
-    recipe = at_commit(read_recipe(run / "recipe.yaml"), plan["inputs"])
+    recipe = at_commit(begun_recipe(run), plan["inputs"])
     entry = next(method for method in plan["methods"] if method["name"] == name)
     stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
     row = Row(

@@ -10,12 +10,13 @@ from harpe.bases.ranges import RangeRule
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Recorded:
     """Options that a run directory keeps, to be resumed with the same only."""
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result: all but where it is written and whether it is resumed."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "resume")}  # type: ignore[call-overload]
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "resume")}
 
 
 @dataclass(frozen=True, kw_only=True)

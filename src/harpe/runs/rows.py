@@ -14,6 +14,7 @@ from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import Stage
 from harpe.options.extend import ExtendOptions
 from harpe.positions.geometry import ModelGeometry
+from harpe.report.wording import first_upper
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,12 @@ def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
             "further training."
         )
     if not any(stage.share for stage in stages):
-        return f"{_first_upper(stages[-1].encoding.describe())}; no training."
+        return f"{first_upper(stages[-1].encoding.describe())}; no training."
     if len(stages) == 1:
         note = f", {stages[0].note}" if stages[0].note else ""
-        return f"{_first_upper(stages[0].encoding.describe())}{note}; trained once at {stages[0].length} tokens."
+        return f"{first_upper(stages[0].encoding.describe())}{note}; trained once at {stages[0].length} tokens."
     parts = [f"{stage.encoding.describe()} at {stage.length} tokens ({stage.share:.0%})" for stage in stages]
     return f"{len(stages)} stages: {'; '.join(parts)}."
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: MeasureDistances | None = None) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Subject:
     held_out: HeldOut
 
 
-class Suite:
+class Suite(ABC):
     """A suite of measurements. A method that a suite does not need does nothing here.
 
     `of` is everywhere what the recipe says under the suite's key, of type `settings`; it is called only where that is
@@ -101,28 +102,31 @@ class Suite:
 
     def check(self, of: Any, where: str) -> None:
         """Refuse names that cannot be files and numbers that cannot be; `where` says which recipe it is."""
+        return
 
     def prepare(self, of: Any, recipe: ComparisonRecipe, run: Path) -> None:
         """Before the training: write what all rows are asked, and refuse what is missing on this machine."""
+        return
 
     def inputs(self, of: Any, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         """What rows read, by content, as JSON has it; kept in plan.json."""
+        return None
 
     def facts(self, inputs: Any) -> dict[str, Any]:
         """Every part of `inputs` by what it is called in a sentence."""
         return {}
 
+    @abstractmethod
     def score(self, of: Any, subject: Subject, scores: Path, reporter: Reporter) -> None:
         """Measure a model into a folder; what is there is not measured again."""
-        raise NotImplementedError
 
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Files of a row, and the facts (as of `facts`) that each says it was made from."""
         yield from ()
 
+    @abstractmethod
     def measures(self, scores: Path) -> Iterator[Measured]:
         """What was measured of a row, a number a unit."""
-        raise NotImplementedError
 
     def tokens(self, of: Any) -> int:
         """Tokens that a row reads, for the expected time."""
