@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from harpe.cli.main import main
-from harpe.comparison.recipe import begun_recipe
+from harpe.comparison.recipe import begun_recipe, parse, read_recipe
 from harpe.models.load import load_model
 
 ARCHIVES = sorted((Path(__file__).parent / "fixtures").glob("*.tar.xz"))
@@ -102,6 +102,14 @@ def test_a_comparison_goes_on_with_the_row_that_was_interrupted_and_leaves_the_o
     assert (earlier / "comparison/harpe/seed-0/record.json").is_file()
     page = (earlier / "comparison/report/index.html").read_text()
     assert "ABF" in page and "HARPE" in page
+
+
+def test_a_recipe_is_kept_under_the_keys_that_earlier_versions_kept_it_under(earlier: Path) -> None:
+    begun = yaml.safe_load((earlier / "comparison/recipe.yaml").read_text())
+    kept = yaml.safe_load(yaml.safe_dump(read_recipe("recipe.yaml").recipe()))
+    assert kept["evaluation"] == begun["evaluation"]
+    assert {key: kept[key] for key in begun} == begun and kept.keys() - begun.keys() <= {"max_grad_norm"}
+    assert parse(kept, "what is kept").recipe() == kept
 
 
 def test_a_comparison_from_before_an_option_existed_goes_on_as_it_began(

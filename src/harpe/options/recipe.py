@@ -70,7 +70,8 @@ class ComparisonRecipe(TrainingOptions, ContextOptions, TextOptions, ModelOption
 
     def recipe(self) -> dict[str, Any]:
         value = asdict(self)
-        return {**value, "evaluation": {**value["evaluation"], **value["evaluation"].pop("suites")}}
+        suites = value["evaluation"].pop("suites")
+        return {**value, "evaluation": {**value["evaluation"], **suites}}
 
     def data_of(self, seed: int) -> str:
         """The training texts of a seed: prepared data have one order, so that several seeds need a folder each
