@@ -85,6 +85,47 @@ def test_a_score_of_other_texts_than_an_earlier_version_measured_is_still_told_a
     assert "texts" in capsys.readouterr().err
 
 
+def paths(value: Any, at: str = "") -> set[str]:
+    """Every key in nested objects, with the keys above it; lists count as what they hold."""
+    if isinstance(value, dict):
+        return {here for key, item in value.items() for here in {f"{at}/{key}", *paths(item, f"{at}/{key}")}}
+    return {here for item in value for here in paths(item, at)} if isinstance(value, list) else set()
+
+
+def files(folder: Path) -> dict[str, set[str]]:
+    """The keys of every file of JSON, lines of JSON or YAML under a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".yaml") and "tokenizer" not in path.name and "checkpoint-" not in str(path):
+            found[str(path.relative_to(folder))] = paths(yaml.safe_load(path.read_text()))
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[str(path.relative_to(folder))] = paths(lines)
+    return found
+
+
+NEW = {"/warmup_share", "/weight_decay", "/max_grad_norm"}
+"""Options that have come since 2026-11-26."""
+
+
+def test_what_is_written_now_has_the_files_and_the_keys_that_it_had(earlier: Path) -> None:
+    assert main([*RUN, "--out=now"]) == 0
+    assert main(["evaluate", "now", *MEASURED]) == 0
+    assert main(["export", "now", "--out=exported-now"]) == 0
+    assert main(["compare", "recipe.yaml", "--out=compared-now"]) == 0
+    assert main(["compare", "recipe.yaml", "--out=comparison"]) == 0
+    for now, then in (("now", "ended"), ("exported-now", "exported"), ("compared-now", "comparison")):
+        new, old = files(earlier / now), files(earlier / then)
+        old = {name: keys for name, keys in old.items() if not name.startswith("environment-")}
+        assert new.keys() == old.keys()
+        for name, keys in old.items():
+            assert keys - new[name] == set() and new[name] - keys <= NEW, name
+    plans = [json.loads((earlier / name / "plan.json").read_text()) for name in ("compared-now", "comparison")]
+    with tarfile.open(ARCHIVES[-1]) as tar:
+        plans.append(json.load(tar.extractfile("./comparison/plan.json")))  # type: ignore[arg-type]
+    assert paths(plans[0]) == paths(plans[1]) and paths(plans[0]) == paths(plans[2])
+
+
 def test_packed_texts_are_trained_on(earlier: Path) -> None:
     run = ["--data=packed" if given.startswith("--data=") else given for given in RUN]
     assert main([*run, "--out=from-packed"]) == 0

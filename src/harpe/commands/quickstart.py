@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     with removed_on_refusal(run, unless=going_on):
         tell_environment(run, reporter)
         facts = model_facts(EMBEDDED, None, geometry)
-        rows = [settled_row(run, row.name, facts, lambda row=row: row, []) if row.trained else row for row in rows]  # type: ignore[misc]
+        rows = [settled_row(run, row.name, facts, partial(replace, row), []) if row.trained else row for row in rows]
         data = training_texts(
             run / "data" / str(options.length),
             EMBEDDED,

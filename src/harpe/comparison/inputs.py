@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harpe.comparison.suites.registry import SUITES, asked_suites
+from harpe.comparison.suites.registry import SUITES
 from harpe.data.packing import PackedDataset, tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
@@ -63,14 +63,15 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
     HarpeError
         For anything of it that cannot be read.
     """
+    asked = recipe.evaluation.suites
     return {
         "model": checkpoint_identity(recipe.model, recipe.revision),
         "tokenizer": tokenizer_identity(source.tokenizer),
         "training": {str(seed): PackedDataset(data_folder(run, seed, recipe.length)).hash for seed in seeds},
         "held_out": held_out.identity(),
         **{
-            suite.pinned: suite.inputs(settings, recipe, source, run)
-            for suite, settings in asked_suites(recipe.evaluation)
+            suite.pinned: suite.inputs(asked[suite.key], recipe, source, run) if asked[suite.key] else suite.nothing
+            for suite in SUITES
             if suite.pinned
         },
     }

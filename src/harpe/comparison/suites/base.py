@@ -99,6 +99,8 @@ class Suite(ABC):
     """Where the recipe has no such key: nothing is measured."""
     pinned: ClassVar[str] = ""
     """Key of plan.json's inputs under which `inputs` is kept."""
+    nothing: ClassVar[Any] = None
+    """What is kept there where the suite was not asked for."""
 
     def check(self, of: Any, where: str) -> None:
         """Refuse names that cannot be files and numbers that cannot be; `where` says which recipe it is."""

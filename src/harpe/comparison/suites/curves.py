@@ -28,6 +28,7 @@ class Curves(Suite):
     settings = Corpora
     default: ClassVar[Corpora] = {}
     pinned = "corpora"
+    nothing: ClassVar[dict[str, Any]] = {}
 
     def check(self, of: Corpora, where: str) -> None:
         check_names(list(of), "a corpus (perplexity)", where)

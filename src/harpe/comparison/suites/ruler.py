@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
 from harpe.errors import HarpeError
@@ -23,6 +23,7 @@ class Ruler(Suite):
     key = "ruler"
     settings = RulerRecipe | None
     pinned = "ruler"
+    nothing: ClassVar[dict[str, Any]] = {}
 
     def check(self, of: RulerRecipe, where: str) -> None:
         if not of.lengths or len(set(of.lengths)) != len(of.lengths) or min(of.lengths) < 1:
