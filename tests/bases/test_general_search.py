@@ -221,7 +221,7 @@ def test_ten_million_positions(heads: int, head_dim: int) -> None:
     assert len(set(found.bases)) == heads
     assert general_base_search(heads, head_dim, 10_000_000, candidates[::-1]) == found
     sample = sampled_cover(found.bases, head_dim, 10_000_000).any(axis=0).mean()
-    assert sample >= np.percentile(random_sets(heads, head_dim, 10_000_000, 1e9, 5e9, count=200), 95)
+    assert sample >= np.percentile(random_sets(heads, head_dim, 10_000_000, 1e9, 5e9, count=60), 95)
 
 
 def test_the_set_is_the_same_on_every_machine() -> None:

@@ -379,7 +379,8 @@ def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_sa
         return child
 
     monkeypatch.setattr(jobs.subprocess, "Popen", killed)
-    run(workspace, "broken", **recipe)
+    with pytest.raises(HarpeError, match="No method could be measured"):
+        run(workspace, "broken", **recipe)
     assert not (folder / "model").exists() and "signal 9" in read_json(folder / "failed.json")["reason"]
     first = (folder / "stage-1" / "log.jsonl").read_bytes()
     monkeypatch.setattr(jobs.subprocess, "Popen", real)

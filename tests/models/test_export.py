@@ -170,15 +170,18 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+EXPORTED_FIRST = [("stranger", "llama"), ("ours", "llama"), ("ours", "qwen3"), ("stranger", "gemma3_text")]
+HARPE_FIRST = [("ours", "llama"), ("ours", "gemma3_text"), ("stranger", "llama"), ("stranger", "qwen3")]
+
+
 @pytest.mark.parametrize(
-    "order",
+    ("order", "compiling"),
     [
-        [("stranger", "llama"), ("ours", "llama"), ("ours", "qwen3"), ("stranger", "gemma3_text")],
-        [("ours", "llama"), ("ours", "gemma3_text"), ("stranger", "llama"), ("stranger", "qwen3")],
+        pytest.param(EXPORTED_FIRST, False, id="exported-first"),
+        pytest.param(HARPE_FIRST, False, id="harpe-first"),
+        pytest.param(EXPORTED_FIRST, True, id="exported-first-compiled", marks=pytest.mark.slow),
     ],
-    ids=["exported-first", "harpe-first"],
 )
-@pytest.mark.parametrize("compiling", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 def test_exported_and_own_models_of_the_same_families_live_in_one_process(
     three: Path, tmp_path: Path, order: Any, compiling: bool
 ) -> None:
