@@ -82,8 +82,8 @@ def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[s
 def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[str]:
     before, after, control = (gated_mean(run / name / "scores", target) for name in ("base", "harpe", "one-base"))
     sentences = [
-        f"At {target:,} tokens the untouched model finds {before:.0%} of the needles (mean of single, multi-key and "
-        f"multi-query), after HARPE {after:.0%}, after the control with one base {control:.0%}."
+        f"At {target:,} tokens the untouched model finds {before:.1%} of the needles (mean of single, multi-key and "
+        f"multi-query), after HARPE {after:.1%}, after the control with one base {control:.1%}."
     ]
     against = [d for d in differences if d["name"] == "HARPE minus one base"]
     for d in against:
