@@ -67,6 +67,11 @@ class Kind:
     again: tuple[str, ...] = ()
     """Added where the command goes on."""
 
+    @property
+    def verb(self) -> str:
+        """What is started: the same for all kinds of a comparison, which differ in what is killed."""
+        return self.name.partition("-")[0]
+
 
 def _extend(work: Path, run: Path) -> list[str]:
     return [
@@ -259,7 +264,7 @@ class Reference:
 
 
 def reference(kind: Kind, work: Path) -> Reference:
-    run, trace, log = _run_of(kind, work), work / f"{kind.name}.trace", work / f"{kind.name}.log"
+    run, trace, log = _run_of(kind, work), work / f"{kind.verb}.trace", work / f"{kind.verb}.log"
     start = time.monotonic()
     whole = Trial(work, run, kind.arguments(work, run), log, {"trace": str(trace), "target": "self"})
     if (code := whole.wait()) != 0:
@@ -273,8 +278,8 @@ def reference(kind: Kind, work: Path) -> Reference:
 
 
 def _run_of(kind: Kind, work: Path) -> Path:
-    """The run directory of a trial: every time the same one, since its name stands in some of its files."""
-    run = work / kind.name / "run"
+    """The run directory of a trial: the same one for a verb every time, since its name stands in some of its files."""
+    run = work / kind.verb / "run"
     run.parent.mkdir()
     return run
 
@@ -347,8 +352,9 @@ def main() -> int:
     rows: list[dict[str, Any]] = read_json(path)["trials"] if path and path.is_file() else []
     work = Path(tempfile.mkdtemp(prefix="kills-"))
     make_workspace(work)
+    references: dict[str, Reference] = {}
     for kind in kinds:
-        of = reference(kind, work)
+        of = references[kind.verb] = references.get(kind.verb) or reference(kind, work)
         done = sum(row["kind"] == kind.name and not row["ended"] for row in rows)
         number = 1 + max((row["number"] for row in rows if row["kind"] == kind.name), default=-1)
         while done < options.kills:
