@@ -213,9 +213,16 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert peak < 400 * 2**20, "128 waveforms of 10M positions are 10 GB"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 32), (2, 128), (16, 96)])
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [
+        pytest.param(1, 32, marks=pytest.mark.slow),
+        pytest.param(16, 96, marks=pytest.mark.slow),
+        pytest.param(2, 128, marks=pytest.mark.matrix),
+    ],
+)
 def test_ten_million_positions(heads: int, head_dim: int) -> None:
+    """One head and many in the slow group; `pytest -m matrix tests/bases` has the third geometry."""
     candidates = general_candidates(heads, 1e9, 5e9)
     found = general_base_search(heads, head_dim, 10_000_000, candidates)
     assert len(set(found.bases)) == heads
