@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from harpe.comparison import jobs
+from harpe.comparison import jobs, worker
 from harpe.comparison.measures import collect
 from harpe.comparison.plan import make_rows
 from harpe.comparison.recipe import parse, read_recipe
@@ -70,6 +70,25 @@ def write(workspace: Path, **changes: Any) -> str:
 
 def run(workspace: Path, out: str = "run", reporter: Reporter | None = None, jobs: int = 1, **changes: Any) -> Path:
     return compare(CompareOptions(recipe=write(workspace, **changes), out=str(workspace / out), jobs=jobs), reporter)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The rows that a comparison starts a process for, none at first. The work of the others is done in the test's own
+    process, which has imported everything."""
+    rows: set[str] = set()
+    start = jobs._Workers.process
+
+    def process(self: Any, job: jobs.Job, slot: int, log: Path) -> int | None:
+        if job[0].name in rows:
+            return start(self, job, slot, log)
+        log.touch()
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", ["worker", str(self._run), job[0].name, str(job[1])])
+            return worker.main()
+
+    monkeypatch.setattr(jobs._Workers, "process", process)
+    return rows
 
 
 # -- recipes
@@ -318,9 +337,8 @@ def test_stages_and_one_stage_train_on_the_same_tokens_in_the_same_order(workspa
 
 
 @pytest.mark.slow
-def test_one_method_that_diverges_is_recorded_and_the_others_go_on(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("processes")
+def test_one_method_that_diverges_is_recorded_and_the_others_go_on(workspace: Path) -> None:
     listening = Listening()
     folder = run(
         workspace,
@@ -337,19 +355,20 @@ def test_one_method_that_diverges_is_recorded_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_told_and_the_next_start_goes_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, processes: set[str]
+) -> None:
     real = jobs.subprocess.Popen
 
     def killed(command: list[str], **options: Any) -> Any:
-        if command[-2] == "abf":
-            command = ["sh", "-c", "kill -9 $$"]
-        return real(command, **options)
+        return real(["sh", "-c", "kill -9 $$"], **options)
 
+    processes.add("abf")
     monkeypatch.setattr(jobs.subprocess, "Popen", killed)
     folder = run(workspace)
     assert "signal 9" in read_json(folder / "abf" / "seed-0" / "failed.json")["reason"]
     before = (folder / "none" / "seed-0" / "record.json").stat().st_mtime_ns
-    monkeypatch.setattr(jobs.subprocess, "Popen", real)
+    processes.clear()
     listening = Listening()
     run(workspace, reporter=listening, methods=["none", "abf", {"name": "ntk", "train": False}])
     assert any("It has the new methods ntk." in said for said in listening.said)
@@ -363,7 +382,7 @@ def test_a_killed_worker_is_told_and_the_next_start_goes_on(workspace: Path, mon
 
 @pytest.mark.slow
 def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_same_weights(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, processes: set[str]
 ) -> None:
     recipe: dict[str, Any] = {"methods": ["abf-staged"], "baseline": "abf-staged", "tokens": 8192, "save_every": 1}
     whole = load_file(run(workspace, "whole", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
@@ -371,19 +390,19 @@ def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_sa
 
     def killed(command: list[str], **options: Any) -> Any:
         child = real(command, **options)
-        if command[-2] == "abf-staged":
-            while not (folder / "stage-2" / "checkpoint-2" / "complete.json").exists():
-                assert child.poll() is None
-                time.sleep(0.005)
-            child.kill()
+        while not (folder / "stage-2" / "checkpoint-2" / "complete.json").exists():
+            assert child.poll() is None
+            time.sleep(0.005)
+        child.kill()
         return child
 
+    processes.add("abf-staged")
     monkeypatch.setattr(jobs.subprocess, "Popen", killed)
     with pytest.raises(HarpeError, match="No method could be measured"):
         run(workspace, "broken", **recipe)
     assert not (folder / "model").exists() and "signal 9" in read_json(folder / "failed.json")["reason"]
     first = (folder / "stage-1" / "log.jsonl").read_bytes()
-    monkeypatch.setattr(jobs.subprocess, "Popen", real)
+    processes.clear()
     again = load_file(run(workspace, "broken", **recipe) / "abf-staged" / "seed-0" / "model" / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     assert (folder / "stage-1" / "log.jsonl").read_bytes() == first
@@ -392,16 +411,16 @@ def test_a_row_killed_in_its_second_stage_goes_on_at_the_step_and_ends_in_the_sa
 
 @pytest.mark.slow
 def test_a_cut_of_the_small_comparison_runs_to_its_page(tmp_path: Path) -> None:
-    """Three rows, two steps, a sample a task, of the model inside the package."""
+    """Three rows, two steps, a sample a task, at half the length, of the model inside the package."""
     value = yaml.safe_load((RECIPES / "tiny-compare.yaml").read_text())
     kept = ("none", "control-middle", "harpe-uniform")
     value["methods"] = [row for row in value["methods"] if (row if isinstance(row, str) else row["name"]) in kept]
-    value |= {"tokens": 16_384, "seeds": [0]}
+    value |= {"length": 1024, "tokens": 4096, "batch_tokens": 2048, "seeds": [0]}
     value["evaluation"] |= {"documents": 3, "samples": 1, "grid_samples": 1}
     (tmp_path / "cut.yaml").write_text(yaml.safe_dump(value))
     folder = compare(CompareOptions(recipe=str(tmp_path / "cut.yaml"), out=str(tmp_path / "run"), jobs=2))
     measures = {m["id"]: m for m in read_json(folder / "summary.json")["measures"]}
-    assert {"loss-short", "loss-long", "needles-mean-2048", "grid-mean"} <= set(measures)
+    assert {"loss-short", "loss-long", "needles-mean-1024", "grid-mean"} <= set(measures)
     long = measures["loss-long"]["values"]
     assert set(long) == set(kept) and long["none"]["value"] > long["harpe-uniform"]["value"] + 0.5
     assert measures["loss-long"]["differences"]["none"]["low"] > 0

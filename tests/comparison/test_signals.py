@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 from harpe.cli import main as cli
+from harpe.comparison import jobs
 from harpe.comparison.jobs import run_worker
 from harpe.comparison.resources import own_gpu, threads_of, worker_environment
 from harpe.errors import HarpeError
@@ -118,23 +117,25 @@ def test_a_worker_that_was_killed_when_its_row_was_finished_has_not_failed(tmp_p
 # -- processes
 
 STARTS_ANOTHER = """
-import subprocess, sys
-if "harpe.comparison.worker" in sys.orig_argv:  # as a loader of data or a benchmark does
+import os, subprocess, sys
+if "harpe.distributed.child" in sys.orig_argv:  # as a loader of data or a benchmark does
     child = subprocess.Popen(["sleep", "1000"])
     name = {folder!r} + f"/{{sys.orig_argv[-2]}}.pids"
-    import os
     open(name + ".new", "w").write(f"{{os.getpid()}} {{child.pid}}")
     os.rename(name + ".new", name)
 """
 """Run by every Python that the comparison starts: its workers have a process of their own, and tell its number and
 theirs."""
+ENDLESS = "import time\n\n\ndef main():\n    time.sleep(1000)\n"
+"""A worker that works for ever, and has nothing to import."""
 
 
 @pytest.fixture
-def started(workspace: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def started(workspace: Path, fork: Any) -> Iterator[Callable[[], Any]]:
     """Starts `harpe compare` on two rows that take minutes; ends what a failing test has left."""
     (workspace / "hooks").mkdir()
     (workspace / "hooks" / "sitecustomize.py").write_text(STARTS_ANOTHER.format(folder=str(workspace)))
+    (workspace / "hooks" / "endless.py").write_text(ENDLESS)
     recipe = {
         "title": "slow",
         "model": str(workspace / "model"),
@@ -156,28 +157,8 @@ def started(workspace: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     }
     (workspace / "slow.yaml").write_text(yaml.safe_dump(recipe))
     path = os.pathsep.join([str(workspace / "hooks"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    children: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "harpe",
-            "compare",
-            str(workspace / "slow.yaml"),
-            f"--out={workspace / 'run'}",
-            "--jobs=2",
-        ]
-        children.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        )
-        return children[-1]
-
-    yield start
-    for child in children:
-        child.kill()
-        child.wait()
+    command = ["compare", str(workspace / "slow.yaml"), f"--out={workspace / 'run'}", "--jobs=2"]
+    yield lambda: fork(lambda: cli.main(command), PYTHONPATH=path)
     for number in (int(n) for file in workspace.glob("*.pids") for n in file.read_text().split()):
         if alive(number):
             os.kill(number, signal.SIGKILL)
@@ -199,12 +180,14 @@ def waited(condition: Callable[[], Any], what: str) -> None:
     raise AssertionError(f"{what} did not come in two minutes")
 
 
-def measuring(workspace: Path, names: tuple[str, ...] = ("none", "ntk")) -> dict[str, list[int]]:
-    """Numbers of each row's worker and of what it has started, as soon as both rows measure."""
-    files = {name: workspace / f"{name}.pids" for name in names}
-    scores = [workspace / "run" / name / "seed-0" / "scores" / "perplexity.json" for name in names]
-    waited(lambda: all(file.is_file() for file in (*files.values(), *scores)), "the workers")
-    return {name: [int(number) for number in file.read_text().split()] for name, file in files.items()}
+def running(workspace: Path) -> dict[str, list[int]]:
+    """Numbers of each row's worker and of what it has started, as soon as both are there."""
+    files = {name: workspace / f"{name}.pids" for name in ("none", "ntk")}
+    waited(lambda: all(file.is_file() for file in files.values()), "the workers")
+    found = {name: [int(number) for number in file.read_text().split()] for name, file in files.items()}
+    for name, file in files.items():
+        file.rename(workspace / f"{name}-{found[name][0]}.pids")  # those of the next start are others
+    return found
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
@@ -214,69 +197,62 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])  # those that can be caught take one way, which is tested above
 def test_workers_and_what_they_have_started_end_with_the_comparison(
-    name: str, workspace: Path, started: Callable[[], subprocess.Popen[str]]
+    name: str, workspace: Path, started: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The work itself is nothing here: that of a comparison is ended in the next test."""
+    monkeypatch.setattr(jobs, "WORKER", "endless")
     process, number = started(), signal.Signals[name]
-    running = [pid for pids in measuring(workspace).values() for pid in pids]
-    assert len(running) == 4 and all(map(alive, running))
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    pids = [pid for row in running(workspace).values() for pid in row]
+    assert len(pids) == 4 and all(map(alive, pids))
+    os.kill(process.pid, number)
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-        waited(lambda: not any(map(alive, running)), "the workers' end")
+        assert process.wait() == -signal.SIGKILL
+        waited(lambda: not any(map(alive, pids)), "the workers' end")
     else:
-        assert not any(map(alive, running))  # they were gone before it was
-        assert process.returncode == 128 + number
-        assert "Nothing that was saved is lost" in said and "Traceback" not in said
+        assert process.wait() == 128 + number
+        assert not any(map(alive, pids))  # they were gone before it was
+        assert "Nothing that was saved is lost" in process.stderr and "Traceback" not in process.stderr
     assert not list((workspace / "run").glob("*/seed-0/failed.json"))  # an interrupted row has not failed
 
 
 @linux
 @pytest.mark.slow
 def test_a_worker_that_is_killed_alone_takes_along_what_it_has_started_and_is_tried_again(
-    workspace: Path, started: Callable[[], subprocess.Popen[str]]
+    workspace: Path, started: Callable[[], Any]
 ) -> None:
+    """And what ends the comparison ends workers that measure."""
+    reason = workspace / "run" / "none" / "seed-0" / "failed.json"
+    measured = [workspace / "run" / name / "seed-0" / "scores" / "perplexity.json" for name in ("none", "ntk")]
     process = started()
-    (worker, grandchild), (other, _) = measuring(workspace).values()
+    (worker, grandchild), others = running(workspace).values()
+    waited(lambda: all(path.is_file() for path in measured), "the first measures")
     os.kill(worker, signal.SIGTERM)
-    waited((workspace / "run" / "none" / "seed-0" / "failed.json").is_file, "the reason")
-    assert not alive(worker) and not alive(grandchild) and alive(other)
-    reason = read_json(workspace / "run" / "none" / "seed-0" / "failed.json")["reason"]
-    assert "killed by signal 15 (SIGTERM)" in reason and "worker.log" in reason
-    process.terminate()
-    assert process.wait(timeout=120) == 143
-    (workspace / "none.pids").unlink()
-    again = started()
-    waited(lambda: not (workspace / "run" / "none" / "seed-0" / "failed.json").exists(), "the second try")
-    again.terminate()
-    assert again.wait(timeout=120) == 143
+    waited(reason.is_file, "the reason")
+    assert not alive(worker) and not alive(grandchild) and all(map(alive, others))
+    told = read_json(reason)["reason"]
+    assert "killed by signal 15 (SIGTERM)" in told and "worker.log" in told
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    waited(lambda: not any(map(alive, others)), "the other worker's end")
+    process = started()
+    pids = [pid for row in running(workspace).values() for pid in row]
+    waited(lambda: not reason.exists(), "the second try")
+    assert all(map(alive, pids))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143 and not any(map(alive, pids))
+    assert not list((workspace / "run").glob("*/seed-0/failed.json"))
 
 
 @pytest.mark.slow
-def test_an_extension_that_is_terminated_says_how_to_go_on_and_does(workspace: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "harpe",
-        "extend",
-        str(workspace / "model"),
-        "--length=256",
-        f"--data={workspace / 'texts'}",
-    ]
-    command += [
-        f"--out={workspace / 'run'}",
-        "--tokens=40960",
-        "--batch-tokens=512",
-        "--save-every=1",
-        "--dtype=float32",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_an_extension_that_is_terminated_says_how_to_go_on_and_does(workspace: Path, fork: Any) -> None:
+    command = ["extend", str(workspace / "model"), "--length=256", f"--data={workspace / 'texts'}"]
+    command += [f"--out={workspace / 'run'}", "--tokens=20480", "--batch-tokens=512", "--save-every=1"]
+    command += ["--dtype=float32"]
+    process = fork(lambda: cli.main(command))
     stage = workspace / "run" / "harpe" / "stage-1"
     waited(lambda: list(stage.glob("checkpoint-*/complete.json")), "the first checkpoint")
-    process.terminate()
-    _, said = process.communicate(timeout=120)
-    assert (
-        process.returncode == 143 and "Ended by SIGTERM. Nothing that was saved is lost" in said and "--resume" in said
-    )
-    assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143
+    assert "Ended by SIGTERM. Nothing that was saved is lost" in process.stderr and "--resume" in process.stderr
+    assert fork(lambda: cli.main([*command, "--resume"])).wait() == 0
     assert (workspace / "run" / "harpe" / "model" / "config.json").is_file()

@@ -5,28 +5,52 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import harpe
+from harpe.cli.main import main
 from harpe.errors import HarpeError
+from harpe.evaluation import run as evaluation
 from harpe.files import read_json, read_jsonl, write_json
 from harpe.measurement import records_of, write_records
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.runs import CompareOptions
 
+from .launched import run
+
+Launch = Callable[..., tuple[str, str]]
 LAUNCHED = Path(__file__).parent / "launched.py"
 MEASURED_TIME = ("seconds",)
 """Of the grid: the only entries that no two evaluations share."""
 
 
-def launch(commands: Sequence[Sequence[str]], folder: Path, code: int = 0, **environment: str) -> tuple[str, str]:
-    """Run commands in two processes, one behind the other; what they have printed."""
+@pytest.fixture
+def launch(fork: Any) -> Launch:
+    """Runs commands in two processes, one behind the other; what the two have printed, and said of errors."""
+
+    def start(commands: Sequence[Sequence[str]], folder: Path, codes: Sequence[int] = (0, 0)) -> tuple[str, str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        both = [fork(partial(run, commands, folder), RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+        ended, said = [each.wait() for each in both], "".join(each.stderr for each in both)
+        assert ended == list(codes), said
+        return "".join(each.stdout for each in both), said
+
+    return start
+
+
+def torchrun(commands: Sequence[Sequence[str]], folder: Path, **environment: str) -> tuple[int, str]:
+    """Have torchrun start two processes for commands; its exit code, and what all have said of errors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "commands.json").write_text(json.dumps(commands))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(LAUNCHED)]
@@ -37,34 +61,30 @@ def launch(commands: Sequence[Sequence[str]], folder: Path, code: int = 0, **env
         text=True,
         timeout=500,
     )
-    assert (done.returncode == 0) == (code == 0), done.stderr[-4000:]
-    return done.stdout, done.stderr
+    return done.returncode, done.stderr
 
 
-KEEPING = """
-from pathlib import Path
-unlink = Path.unlink
-def keep(self, missing_ok=False):
-    if self.name.endswith(".requests.jsonl"):
-        (Path({folder!r}) / self.name).write_bytes(self.read_bytes())
-    unlink(self, missing_ok)
-Path.unlink = keep
-"""
-"""Has a process leave a copy of the answers that `harpe short` removes when it is done."""
+@pytest.fixture
+def alone(fork: Any) -> Callable[..., None]:
+    """Runs commands in one process with one thread, as the two are: how sums of floats are formed depends on it."""
+
+    def start(commands: Sequence[Sequence[str]], before: Callable[[], None] = lambda: None) -> None:
+        one = fork(lambda: before() or max(main(list(command)) for command in commands))
+        assert one.wait() == 0, one.stderr
+
+    return start
 
 
-def alone(commands: Sequence[Sequence[str]], before: str = "") -> None:
-    """Run commands in one process that was started with one thread, as the two are: how sums of floats are formed
-    depends on it."""
-    code = (
-        "import json, sys; from harpe.cli.main import main; sys.exit(max(main(given) for given in "
-        "json.loads(sys.argv[1])))"
-    )
-    given = [sys.executable, "-c", before + code, json.dumps([list(command) for command in commands])]
-    done = subprocess.run(
-        given, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def keep_answers(folder: Path) -> None:
+    """Have this process leave a copy of the answers that `harpe short` removes when it is done."""
+    unlink = Path.unlink
+
+    def keep(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".requests.jsonl"):
+            (folder / self.name).write_bytes(self.read_bytes())
+        unlink(self, missing_ok)
+
+    Path.unlink = keep  # type: ignore[method-assign]
 
 
 def written(folder: Path) -> dict[str, Any]:
@@ -114,7 +134,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp_path: Path) -> None:
+def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(
+    texts: Path, tmp_path: Path, alone: Callable[..., None], launch: Launch
+) -> None:
     def commands(name: str) -> list[list[str]]:
         given = ["perplexity", "embedded", "--data", str(texts), "--documents", "7", "--dtype", "float32"]
         out = tmp_path / name
@@ -145,26 +167,24 @@ def test_perplexity_of_two_processes_is_that_of_one_to_the_byte(texts: Path, tmp
 
 @pytest.mark.slow
 def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_for_a_run(
-    texts: Path, tmp_path: Path
+    texts: Path,
+    tmp_path: Path,
+    alone: Callable[..., None],
+    launch: Launch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def checkpoint(name: str) -> list[str]:
-        return [
-            "evaluate",
-            "embedded",
-            "--length",
-            "512",
-            *given,
-            "--grid-samples",
-            "34",
-            "--out",
-            str(tmp_path / name / "scores"),
-        ]
+        out = str(tmp_path / name / "scores")
+        return ["evaluate", "embedded", "--length", "512", *given, "--grid-samples", "4", "--out", out]
+
+    # batches of two samples of the grid: processes share batches
+    monkeypatch.setattr(evaluation, "answer_grid", partial(evaluation.answer_grid, batch_tokens=1024))
 
     given = ["--data", str(texts), "--documents", "5", "--samples", "3", "--dtype", "float32"]
-    run = [tmp_path / name / "run" for name in ("one", "two")]
-    make_run(run[0], texts)
-    shutil.copytree(run[0], run[1])
-    of_run = [["evaluate", str(folder), *given, "--grid-samples", "1"] for folder in run]
+    runs = [tmp_path / name / "run" for name in ("one", "two")]
+    make_run(runs[0], texts)
+    shutil.copytree(runs[0], runs[1])
+    of_run = [["evaluate", str(folder), *given, "--grid-samples", "1"] for folder in runs]
     alone([checkpoint("one"), of_run[0]])
     for name in ("two after two", "one after two"):
         folder = tmp_path / name / "scores"
@@ -172,13 +192,13 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
         interrupted(folder, folder, "needles.jsonl", (3, 8), ["needles.json"])
         interrupted(folder, folder, "grid.jsonl", (0, 5), ["grid.json"])
     # of the run, two processes find one model measured and the other begun
-    shutil.copytree(run[0] / "base" / "scores", run[1] / "base" / "scores")
-    begun = run[0] / "harpe" / "scores", run[1] / "harpe" / "scores"
+    shutil.copytree(runs[0] / "base" / "scores", runs[1] / "base" / "scores")
+    begun = runs[0] / "harpe" / "scores", runs[1] / "harpe" / "scores"
     interrupted(*begun, "needles.jsonl", (5, 0), ["needles.json", "grid.json", "grid.jsonl"])
     told, _ = launch([checkpoint("two"), of_run[1], checkpoint("two after two")], tmp_path / "log")
     alone([checkpoint("one after two")])
     assert told.count("process 1 of 2") >= 6 and told.count("The report is in") == 1
-    scores, runs = (written(tmp_path / "one" / kind) for kind in ("scores", "run"))
+    scores, whole = (written(tmp_path / "one" / kind) for kind in ("scores", "run"))
     assert {
         "perplexity.json",
         "perplexity.jsonl",
@@ -187,17 +207,17 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
         "grid.json",
         "grid.jsonl",
     } <= scores.keys()
-    assert {"report/index.html", "plan.json", "base/scores/needles.json", "harpe/scores/needles.json"} <= runs.keys()
+    assert {"report/index.html", "plan.json", "base/scores/needles.json", "harpe/scores/needles.json"} <= whole.keys()
     for name in ("two", "one after two", "two after two"):
         assert written(tmp_path / name / "scores") == scores
-    there = written(run[1])
-    for page in (runs, there):  # the page shows the folder's name and the grid's measured time
+    there = written(runs[1])
+    for page in (whole, there):  # the page shows the folder's name and the grid's measured time
         del page["report/index.html"]
-    assert there == runs
-    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 340)):
+    assert there == whole
+    for file, records in (("perplexity.jsonl", 5), ("needles.jsonl", 24), ("grid.jsonl", 40)):
         share = shares(tmp_path / "log", tmp_path / "two" / "scores" / file)
         assert sum(share) == records and min(share) > 0
-        of_run = sum(shares(tmp_path / "log", run[1] / "harpe" / "scores" / file))
+        of_run = sum(shares(tmp_path / "log", runs[1] / "harpe" / "scores" / file))
         assert of_run > 0 or file == "perplexity.jsonl"  # which was there
 
 
@@ -211,7 +231,9 @@ def make_run(run: Path, texts: Path) -> None:
 
 
 @pytest.mark.slow
-def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Path) -> None:
+def test_short_benchmarks_in_two_processes_have_the_records_of_one(
+    tmp_path: Path, alone: Callable[..., None], launch: Launch
+) -> None:
     """Questions of both kinds, likelihoods of given answers and answers in words; a kill changes no digit either."""
     pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
     data = tmp_path / "data" / "short_bench"
@@ -247,7 +269,7 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
         ]
         return [*given, "--batch-size", "2", "--dtype", "float32", "--out", str(tmp_path / name)]
 
-    alone([command("one")], KEEPING.format(folder=str(tmp_path)))
+    alone([command("one")], partial(keep_answers, tmp_path))
     lines = (tmp_path / "piqa.requests.jsonl").read_bytes().splitlines(keepends=True)
     head, *lines = lines
     assert len(lines) == 18
@@ -272,34 +294,25 @@ def test_short_benchmarks_in_two_processes_have_the_records_of_one(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_failure_on_one_process_ends_all_with_its_sentence_and_the_command_goes_on_later(
-    texts: Path, tmp_path: Path
+    texts: Path, tmp_path: Path, alone: Callable[..., None], launch: Launch
 ) -> None:
-    command = [
-        "perplexity",
-        "embedded",
-        "--data",
-        str(texts),
-        "--documents",
-        "7",
-        "--dtype",
-        "float32",
-        "--window",
-        "300",
-    ]
-    command = [*command, "--out", str(tmp_path / "p.json")]
-    _, told = launch([command], tmp_path / "log", code=2, HARPE_TEST_FAILS="1:the text of this process cannot be read.")
-    assert told.count("harpe perplexity: the text of this process cannot be read.") == 1
+    """In processes that torchrun has started, as those of the other tests are not: they are forked."""
+    command = ["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]
+    whole = [*command, "--documents", "7", "--dtype", "float32", "--window", "300"]
+    failing = "1:the text of this process cannot be read."
+    code, told = torchrun([whole], tmp_path / "log", HARPE_TEST_FAILS=failing)
+    assert code != 0 and told.count("harpe perplexity: the text of this process cannot be read.") == 1
     assert not (tmp_path / "p.json").exists()
-    alone([command])
+    alone([whole])
     assert len(read_jsonl(tmp_path / "p.records.jsonl")) == 7
-    _, told = launch(
-        [["perplexity", "embedded", "--data", str(texts), "--out", str(tmp_path / "p.json")]], tmp_path / "log", code=2
-    )
+    _, told = launch([command], tmp_path / "log", codes=(2, 0))
     assert told.count("Give either --lengths") == 1  # what all processes would say is said once
 
 
 @pytest.mark.slow
-def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_other(tmp_path: Path) -> None:
+def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_other(
+    tmp_path: Path, alone: Callable[..., None], launch: Launch
+) -> None:
     pytest.importorskip(
         "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,31 +18,26 @@ from .tiny_families import REPRESENTATIVES, tiny
 pytestmark = pytest.mark.slow
 
 
-def start(rank: int, work: str, folder: str, family: str) -> None:
+def start(rank: int, work: Callable[[int, Path, str], None], folder: Path, family: str) -> int:
     """What each process does."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
-    try:
-        {"sharded": sharded, "tensor_parallel": tensor_parallel}[work](rank, Path(folder), family)
-    finally:
-        dist.destroy_process_group()
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    work(rank, folder, family)
+    return 0
 
 
-def in_two_processes(work: str, folder: Path, family: str) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from models.test_distributed import start; "
-        "start(int(sys.argv[2]), *sys.argv[3:])"
-    )
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
-    running = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        whole = [*command, rank, work, str(folder), family]
-        running.append(subprocess.Popen(whole, env=environment, stderr=subprocess.PIPE, text=True))
-    told = [process.communicate(timeout=240)[1] for process in running]
-    assert not any(process.returncode for process in running), "\n".join(told)
+@pytest.fixture
+def in_two_processes(fork: Any, tmp_path: Path) -> Callable[..., None]:
+    """Does the same work in two processes, which know each other."""
+
+    def run(work: Callable[[int, Path, str], None], family: str) -> None:
+        both = [
+            fork(partial(start, rank, work, tmp_path, family), RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE="2")
+            for rank in (0, 1)
+        ]
+        assert [each.wait() for each in both] == [0, 0], "\n".join(each.stderr for each in both)
+
+    return run
 
 
 def sharded(rank: int, folder: Path, family: str) -> None:
@@ -96,10 +91,12 @@ def tensor_parallel(rank: int, folder: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", REPRESENTATIVES)
-def test_fsdp2_does_not_cast_the_positions(family: str, tmp_path: Path) -> None:
-    in_two_processes("sharded", tmp_path, family)
+def test_fsdp2_does_not_cast_the_positions(family: str, in_two_processes: Callable[..., None]) -> None:
+    in_two_processes(sharded, family)
 
 
 @pytest.mark.parametrize("family", REPRESENTATIVES)
-def test_tensor_parallel_ranks_take_the_bases_of_their_own_heads(family: str, tmp_path: Path) -> None:
-    in_two_processes("tensor_parallel", tmp_path, family)
+def test_tensor_parallel_ranks_take_the_bases_of_their_own_heads(
+    family: str, in_two_processes: Callable[..., None]
+) -> None:
+    in_two_processes(tensor_parallel, family)

@@ -4,51 +4,64 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harpe.cli.main import main
+from harpe.commands import quickstart
+from harpe.training import progress, stages
+
 pytestmark = pytest.mark.slow
 
-KILLED = """
-import os, signal, sys
-import harpe.training.checkpoints, harpe.training.stages as stages, harpe.training.progress as progress
-moment, arm = sys.argv[1].split(":")
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def killed_inside_a_checkpoint(name: str, arm: str) -> None:
+    """Have this process killed when weights and optimiser of a checkpoint are written and the mark that makes it count
+    is not."""
+    mark = stages.mark_complete
 
-mark, log = stages.mark_complete, progress.JsonlLog.on_log
+    def in_checkpoint(checkpoint: Path) -> None:
+        if arm in str(checkpoint) and checkpoint.name.startswith(f".{name}."):
+            os.kill(os.getpid(), signal.SIGKILL)
+        mark(checkpoint)
 
-def in_checkpoint(checkpoint):  # weights and optimizer are written, the mark that makes the checkpoint count is not
-    if arm in str(checkpoint) and checkpoint.name.startswith(".checkpoint-4."):
-        die()
-    mark(checkpoint)
-
-def after_step(self, args, state, control, **kwargs):
-    log(self, args, state, control, **kwargs)
-    if arm in str(self.path) and state.global_step == 3:
-        die()
-
-if moment == "checkpoint":
     stages.mark_complete = in_checkpoint
-elif moment == "step":
-    progress.JsonlLog.on_log = after_step
-from harpe.cli.main import main
-sys.exit(main(sys.argv[2:]))
-"""
 
 
-def start(arguments: list[str], moment: str = "never:") -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, moment, *arguments], env=environment, capture_output=True
-    ).returncode
+def killed_after_step(step: int, arm: str) -> None:
+    """Have this process killed behind a step that is logged."""
+    log = progress.JsonlLog.on_log
+
+    def after_step(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        log(self, args, state, control, **given)
+        if arm in str(self.path) and state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    progress.JsonlLog.on_log = after_step  # type: ignore[method-assign]
 
 
-def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(workspace: Path) -> None:
+def without_loading_again() -> None:
+    """Have a quickstart that only its weights are wanted of not start one more process to load them."""
+    nothing: dict[str, Any] = {"tokens": 0, "text": "", "expected": "", "prompt": ""}
+    quickstart.reload_and_generate = lambda path, length: nothing
+
+
+@pytest.fixture
+def start(fork: Any) -> Callable[..., int]:
+    """Runs `harpe` in a process of its own, which `before` may prepare; its exit code, negative for a signal."""
+
+    def run(arguments: list[str], before: Callable[[], None] = lambda: None) -> int:
+        return int(fork(lambda: before() or main(arguments)).wait())
+
+    return run
+
+
+def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(
+    workspace: Path, start: Callable[..., int]
+) -> None:
     def arguments(out: str) -> list[str]:
         return [
             "extend", str(workspace / "model"), "--length=256", f"--data={workspace / 'texts'}",
@@ -57,7 +70,7 @@ def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(wor
         ]  # fmt: skip
 
     assert start(arguments("whole")) == 0
-    assert start(arguments("killed"), "checkpoint:harpe") == -signal.SIGKILL
+    assert start(arguments("killed"), partial(killed_inside_a_checkpoint, "checkpoint-4", "harpe")) == -signal.SIGKILL
     assert not (workspace / "killed" / "harpe" / "model").exists()
     assert start([*arguments("killed"), "--resume"]) == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -68,16 +81,17 @@ def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(wor
     assert [line.split('"tokens"')[0] for line in logs[0]] == [line.split('"tokens"')[0] for line in logs[1]]
 
 
-def test_a_quickstart_killed_in_the_control_arm_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_quickstart_killed_in_the_control_arm_resumes_to_the_same_weights(
+    tmp_path: Path, start: Callable[..., int]
+) -> None:
     def arguments(out: str) -> list[str]:
         return [
-            "quickstart", "--length=512", "--tokens=6144", "--batch-tokens=1536", "--documents=2",
-            "--samples=1", "--grid-samples=1",
-            "--dtype=float32", f"--out={tmp_path / out}",
+            "quickstart", "--length=384", "--tokens=1536", "--batch-tokens=384", "--documents=1",
+            "--samples=1", "--grid-samples=0", "--dtype=float32", f"--out={tmp_path / out}",
         ]  # fmt: skip
 
-    assert start(arguments("whole")) == 0
-    assert start(arguments("killed"), "step:one-base") == -signal.SIGKILL
+    assert start(arguments("whole"), without_loading_again) == 0
+    assert start(arguments("killed"), partial(killed_after_step, 3, "one-base")) == -signal.SIGKILL
     assert (tmp_path / "killed" / "harpe" / "model").is_dir() and not (
         tmp_path / "killed" / "one-base" / "model"
     ).exists()
