@@ -25,7 +25,7 @@ def test_value_and_gradients_are_those_of_the_full_logits(make_tiny: Any, family
     head = model.get_output_embeddings()
     full = F.cross_entropy(head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     wanted = torch.autograd.grad(full, [hidden, *head.parameters()])
-    got = mean_nll(model, hidden, labels, chunk)
+    got = mean_nll(model, hidden[:, :-1], labels[:, 1:], chunk)
     torch.testing.assert_close(got, full, atol=1e-6, rtol=1e-6)
     for a, b in zip(torch.autograd.grad(got, [hidden, *head.parameters()]), wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_every_parameter_has_the_gradient_of_the_full_logits_in_mixed_precision(
     full = gradients(
         model, ids, lambda states, labels: F.cross_entropy(logits_of(model, states)[0, :-1].float(), labels[0, 1:])
     )
-    found = gradients(model, ids, lambda states, labels: mean_nll(model, states, labels, 16))
+    found = gradients(model, ids, lambda states, labels: mean_nll(model, states[:, :-1], labels[:, 1:], 16))
     assert found.keys() == full.keys() and any("lm_head" in name or tied for name in found)
     for name, wanted in full.items():
         assert (found[name] - wanted).norm() <= 0.02 * wanted.norm(), name
@@ -76,13 +76,13 @@ def test_logits_that_depend_on_other_weights_in_other_places_are_refused(make_ti
     more = torch.nn.Parameter(torch.ones(()))
     model.lm_head.register_forward_hook(lambda module, args, out: out * more if out.shape[1] > 1 else out)
     with pytest.raises(HarpeError, match="logits of a llama depend on other weights"):
-        mean_nll(model, hidden_states(model, ids), ids, 16)
+        mean_nll(model, hidden_states(model, ids[:, :-1]), ids[:, 1:], 16)
 
 
 def test_the_logits_of_a_chunk_are_formed_once(make_tiny: Any) -> None:
     model, ids, seen = make_tiny("llama"), torch.randint(0, 97, (1, 33)), []
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
-    mean_nll(model, hidden_states(model, ids), ids, 16).backward()
+    mean_nll(model, hidden_states(model, ids[:, :-1]), ids[:, 1:], 16).backward()
     assert seen == [1, 16, 16]  # a position to find what the logits depend on
 
 

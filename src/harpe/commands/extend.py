@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from harpe.bases.ranges import base_range
+from harpe.bases.ranges import BaseRange, base_range
 from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
-from harpe.distributed.processes import refuse_several
+from harpe.distributed.layout import Layout, check_versions, choose_layout
+from harpe.distributed.processes import join
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.reporter import Reporter
@@ -31,6 +34,7 @@ from harpe.runs.preflight import (
 from harpe.runs.rows import Row, extended_row, make_row
 from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
+from harpe.training.sequence_parallel import check_installed, check_sequence_parallel
 from harpe.training.stages import check_stages
 
 FEW_STEPS = 100
@@ -46,13 +50,31 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     HarpeError
         For bad options or input, before any work starts; when the disk is full; when training diverges.
     """
-    refuse_several("harpe extend", "it trains on one device.")
-    reporter, run = reporter or Reporter(), Path(options.out)
-    with held(run):
-        open_run(run, options, options.resume)
-        with removed_on_refusal(run, unless=options.resume):
-            source, row, data, training = _planned(options, run, reporter)
-        target = train_row(run / row.name, row, source, data, training, options.length, reporter)
+    ranks, run = join(tensors=True), Path(options.out)
+    reporter = (reporter if ranks.first else None) or Reporter()
+    with ExitStack() as stack:
+        ranks.broadcast_from_rank0(lambda: _enter(stack, held(run)))
+        ranks.broadcast_from_rank0(lambda: open_run(run, options, options.resume))
+        with removed_on_refusal(run, unless=options.resume or not ranks.first):
+            decided = ranks.broadcast_from_rank0(lambda: _decided(options, run, ranks.count, reporter))
+            model = ranks.on_every_rank(lambda: _loaded(decided, options.length))
+            data = ranks.broadcast_from_rank0(lambda: _texts(options, run, decided, reporter))
+            training = replace(decided.training, tokens=options.tokens or data.tokens)
+            per_token, _ = seconds_per_token(model, training, options.length, decided.layout, ranks)
+            ranks.broadcast_from_rank0(lambda: _told(options, run, decided, training, data, per_token, reporter))
+        row = decided.row
+        target = train_row(
+            run / row.name,
+            row,
+            decided.source,
+            data,
+            training,
+            options.length,
+            reporter,
+            model=model,
+            layout=decided.layout,
+            ranks=ranks,
+        )
     reporter.say(
         f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
         f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
@@ -60,10 +82,27 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     return target
 
 
-def _planned(
-    options: ExtendOptions, run: Path, reporter: Reporter
-) -> tuple[Source, Row, PackedDataset, TrainingSettings]:
-    """Check everything, decide what the run is or read back what it decided when it began, and tell the plan."""
+def _enter(stack: ExitStack, context: AbstractContextManager[Any]) -> None:
+    stack.enter_context(context)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What the first process decides before anything is loaded; plain values, which it tells the others."""
+
+    source: Source
+    row: Row
+    training: TrainingSettings
+    reason: str
+    layout: Layout
+    parameters: int
+    bases: BaseRange
+    notes: list[str]
+
+
+def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Reporter) -> _Decided:
+    """Check all that needs no weights and no texts, and decide what the run is, or read back what it decided when it
+    began."""
     revision = pinned_revision(run, options.method, options.revision)
     source = open_source(
         options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window
@@ -81,50 +120,80 @@ def _planned(
     bases = base_range(source.geometry, options.length, options.min, options.max, options.range)
     facts = model_facts(options.model, revision, source.geometry)
     row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, head_distances), notes)
-    model = source.load()
-    parameters = model.num_parameters()
+    parameters = source.parameters()
     check_space(run, parameters)
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
-    check_stages(row.stages, training)
+    sequences = [training.step_tokens(options.length) // stage.length for stage in row.stages]
+    layout = choose_layout(processes, options.sequence_parallel, options.replicas, sequences, training.micro_batch)
+    check_stages(row.stages, training, layout)
+    if layout.sharded:
+        check_versions()
+    if layout.sequence_parallel > 1:
+        check_installed()
     tell_environment(run, reporter)
+    return _Decided(source, row, training, reason, layout, parameters, bases, notes)
+
+
+def _loaded(decided: _Decided, length: int) -> PreTrainedModel:
+    """The model, or this process's shards of it."""
+    source, layout = decided.source, decided.layout
+    model = source.load(layout, decided.training.dtype)
+    for stage in decided.row.stages if layout.sequence_parallel > 1 else ():
+        check_sequence_parallel(model, layout, stage)
+    return model
+
+
+def _texts(options: ExtendOptions, run: Path, decided: _Decided, reporter: Reporter) -> PackedDataset:
+    """The training texts, packed."""
     reporter.say(
         "Checking the prepared texts." if is_packed(options.data) else "Reading and packing the training texts."
     )
     data = training_texts(
         run / "data" / str(options.length),
         options.data,
-        source,
-        training,
+        decided.source,
+        decided.training,
         options.length,
         tokens=options.tokens,
         reading=options,
         going_on=options.resume,
         say=reporter.say,
     )
-    training = replace(training, tokens=options.tokens or data.tokens)
-    check_budget(training, data)
+    check_budget(replace(decided.training, tokens=options.tokens or data.tokens), data)
+    return data
+
+
+def _told(
+    options: ExtendOptions,
+    run: Path,
+    decided: _Decided,
+    training: TrainingSettings,
+    data: PackedDataset,
+    per_token: float,
+    reporter: Reporter,
+) -> None:
+    """Keep the plan, or find it to be what the run began with, and tell it."""
+    source, layout = decided.source, decided.layout
+    notes = [*decided.notes, *([layout.describe()] if layout.sharded else []), *_advice(options, training, layout)]
     plan = Plan(
         title=f"{options.model} to {options.length} tokens",
         model=options.model,
         revision=options.revision,
         geometry=source.geometry,
-        parameters=parameters,
+        parameters=decided.parameters,
         length=options.length,
-        bases=bases,
-        rows=[make_row("none", source.geometry, options.length, name="base"), row],
+        bases=decided.bases,
+        rows=[make_row("none", source.geometry, options.length, name="base"), decided.row],
         training=training,
-        dtype_reason=reason,
+        dtype_reason=decided.reason,
         data=data,
-        notes=[*notes, *_advice(options, training)],
+        notes=notes,
     )
-    per_token, _ = seconds_per_token(model, training, options.length)
-    del model
     settled = settled_plan(run, plan.as_dict())
     reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))
-    return source, row, data, training
 
 
-def _advice(options: ExtendOptions, training: TrainingSettings) -> list[str]:
+def _advice(options: ExtendOptions, training: TrainingSettings, layout: Layout) -> list[str]:
     """What may be worth another run."""
     steps, found = training.steps(options.length), []
     if (
@@ -136,9 +205,10 @@ def _advice(options: ExtendOptions, training: TrainingSettings) -> list[str]:
         found.append(
             f"{steps} steps are few for bases this large: in trainings of 16 and 32 steps --range short was better."
         )
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 and not layout.sharded:
         found.append(
-            f"Of {torch.cuda.device_count()} GPUs the first alone trains (CUDA_VISIBLE_DEVICES chooses which that is)."
+            f"Of {torch.cuda.device_count()} GPUs the first alone trains. `torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()} -m harpe extend …` trains on all of them."
         )
     return found
 

@@ -91,12 +91,25 @@ class Processes:
             value = work()
         except HarpeError as error:
             failure = error
-        told: list[Any] = [None] * self.count
-        _together(lambda: torch.distributed.all_gather_object(told, str(failure) if failure is not None else None))
+        told = self.gather(str(failure) if failure is not None else None)
         failed = [rank for rank, sentence in enumerate(told) if sentence is not None]
         if failed:
-            raise failure if failure is not None and failed[0] == self.rank else OtherFailed(told[failed[0]])
+            raise failure if failure is not None and failed[0] == self.rank else OtherFailed(str(told[failed[0]]))
         return value
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, on every one.
+
+        Raises
+        ------
+        HarpeError
+            Where one of the others has ended.
+        """
+        if self.count == 1:
+            return [value]
+        told: list[Any] = [None] * self.count
+        _together(lambda: torch.distributed.all_gather_object(told, value))
+        return told
 
     def share(self, units: Sequence[T]) -> list[T]:
         """This process's part of `units`: every `count`-th one, so that neighbours, which are alike, go to different
@@ -170,10 +183,11 @@ def refuse_several(verb: str, instead: str) -> None:
         raise OtherFailed(sentence) if rank else HarpeError(sentence)
 
 
-def join() -> Processes:
+def join(tensors: bool = False) -> Processes:
     """Join the other processes that the launcher has started, on a GPU of its own (by LOCAL_RANK) where there are any.
 
-    They only exchange decisions, so gloo connects them on GPUs too. One process needs no group. The group is left at
+    Processes that exchange decisions alone are connected by gloo, on GPUs too; with `tensors` NCCL carries those of
+    GPUs. One process needs no group. The group is left at
     exit: a process that ends with gloo's threads running is now and then aborted (SIGABRT) after all its work, and the
     launcher then ends the others.
     """
@@ -182,7 +196,10 @@ def join() -> Processes:
     from accelerate import PartialState
 
     gpus = torch.cuda.is_available()
-    state = PartialState(cpu=not gpus, timeout=PATIENCE, **({"backend": "gloo"} if gpus else {}))
+    if tensors and gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    state = PartialState(cpu=not gpus, timeout=PATIENCE, **({"backend": "gloo"} if gpus and not tensors else {}))
     atexit.unregister(_leave)
     atexit.register(_leave)
     return Processes(state.process_index, state.num_processes)

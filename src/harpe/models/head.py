@@ -9,7 +9,8 @@ float32; [S, V] never exists.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from harpe.errors import HarpeError
 from harpe.models.geometry import text_config
 
+T = TypeVar("T")
 CHUNK = 1024
 """Positions whose logits exist at one time."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -68,6 +70,21 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, **inputs: Any) -> t
     return states
 
 
+def within(model: PreTrainedModel, work: Callable[[], T]) -> T:
+    """What `work` gives, run as the model's forward: where weights are sharded (FSDP), those outside of the layers are
+    whole there and nowhere else."""
+    found: list[T] = []
+    before = vars(model).get("forward")
+    model.forward = lambda: found.append(work())
+    try:
+        model()
+    finally:
+        vars(model).pop("forward", None)
+        if before is not None:
+            model.forward = before
+    return found[0]
+
+
 def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     """The model's logits [B, n, V] for last hidden states [B, n, W], by the forward of its class.
 
@@ -113,6 +130,12 @@ def token_nll(
     return torch.cat(parts).view(targets.shape) if parts else states.new_zeros(targets.shape, dtype=torch.float32)
 
 
+def _in_pieces(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.dtype, torch.Tensor]:
+    """The dtype of the hidden states, and the loss of a few tokens."""
+    states = hidden_states(model, ids)
+    return states.dtype, token_nll(model, states[:, :-1], ids[:, 1:], chunk=3).mean()
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedModel:
     """Compare the loss of a few tokens with the model's own, `model(ids, labels=ids).loss`; returns the same object.
@@ -144,13 +167,13 @@ def check_head(model: PreTrainedModel, name: str = "the model") -> PreTrainedMod
             f"The loss of five tokens of {name} is {own:.5g}: its configuration or its weights are damaged."
         )
     try:
-        found = token_nll(model, hidden_states(model, ids)[:, :-1], ids[:, 1:], chunk=3).mean()
+        dtype, found = within(model, lambda: _in_pieces(model, ids))
     except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise HarpeError(
             f"{name} has the model type {kind}, whose loss cannot be formed in pieces ({error}): harpe would have no "
             "loss to train it on or to measure it by."
         ) from error
-    near = TOLERANCE.get(model.dtype, COARSE)
+    near = TOLERANCE.get(dtype, COARSE)
     if not torch.allclose(found.float(), own.float(), atol=near, rtol=near):
         raise HarpeError(
             f"{name} has the model type {kind}, whose own loss of five tokens is {own:.5g}, while it is {found:.5g} "

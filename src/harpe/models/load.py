@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -157,29 +159,115 @@ def load_model(
     try:
         check_files(target, revision, str(name))
         # other shapes are reported like all else that is wrong, in place of an error that names none of them
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            target, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with _sharding(config) if "distributed_config" in kwargs else nullcontext():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                target, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except HarpeError:
         raise
     except Exception as error:
         raise HarpeError(f"{name} could not be loaded: {_line(error)}") from error
     model, report = loaded
     check_report(model, report, str(name))
+    if "distributed_config" in kwargs:
+        _settle_shards(model, str(name))
     return restore_attention(model)
 
 
+@contextmanager
+def _sharding(config: PreTrainedConfig) -> Iterator[None]:
+    """Where transformers shards the model that it loads, two things otherwise than by itself.
+
+    The output layer is left to the group of the whole model, whose weights are there when the loss calls the layer once
+    a chunk; a group of its own expects one call a pass. And tied weights are tied before: torch then keeps one shard of
+    them. Of two it copies one where the rows do not divide, and trains a copy that nobody reads.
+    """
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    distribute = kind.maybe_distribute_model
+
+    def tied(model: PreTrainedModel, *arguments: Any) -> PreTrainedModel:
+        model.tie_weights(recompute_mapping=False)
+        return distribute(model, *arguments)
+
+    changes = {"_fsdp_plan": {}, "maybe_distribute_model": staticmethod(tied)}
+    before = {name: vars(kind)[name] for name in changes if name in vars(kind)}
+    for name, value in changes.items():
+        setattr(kind, name, value)
+    try:
+        yield
+    finally:
+        for name in changes:
+            if name in before:
+                setattr(kind, name, before[name])
+            else:
+                delattr(kind, name)
+
+
+def _settle_shards(model: PreTrainedModel, name: str) -> None:
+    """Keep weights whole within passes alone.
+
+    Torch keeps those of some groups until the backward pass: after a forward pass without one the model would show whole
+    weights, and an optimiser made then would train copies that nobody reads.
+    """
+    for module in model.modules():
+        if hasattr(module, "set_reshard_after_forward"):
+            module.set_reshard_after_forward(True, recurse=False)
+    if set(model.get_expanded_tied_weights_keys(all_submodels=True)) - set(model.all_tied_weights_keys):
+        raise HarpeError(
+            f"config.json of {name} ties its output layer to its embeddings, and its weights hold two different ones: "
+            "several processes cannot share them. Set tie_word_embeddings to false in it."
+        )
+
+
 def to_accelerator(model: PreTrainedModel) -> PreTrainedModel:
-    """Move the model to the GPU where there is one; returns the same object."""
-    if torch.cuda.is_available():
+    """Move the model to the GPU where there is one, unless it is sharded, and is where it belongs; returns the same
+    object."""
+    if torch.cuda.is_available() and not getattr(model, "is_distributed_loading_by_transformers", False):
         torch.nn.Module.to(model, "cuda")
     return model
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, length: int) -> None:
-    """Write model (safetensors) and tokenizer into a temporary folder and rename it to `path`: whole or not at all."""
-    with new_folder(path) as temporary:
-        tokenizer.model_max_length = length
-        model.save_pretrained(temporary)
-        add_old_keys(temporary, model.config)
-        tokenizer.save_pretrained(temporary)
+def whole_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights of a sharded model in `dtype`, in the memory of the first process; nothing on the others. All of them
+    call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[str, Any] = get_model_state_dict(model, options=options)
+    tied = set(model.all_tied_weights_keys or ())
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in found.items()
+        if name not in tied
+    }
+
+
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    length: int,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write model (safetensors of 5 GB at most) and tokenizer into a temporary folder and rename it to `path`: whole or
+    not at all.
+
+    Parameters
+    ----------
+    weights
+        Those of a sharded model (`whole_weights`); None: the model's own.
+    """
+    config, tokenizer.model_max_length = model.config, length
+    sharded = config.__dict__.pop("distributed_config", None)  # transformers would gather again, in the masters' dtype
+    try:
+        with new_folder(path) as temporary:
+            model.save_pretrained(temporary, state_dict=weights, max_shard_size="5GB")
+            if weights is not None:
+                config.dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
+                config.save_pretrained(temporary)
+            add_old_keys(temporary, config)
+            tokenizer.save_pretrained(temporary)
+    finally:
+        if sharded is not None:
+            config.distributed_config = sharded

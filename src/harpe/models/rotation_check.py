@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from harpe.errors import HarpeError
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
-from harpe.models.head import hidden_states
+from harpe.models.head import hidden_states, within
 from harpe.models.per_head import Family, key_value_heads, nested_types
 from harpe.positions.phases import is_per_head, of_layer
 
@@ -50,7 +50,7 @@ def check_rotation(
     beginning = f"{name} (model type {kind}) cannot have its positions changed: "
     try:
         with _watched(model, family) as (entered, seen, positions):
-            hidden_states(model, torch.ones(1, 2, dtype=torch.int64, device=model.device))
+            within(model, lambda: hidden_states(model, torch.ones(1, 2, dtype=torch.int64, device=model.device)))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise HarpeError(
             f"{beginning}its forward does not work with the rope parameters that it was given ({error!r})."

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 from harpe.bases.choice import SearchOptions
 from harpe.data.sampling import PUBLISHED_LENGTH
 from harpe.options.shared import ContextOptions, Dtype, ModelOptions, RangeOptions, Recorded, TextOptions
-from harpe.options.training import TrainingOptions
+from harpe.options.training import LayoutOptions, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtendOptions(Recorded, TrainingOptions, SearchOptions, RangeOptions, ContextOptions, TextOptions, ModelOptions):
+class ExtendOptions(
+    Recorded, LayoutOptions, TrainingOptions, SearchOptions, RangeOptions, ContextOptions, TextOptions, ModelOptions
+):
     """Extend a model's context in one stage of training and save it.
 
     The model may be a folder, a name on the Hugging Face hub, or "embedded" (the small model inside the package). The

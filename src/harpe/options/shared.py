@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from harpe.bases.ranges import RangeRule
 
+UNDECIDED = ("out", "resume", "sequence_parallel", "replicas")
+"""Options that do not decide the result."""
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
@@ -15,8 +17,8 @@ class Recorded:
     """Options that a run directory keeps, to be resumed with the same only."""
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result: all but where it is written and whether it is resumed."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "resume")}
+        """What decides the result: all but where it is written, whether it is resumed, and how processes share it."""
+        return {key: value for key, value in asdict(self).items() if key not in UNDECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)

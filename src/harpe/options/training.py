@@ -35,6 +35,17 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayoutOptions:
+    """How the processes of a launcher (torchrun, accelerate launch, srun) share a training. The result does not depend
+    on it, so that a run may go on with other ones."""
+
+    sequence_parallel: int = 0
+    """Processes that share a sequence; 0: as few as leave every process something to do."""
+    replicas: int = 1
+    """Copies of the weights, each divided among processes / replicas; on a cluster the number of its nodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(TrainingOptions):
     """What is trained with: the options, and what a run decides of them."""
 

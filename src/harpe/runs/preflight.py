@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from harpe.data.packing import PackedDataset
+from harpe.distributed.layout import ONE_PROCESS, Layout
+from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.models.geometry import text_config
 from harpe.options.shared import TextOptions
@@ -20,6 +22,7 @@ from harpe.runs.source import Source
 from harpe.runs.texts import Say, packed
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
+from harpe.training.sequence_parallel import sequence_parallel
 
 
 def settle_training(options: Any, run: Path, **settings: Any) -> tuple[TrainingSettings, str]:
@@ -94,22 +97,32 @@ def check_space(run: Path, parameters: int, rows: int = 1) -> None:
     check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
 
 
-def seconds_per_token(model: PreTrainedModel, options: TrainingSettings, length: int) -> tuple[float, float]:
-    """Seconds a token of training and of reading, measured on one sequence of random tokens; the model stays as it
-    is."""
-    vocabulary = int(text_config(model.config).vocab_size)
-    ids = torch.randint(0, vocabulary, (options.micro_batch, length), generator=torch.Generator().manual_seed(0))
+def seconds_per_token(
+    model: PreTrainedModel,
+    options: TrainingSettings,
+    length: int,
+    layout: Layout = ONE_PROCESS,
+    ranks: Processes = ALONE,
+) -> tuple[float, float]:
+    """Seconds a token of training and of reading, of all processes together, measured on one sequence of random tokens;
+    the model stays as it is."""
+    vocabulary, size = int(text_config(model.config).vocab_size), length // layout.sequence_parallel
+    ids = torch.randint(0, vocabulary, (options.micro_batch, size), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
+    batch = {"input_ids": ids, "shift_labels": ids}
+    if layout.sequence_parallel > 1:
+        first = size * (ranks.rank % layout.sequence_parallel)
+        batch["position_ids"] = torch.arange(first, first + size, device=ids.device).expand(ids.shape)
 
     def timed(training: bool) -> float:
         start = time.perf_counter()
-        with chunked_loss(model), torch.set_grad_enabled(training):
+        with chunked_loss(model), sequence_parallel(model, layout), torch.set_grad_enabled(training):
             with torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-                loss = model(input_ids=ids, labels=ids).loss
+                loss = model(**batch).loss
             if training:
                 loss.backward()
         loss.item()
-        return (time.perf_counter() - start) / ids.numel()
+        return max(ranks.gather(time.perf_counter() - start)) / (ids.numel() * layout.world)
 
     was_training = model.training
     model.train()

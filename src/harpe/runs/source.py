@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.head import check_head
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
@@ -30,9 +31,18 @@ class Source:
     dtype: torch.dtype
     """In which the checkpoint is stored; the extended one is stored in the same."""
 
-    def load(self) -> PreTrainedModel:
-        """The model with float32 weights, on the accelerator where there is one."""
-        model = load_model(self.name, torch.float32, self.revision)
+    def parameters(self) -> int:
+        """How many the model has; no weights are read."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(load_config(self.name, self.revision)).num_parameters()
+
+    def load(self, layout: Layout = ONE_PROCESS, dtype: str = "float32") -> PreTrainedModel:
+        """The model with float32 weights, on the accelerator where there is one.
+
+        Of several processes each has its shards of it; `dtype` says in what they compute.
+        """
+        shards = {"distributed_config": layout.distributed_config(dtype == "bfloat16")} if layout.sharded else {}
+        model = load_model(self.name, torch.float32, self.revision, **shards)
         check_vocabulary(model, self.tokenizer, self.name)
         return to_accelerator(check_rotation(check_head(model, self.name), self.name))
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.files import read_json, remove_folder, remove_leftovers, sha256_file, write_json
 
@@ -20,15 +21,18 @@ KEPT = 2
 """Whole checkpoints that a stage keeps."""
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Write the mark, with every file's size and SHA-256, as the last act of saving."""
-    files = {
-        p.relative_to(checkpoint).as_posix(): p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK
+def mark_complete(checkpoint: Path, ranks: Processes = ALONE) -> None:
+    """Write the mark, with every file's size and SHA-256, as the last act of saving; all processes read a share of the
+    files."""
+    there = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK)
+    names = sorted(path.relative_to(checkpoint).as_posix() for path in there)
+    mine = {
+        name: {"bytes": (checkpoint / name).stat().st_size, "sha256": sha256_file(checkpoint / name)}
+        for name in ranks.share(names)
     }
-    write_json(
-        checkpoint / MARK,
-        {"files": {k: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for k, p in files.items()}},
-    )
+    files = {name: fact for share in ranks.gather(mine) for name, fact in share.items()}
+    if ranks.first:
+        write_json(checkpoint / MARK, {"files": {name: files[name] for name in names}})
 
 
 def is_complete(checkpoint: Path) -> bool:

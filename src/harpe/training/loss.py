@@ -22,7 +22,7 @@ NEAR = 1e-3
 
 
 class _Mean(torch.autograd.Function):
-    """The mean of `token_nll` with its gradients formed in the forward pass, where a chunk's logits exist.
+    """The sum of `token_nll` times `mean` with its gradients formed in the forward pass, where a chunk's logits exist.
 
     Only a factor is missing to them in the backward pass, since the loss is a scalar. No logits are formed a second
     time.
@@ -35,10 +35,10 @@ class _Mean(torch.autograd.Function):
         states: torch.Tensor,
         targets: torch.Tensor,
         chunk: int,
+        mean: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> Any:
         rows, wanted = states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
-        mean = 1 / (wanted != -100).sum().clamp(min=1)
         total, slope = torch.zeros((), dtype=torch.float32, device=states.device), torch.zeros_like(rows)
         slopes = [torch.zeros_like(parameter) for parameter in parameters]
         for start in range(0, len(wanted), chunk):
@@ -63,7 +63,7 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, factor: torch.Tensor) -> Any:
         slope, slopes = ctx.gradients
         del ctx.gradients  # they are multiplied in place
-        return None, slope.mul_(factor), None, None, *(x.mul_(factor) for x in slopes)
+        return None, slope.mul_(factor), None, None, None, *(x.mul_(factor) for x in slopes)
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
@@ -87,21 +87,30 @@ def _read_by_head(model: PreTrainedModel, states: torch.Tensor) -> list[torch.Te
         return _leaves(logits_of(model, states[:1, :1].detach()))
 
 
-def mean_nll(model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor, chunk: int = 0) -> torch.Tensor:
-    """Mean over labels of -log p of token t+1 at position t, in nats, float32 scalar. Its backward pass runs once.
+def mean_nll(
+    model: PreTrainedModel,
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    chunk: int = 0,
+    items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Mean over targets of -log p, in nats, float32 scalar. Its backward pass runs once.
 
     Parameters
     ----------
-    states, labels
-        Last hidden states [B, S, W], and int64 [B, S]; labels of -100 are ignored, as in PyTorch.
+    states, targets
+        Last hidden states [B, S, W], and int64 [B, S]: the target of a position is the token after it; -100 is none.
     chunk
         Positions whose logits exist at one time; 0: `harpe.models.head.CHUNK`.
+    items
+        What the sum is divided by, where other processes and passes have a part of the targets; None: the targets here.
     """
-    states, targets = states[:, :-1], labels[:, 1:]
+    count = (targets != -100).sum().clamp(min=1) if items is None else torch.as_tensor(items, device=states.device)
     if torch.is_grad_enabled():
-        mean: torch.Tensor = _Mean.apply(model, states, targets, chunk or head.CHUNK, *_read_by_head(model, states))
+        size, read = chunk or head.CHUNK, _read_by_head(model, states)
+        mean: torch.Tensor = _Mean.apply(model, states, targets, size, 1 / count, *read)
         return mean
-    return token_nll(model, states, targets, chunk).sum() / (targets != -100).sum().clamp(min=1)
+    return token_nll(model, states, targets, chunk).sum() / count
 
 
 def _without_randomness(model: PreTrainedModel) -> None:
@@ -118,17 +127,27 @@ def _without_randomness(model: PreTrainedModel) -> None:
 @contextmanager
 def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within the context `model(input_ids, labels)` gives the model's own loss in pieces, no logits, and no dropout in
-    training either; afterwards the model is as before.
+    training either; afterwards the model is as before. `shift_labels` are targets that are shifted already.
 
     Only `forward` of this one object is replaced, so wrappers (autocast, DDP, FSDP) see an ordinary model.
     """
 
     def forward(
-        self: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+        self: PreTrainedModel,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,  # its being here is what the Trainer counts targets for
     ) -> CausalLMOutput:
         if self.training:
             _without_randomness(self)
-        return CausalLMOutput(loss=mean_nll(self, hidden_states(self, input_ids, position_ids=position_ids), labels))
+        states = hidden_states(self, input_ids, position_ids=position_ids)
+        if shift_labels is None:
+            assert labels is not None
+            states, shift_labels = states[:, :-1], labels[:, 1:]
+        return CausalLMOutput(loss=mean_nll(self, states, shift_labels, items=num_items_in_batch))
 
     before = vars(model).get("forward")
     model.forward = types.MethodType(forward, model)

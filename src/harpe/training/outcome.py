@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
+from harpe.distributed.layout import Layout
+from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
 from harpe.options.training import TrainingSettings
 from harpe.training.loss import chunked_loss
+from harpe.training.pieces import Pieces
+from harpe.training.sequence_parallel import sequence_parallel
 
 GROWN = 10.0
 """Weights whose norm has grown this many times are not trained any more; pretraining moves it by a few percent."""
@@ -24,19 +28,29 @@ WORSE = 1.0
 @torch.no_grad()
 def weight_norm(model: PreTrainedModel) -> float:
     """Euclidean norm of all weights together; not finite where a weight, or the square of one, is not."""
-    return float(torch.nn.utils.get_total_norm(list(model.parameters())))
+    norm: Any = torch.nn.utils.get_total_norm(list(model.parameters()))
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 @torch.no_grad()
 def check_outcome(
-    model: PreTrainedModel, sequences: Dataset[Any], options: TrainingSettings, folder: Path, before: float
+    model: PreTrainedModel,
+    pieces: Pieces,
+    sequences: int,
+    options: TrainingSettings,
+    folder: Path,
+    before: float,
+    layout: Layout,
+    ranks: Processes,
 ) -> None:
     """Look at the weights and at the loss of the first step's sequences after the last step of a stage.
 
     Parameters
     ----------
+    pieces
+        What the stage was trained on.
     sequences
-        Those of the stage's first step.
+        Of a step.
     folder
         Of the stage, with the log.
     before
@@ -52,12 +66,23 @@ def check_outcome(
     norm = weight_norm(model)
     if not norm < GROWN * before:
         raise HarpeError(f"The norm of all weights went from {before:.4g} to {norm:.4g} {diverged}")
-    training, losses = model.training, []
+    training, size = model.training, options.micro_batch
+    batches = range(sequences * layout.sequence_parallel // size)
     model.eval()
-    with chunked_loss(model), torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-        for batch in DataLoader(sequences, batch_size=options.micro_batch):
-            losses.append(float(model(**{key: value.to(model.device) for key, value in batch.items()}).loss))
+    total, targets = 0.0, 0
+    with (
+        chunked_loss(model),
+        sequence_parallel(model, layout),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"),
+    ):
+        for number in ranks.share(batches):  # as accelerate deals them out
+            batch = default_collate([pieces[i] for i in range(number * size, (number + 1) * size)])
+            batch = {key: value.to(model.device) for key, value in batch.items()}
+            total += float(model(**batch, num_items_in_batch=1).loss)
+            targets += int((batch["shift_labels"] != -100).sum())
     model.train(training)
-    first, last = float(read_jsonl(folder / "log.jsonl")[0]["loss"]), sum(losses) / len(losses)
+    totals = ranks.gather((total, targets))
+    first = ranks.broadcast_from_rank0(lambda: float(read_jsonl(folder / "log.jsonl")[0]["loss"]))
+    last = sum(losses for losses, _ in totals) / sum(count for _, count in totals)
     if not math.isfinite(last) or last > first + WORSE:
         raise HarpeError(f"The loss of the first step's texts went from {first:.4g} to {last:.4g} {diverged}")

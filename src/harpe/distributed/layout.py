@@ -1,0 +1,162 @@
+"""How the processes of a training divide tokens and weights among them, and what a layout asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from harpe.errors import HarpeError
+
+TRANSFORMERS = "5.23"
+"""The oldest transformers whose Trainer knows a model that was sharded as it was loaded."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`world` processes in groups of `sequence_parallel` neighbours, each of which has a piece of the same sequences.
+
+    Weights, gradients and moments are divided among world / replicas processes (FSDP2; hybrid where there are several
+    replicas). A process alone is a layout too.
+    """
+
+    world: int = 1
+    sequence_parallel: int = 1
+    replicas: int = 1
+
+    @property
+    def data_parallel(self) -> int:
+        """How many groups there are: sequences that are read at one time, with a micro-batch of 1."""
+        return self.world // self.sequence_parallel
+
+    @property
+    def shards(self) -> int:
+        """Processes that a copy of the weights is divided among."""
+        return self.world // self.replicas
+
+    @property
+    def sharded(self) -> bool:
+        return self.world > 1
+
+    def accumulation(self, sequences: int, micro_batch: int) -> int:
+        """Forward passes of a process in an optimiser step of so many sequences."""
+        return sequences // (self.data_parallel * micro_batch)
+
+    def distributed_config(self, mixed: bool) -> Any:
+        """What transformers shards a model by while it loads it; None for a process alone.
+
+        Parameters
+        ----------
+        mixed
+            Gather weights and compute in bfloat16; masters and the sums of gradients are float32.
+        """
+        if not self.sharded:
+            return None
+        from transformers.distributed import DistributedConfig  # only here: 5.17 lacks some of its fields
+
+        return DistributedConfig(
+            fsdp_size=self.shards, dp_replicate_size=self.replicas, fsdp_mixed_precision=mixed, tp_size=1
+        )
+
+    def describe(self) -> str:
+        """A sentence for the plan."""
+        if not self.sharded:
+            return "Trained by one process."
+        parts = [f"{self.world} processes: weights, gradients and moments are divided among {self.shards}"]
+        parts += [f"{self.replicas} replicas"] if self.replicas > 1 else []
+        parts += [
+            f"{self.sequence_parallel} share a sequence"
+            if self.sequence_parallel > 1
+            else "each reads sequences of its own"
+        ]
+        return ", ".join(parts) + "."
+
+
+ONE_PROCESS = Layout()
+"""It has all weights and reads all sequences."""
+
+
+def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> None:
+    """Refuse numbers that do not go into each other.
+
+    Parameters
+    ----------
+    sequences
+        Of an optimiser step, for every stage.
+
+    Raises
+    ------
+    HarpeError
+        Naming the options.
+    """
+    world, parts, replicas = layout.world, layout.sequence_parallel, layout.replicas
+    if parts < 1 or world % parts:
+        raise HarpeError(
+            f"--sequence-parallel {parts} does not divide the {world} {_processes(world)} that were started: every "
+            "sequence is shared by as many processes as it says."
+        )
+    if replicas < 1 or world % replicas:
+        raise HarpeError(
+            f"--replicas {replicas} does not divide the {world} {_processes(world)} that were started: every replica "
+            "of the weights is divided among as many processes as the others."
+        )
+    together = layout.data_parallel * micro_batch
+    if wrong := [count for count in sequences if count % together]:
+        raise HarpeError(
+            f"A step has {wrong[0]} sequences, and {together} are read at one time ({layout.data_parallel} groups of "
+            f"processes, --micro-batch {micro_batch}), which does not divide them. Give another --batch-tokens, or "
+            "more --sequence-parallel."
+        )
+
+
+def choose_layout(
+    world: int, sequence_parallel: int, replicas: int, sequences: Sequence[int], micro_batch: int
+) -> Layout:
+    """The layout that options ask for; for `sequence_parallel` 0 the one with the fewest processes a sequence that
+    leaves none without work.
+
+    Parameters
+    ----------
+    sequences
+        Of an optimiser step, for every stage.
+
+    Raises
+    ------
+    HarpeError
+        As `check_layout`.
+    """
+    if sequence_parallel == 0:
+        for parts in (parts for parts in range(1, world + 1) if world % parts == 0):
+            if all(count % (world // parts * micro_batch) == 0 for count in sequences):
+                sequence_parallel = parts
+                break
+    layout = Layout(world, sequence_parallel or 1, replicas)
+    check_layout(layout, sequences, micro_batch)
+    return layout
+
+
+def _processes(count: int) -> str:
+    return "process" if count == 1 else "processes"
+
+
+def check_versions() -> None:
+    """Refuse what is too old for several processes.
+
+    Raises
+    ------
+    HarpeError
+        Naming the package.
+    """
+    for package, oldest, found in (
+        ("transformers", TRANSFORMERS, version("transformers")),
+        ("torch", "2.8", torch.__version__),
+    ):
+        if Version(found).release < Version(oldest).release:
+            raise HarpeError(
+                f"Training by several processes needs {package} {oldest} or newer; {found} is installed. Update it, or "
+                "train with one process."
+            )
