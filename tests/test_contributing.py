@@ -97,11 +97,13 @@ def test_a_method_a_suite_and_a_training_option_run_in_a_comparison(package: Pat
 def test_a_training_option_is_a_flag_and_reaches_the_optimiser(package: Path) -> None:
     assert "--adam-beta2" in run(package, "-m", "harpe", "extend", "--help")
     code = (
-        "from pathlib import Path; from harpe.training.stages import _arguments; from harpe.options.training import "
+        "from pathlib import Path; from harpe.distributed.layout import ONE_PROCESS; "
+        "from harpe.training.trainer import arguments; from harpe.options.training import "
         "TrainingSettings\n"
     )
     code += (
-        "print(_arguments(Path('out'), TrainingSettings(tokens=512, adam_beta2=0.9, dtype='float32'), 1, 1).adam_beta2)"
+        "settings = TrainingSettings(tokens=512, adam_beta2=0.9, dtype='float32'); "
+        "print(arguments(Path('out'), settings, ONE_PROCESS, 1, 1).adam_beta2)"
     )
     assert run(package, "-c", code).strip() == "0.9"
 

@@ -249,7 +249,6 @@ def test_verbs_that_one_process_does_refuse_a_launcher_of_several(
         monkeypatch.setenv(key, value)
     model, texts = str(workspace / "model"), str(workspace / "texts")
     for work in (
-        lambda: run(workspace),
         lambda: prepare(PrepareOptions(data=texts, model=model, length=64, out=str(workspace / "packed"))),
         lambda: export(ExportOptions(source=model, out=str(workspace / "exported"))),
         lambda: quickstart(QuickstartOptions(out=str(workspace / "quickstart"))),
@@ -259,6 +258,25 @@ def test_verbs_that_one_process_does_refuse_a_launcher_of_several(
             work()
         assert isinstance(told.value, OtherFailed) is not first
     assert sorted(path.name for path in workspace.iterdir()) == ["model", "texts"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, True),
+    ],
+)
+def test_a_training_refuses_processes_that_cannot_find_each_other(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(HarpeError, match=r"\d processes were started .* torchrun") as told:
+        run(workspace)
+    assert isinstance(told.value, OtherFailed) is not first
+    assert not (workspace / "run").exists()
 
 
 @pytest.mark.parametrize(

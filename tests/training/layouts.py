@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import deepspeed.runtime.sequence_parallel.ulysses_sp  # noqa: F401  (imported here, once, before the ranks are forked)
 import torch
+import torch.utils.tensorboard
 from torch.distributed.tensor import DTensor
 
 from harpe.distributed.layout import Layout
@@ -18,9 +20,10 @@ from harpe.methods.types import Stage, per_head_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint, whole_weights
 from harpe.training.stages import train_stages
-from tests.training.test_stages import LENGTH, Counting, options
 
-LAYERS = [(1e4, 3e4, 9e4, 27e4), (27e4, 9e4, 3e4, 1e4), (2e4, 5e4, 1e5, 3e5)]
+from .test_stages import LENGTH, Counting, options
+
+LAYERS = [(1e4, 3e4, 9e4, 27e4), (27e4, 9e4, 3e4, 1e4)]
 """A base for every key/value head of every layer, all different, so that a mixed-up head shows in the loss."""
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from harpe.distributed.processes import ALONE
 from harpe.models.load import load_tokenizer, save_checkpoint
-from tests.conftest import tiny_model
-from tests.ranks import in_ranks
-from tests.training.layouts import train_case
+
+from .layouts import train_case
+from .ranks import in_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,6 @@ CASES: dict[int, list[dict[str, Any]]] = {
     2: [
         {"name": "data-parallel", "model": "plain"},
         {"name": "sequence-parallel", "model": "plain", "parts": 2},
-        {"name": "two-replicas-tied", "model": "tied", "replicas": 2},
         {"name": "bfloat16", "model": "plain", "dtype": "bfloat16"},
         {"name": "resumed-by-the-same", "model": "plain", "of": "data-parallel"},
         {"name": "resumed-of-one", "model": "tied", "of": "tied-alone"},
@@ -31,19 +30,18 @@ CASES: dict[int, list[dict[str, Any]]] = {
         {"name": "both", "model": "plain", "parts": 2},
         {"name": "four-pieces-tied", "model": "tied", "parts": 4},
         {
-            "name": "both-two-sequences-kept",
-            "model": "plain",
+            "name": "both-two-sequences-two-replicas-kept",
+            "model": "tied",
             "parts": 2,
+            "replicas": 2,
             "micro_batch": 2,
             "gradient_checkpointing": False,
         },
-        {"name": "both-two-replicas-tied", "model": "tied", "parts": 2, "replicas": 2},
         {"name": "data-parallel-four-tied", "model": "tied"},
         {"name": "resumed-by-both", "model": "plain", "parts": 2, "of": "data-parallel"},
     ],
     8: [
         {"name": "eight-pieces", "model": "plain", "parts": 8},
-        {"name": "both-eight-tied", "model": "tied", "parts": 4},
     ],
 }
 """The checkpoint `plain` has 4 key/value heads; both have 97 tokens, which no number of processes divides."""
@@ -55,19 +53,17 @@ ALONE_CASES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(make_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the outcome of every case."""
     place = tmp_path_factory.mktemp("layouts")
     for name, tied in (("plain", False), ("tied", True)):
-        model = tiny_model(
-            "llama", heads=8, key_value_heads=4, layers=3, max_position_embeddings=32, tie_word_embeddings=tied
-        )
+        model = make_tiny("llama", heads=8, key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=tied)
         save_checkpoint(model, load_tokenizer("embedded"), place / name, 32)
     for case in ALONE_CASES:
         train_case(place, ALONE, **case)
     for count, cases in CASES.items():
         (place / "cases.json").write_text(json.dumps(cases))
-        in_ranks(count, "tests.training.layouts", "train_cases", str(place))
+        in_ranks(count, "training.layouts", "train_cases", str(place))
     train_case(place, ALONE, "resumed-by-one", "plain", of="data-parallel")
     return place
 

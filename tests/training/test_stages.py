@@ -14,16 +14,20 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from harpe.distributed.layout import ONE_PROCESS
 from harpe.errors import HarpeError
 from harpe.files import new_folder, read_jsonl
 from harpe.methods.types import Stage, per_head_encoding, shared_encoding
 from harpe.models.geometry import read_geometry
 from harpe.options.training import TrainingSettings
-from harpe.training import stages as stages_of_training
+from harpe.training import trainer
 from harpe.training.checkpoints import is_complete, last_complete, load_weights
-from harpe.training.stages import Schedule, train_stages
+from harpe.training.stages import train_stages
+from harpe.training.trainer import Schedule
 
 LENGTH = 64
+MODEL, OPTIMIZER = (f"{part}/shard-00001-model-00001-of-00001.safetensors" for part in ("model", "optimizer"))
+"""Files of a checkpoint of one process."""
 
 
 class Counting(Dataset[dict[str, torch.Tensor]]):
@@ -252,15 +256,14 @@ def test_damaged_checkpoints_are_told_and_the_one_before_is_used(make_tiny: Any,
         path.write_bytes(bytes(path.stat().st_size))
 
     damages: dict[str, Callable[[Path], object]] = {
-        "optimizer.pt": zeros,
-        "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-9]),
-        "rng_state.pth": lambda path: path.write_bytes(b""),
-        "scheduler.pt": Path.unlink,
+        OPTIMIZER: zeros,
+        MODEL: lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        f"./{MODEL}": Path.unlink,
         "complete.json": lambda path: path.write_text("{}"),
         "trainer_state.json": zeros,
     }
     for name, damage in damages.items():
-        shutil.copytree(tmp_path / "whole", folder := tmp_path / name)
+        shutil.copytree(tmp_path / "whole", folder := tmp_path / name.replace("/", "-"))
         damage(folder / "stage-1" / "checkpoint-12" / name)
         told: list[str] = []
         got = weights(train(make_tiny, folder, tell=told.append))
@@ -283,26 +286,24 @@ def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(
     make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    sync, remove = os.fsync, stages_of_training.remove_checkpoints
+    sync, remove = os.fsync, trainer.remove_checkpoints
     monkeypatch.setattr(
         "os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))[1]
     )
-    monkeypatch.setattr(
-        stages_of_training, "remove_checkpoints", lambda *a, **k: (done.append("remove"), remove(*a, **k))[1]
-    )
+    monkeypatch.setattr(trainer, "remove_checkpoints", lambda *a, **k: (done.append("remove"), remove(*a, **k))[1])
     train(make_tiny, tmp_path)
     for place in (i for i, name in enumerate(done) if name == "remove"):
         assert done[place - 1] == str(tmp_path / "stage-1")  # the name is on the disk
-        assert done[place - 2].endswith(".partial")  # and before it all that the folder holds
+        assert ".partial" in done[place - 2]  # and before it all that the folder holds
     assert done.count("remove") == 3
-    assert sum(name.endswith("/optimizer.pt") for name in done) == 3
+    assert sum(name.endswith(OPTIMIZER) for name in done) == 6  # torch does, and so do we
 
 
 def test_a_run_killed_before_older_checkpoints_went_lets_them_go_when_it_goes_on(
     make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stages_of_training, "remove_checkpoints", lambda *a, **k: None)
+        patch.setattr(trainer, "remove_checkpoints", lambda *a, **k: None)
         train(make_tiny, tmp_path)
     folder = tmp_path / "stage-1"
     assert sorted(p.name for p in folder.glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]
@@ -310,7 +311,7 @@ def test_a_run_killed_before_older_checkpoints_went_lets_them_go_when_it_goes_on
     assert sorted(p.name for p in folder.glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
 def test_a_disk_that_fills_up_inside_a_checkpoint_is_told_and_the_run_goes_on_later(
     make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -320,12 +321,12 @@ def test_a_disk_that_fills_up_inside_a_checkpoint_is_told_and_the_run_goes_on_la
     def full(path: Path, replace: bool) -> Iterator[Path]:
         with new_folder(path, replace) as folder:
             if path.name == "checkpoint-8":
-                (folder / path.name).mkdir()
-                (folder / path.name / name).symlink_to("/dev/full")
+                (folder / name).parent.mkdir()
+                (folder / name).symlink_to("/dev/full")
             yield folder
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages_of_training, "new_folder", full)
+        patch.setattr(trainer, "new_folder", full)
         with pytest.raises(HarpeError, match=r"The disk is full: .*checkpoint-8"):
             train(make_tiny, tmp_path / "full")
     assert [p.name for p in (tmp_path / "full" / "stage-1").glob("*checkpoint-*")] == ["checkpoint-4"]
@@ -351,6 +352,6 @@ def test_checkpoints_in_several_files_are_loaded_whole_and_nothing_else_is(make_
 
 
 def test_a_training_uses_one_device_however_many_there_are(tmp_path: Path) -> None:
-    arguments = stages_of_training._arguments(tmp_path, options(), 4, 12)
+    arguments = trainer.arguments(tmp_path, options(), ONE_PROCESS, 4, 12)
     arguments._n_gpu = 4  # what transformers finds on a machine with four
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 1)

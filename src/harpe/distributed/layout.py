@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from packaging.version import Version
-
 from harpe.errors import HarpeError
 
-TRANSFORMERS = "5.23"
-"""The oldest transformers whose Trainer knows a model that was sharded as it was loaded."""
+OLDEST = {"transformers": (5, 23), "torch": (2, 8)}
+"""For several processes: the first whose Trainer knows a model that was sharded as it was loaded, and the first that
+writes checkpoints of shards in safetensors."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,10 @@ def check_versions() -> None:
     HarpeError
         Naming the package.
     """
-    for package, oldest, found in (
-        ("transformers", TRANSFORMERS, version("transformers")),
-        ("torch", "2.8", torch.__version__),
-    ):
-        if Version(found).release < Version(oldest).release:
+    for package, oldest in OLDEST.items():
+        found = version(package)
+        if tuple(int(part) for part in found.split(".")[:2]) < oldest:
             raise HarpeError(
-                f"Training by several processes needs {package} {oldest} or newer; {found} is installed. Update it, or "
-                "train with one process."
+                f"Training by several processes needs {package} {'.'.join(map(str, oldest))} or newer; {found} is "
+                "installed. Update it, or train with one process."
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -191,6 +192,14 @@ def join(tensors: bool = False) -> Processes:
     exit: a process that ends with gloo's threads running is now and then aborted (SIGABRT) after all its work, and the
     launcher then ends the others.
     """
+    _adopt_slurm()
+    count, rank = _launched()
+    if world_size() == 1 and count > 1:
+        sentence = (
+            f"{count} processes were started in a way that does not tell torch how they find each other. Start them by "
+            "torchrun, accelerate launch or srun."
+        )
+        raise OtherFailed(sentence) if rank else HarpeError(sentence)
     if world_size() == 1:
         return ALONE
     from accelerate import PartialState
@@ -203,6 +212,19 @@ def join(tensors: bool = False) -> Processes:
     atexit.unregister(_leave)
     atexit.register(_leave)
     return Processes(state.process_index, state.num_processes)
+
+
+def _adopt_slurm() -> None:
+    """Give the tasks of `srun` the names that torch reads. The first node of the step is where they meet."""
+    given, tasks = os.environ, os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" in given or int(tasks) == 1:
+        return
+    job, nodes = int(given.get("SLURM_JOB_ID", "0")), given.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    assert first is not None
+    given.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
+    given.setdefault("MASTER_PORT", str(20_000 + job % 40_000))
+    given |= {"WORLD_SIZE": tasks, "RANK": given["SLURM_PROCID"], "LOCAL_RANK": given.get("SLURM_LOCALID", "0")}
 
 
 def _leave() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -207,11 +208,11 @@ def _sharding(config: PreTrainedConfig) -> Iterator[None]:
 def _settle_shards(model: PreTrainedModel, name: str) -> None:
     """Keep weights whole within passes alone.
 
-    Torch keeps those of some groups until the backward pass: after a forward pass without one the model would show whole
-    weights, and an optimiser made then would train copies that nobody reads.
+    Torch keeps those of some groups until the backward pass: after a forward pass without one the model would show
+    whole weights, and an optimiser made then would train copies that nobody reads.
     """
     for module in model.modules():
-        if hasattr(module, "set_reshard_after_forward"):
+        if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(True, recurse=False)
     if set(model.get_expanded_tied_weights_keys(all_submodels=True)) - set(model.all_tied_weights_keys):
         raise HarpeError(

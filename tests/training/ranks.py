@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def in_ranks(count: int, module: str, function: str, *arguments: str) -> str:
     """Call a function of a test module in `count` processes; what they print. Fails where one fails."""
-    command = [sys.executable, str(TESTS / "ranks.py"), str(count), module, function, *arguments]
+    command = [sys.executable, __file__, str(count), module, function, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
@@ -42,7 +42,7 @@ def _rank(rank: int, count: int, port: int, module: str, function: str, argument
 
 def main() -> None:
     count, module, function, *arguments = sys.argv[1:]
-    sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+    sys.path.insert(0, str(TESTS))
     importlib.import_module(module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
