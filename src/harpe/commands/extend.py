@@ -174,7 +174,6 @@ def _told(
 ) -> None:
     """Keep the plan, or find it to be what the run began with, and tell it."""
     source, layout = decided.source, decided.layout
-    notes = [*decided.notes, *([layout.describe()] if layout.sharded else []), *_advice(options, training, layout)]
     plan = Plan(
         title=f"{options.model} to {options.length} tokens",
         model=options.model,
@@ -187,10 +186,12 @@ def _told(
         training=training,
         dtype_reason=decided.reason,
         data=data,
-        notes=notes,
+        notes=[*decided.notes, *_advice(options, training, layout)],
     )
     settled = settled_plan(run, plan.as_dict())
     reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))
+    if layout.sharded:
+        reporter.say(layout.describe())
 
 
 def _advice(options: ExtendOptions, training: TrainingSettings, layout: Layout) -> list[str]:
