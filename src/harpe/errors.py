@@ -10,6 +10,10 @@ class HarpeError(ValueError):
     """
 
 
+class BrokenOff(HarpeError):
+    """An exchange with the other processes broke off, because one of them has ended."""
+
+
 class OtherFailed(HarpeError):
     """Another one of the processes that work together could not go on. It tells why, and this one ends without another
     word."""

@@ -16,6 +16,7 @@ from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
+from harpe.distributed.watch import watched
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.reporter import Reporter
@@ -56,6 +57,7 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
         ranks.broadcast_from_rank0(lambda: _enter(stack, held(run)))
         ranks.broadcast_from_rank0(lambda: open_run(run, options, options.resume))
         with removed_on_refusal(run, unless=options.resume or not ranks.first):
+            stack.enter_context(watched(run / "logs", ranks, "extend"))
             decided = ranks.broadcast_from_rank0(lambda: _decided(options, run, ranks.count, reporter))
             model = ranks.on_every_rank(lambda: _loaded(decided, options.length))
             data = ranks.broadcast_from_rank0(lambda: _texts(options, run, decided, reporter))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from harpe.errors import HarpeError, OtherFailed
+from harpe.errors import BrokenOff, HarpeError, OtherFailed
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -126,7 +126,7 @@ def _together(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except RuntimeError as error:  # what gloo raises where a connection is closed
-        raise HarpeError(
+        raise BrokenOff(
             "Another process has ended before its share was done; where it could, it has said why. What was measured "
             "is kept: the same command goes on."
         ) from error

@@ -123,7 +123,7 @@ def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
         yield
     except HarpeError:
         if not unless:
-            for folder in ("data", "samples"):
+            for folder in ("data", "samples", "logs"):
                 shutil.rmtree(run / folder, ignore_errors=True)
             for path in [run / "recipe.yaml", run / "environment.json", *run.glob("*/stages.json")]:
                 path.unlink(missing_ok=True)
