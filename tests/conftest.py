@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -155,6 +156,27 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., For
     def start(work: Callable[[], int], **environment: str) -> Forked:
         children.append(Forked(work, tmp_path_factory.mktemp("forked"), environment))
         return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Forked]]]:
+    """Starts so many forked processes that find each other as those of torchrun do, each doing the same work."""
+    children: list[Forked] = []
+
+    def start(count: int, work: Callable[[], int]) -> list[Forked]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        folder = tmp_path_factory.mktemp("ranks")
+        for rank in range(count):
+            (folder / f"{rank}").mkdir()
+            each = shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            children.append(Forked(work, folder / f"{rank}", each))
+        return children[-count:]
 
     yield start
     for child in children:
