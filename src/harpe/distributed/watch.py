@@ -97,7 +97,8 @@ class _Watch:
         """Put everything back. Where this process failed, the others find a note of it and end without another word."""
         self.stop()
         if error is not None and not isinstance(error, OtherFailed):
-            self._done.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+            with suppress(FileNotFoundError):  # a run that was refused is removed, and all are told so
+                self._done.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
         if self._main:
             handler, wake = self._before
             signal.set_wakeup_fd(wake)
@@ -130,6 +131,8 @@ class _Watch:
             path = self._folder / f"rank-{rank}.log"
             if (self._folder / f"rank-{rank}.ended").exists():
                 found[rank] = ""
+            elif not path.exists():  # of a run that was refused
+                continue
             elif _is_free(path):
                 found[rank] = "has ended without a word, as when it is killed or its machine runs out of memory"
             elif self._silence(rank, path) > SILENT:
