@@ -65,7 +65,13 @@ def test_processes_without_sequences_of_their_own_share_them() -> None:
     [
         ("llama", {}, 3, 96, "does not divide the 4 query heads"),
         ("llama", {}, 4, 66, "does not divide sequences of 66 tokens"),
-        ("llama", {"num_attention_heads": 6, "num_key_value_heads": 3}, 2, 64, "3 key/value heads do not go into each other"),
+        (
+            "llama",
+            {"num_attention_heads": 6, "num_key_value_heads": 3},
+            2,
+            64,
+            "3 key/value heads do not go into each other",
+        ),
         ("llama", {"_attn_implementation": "eager"}, 2, 64, "keeps causal order without a mask"),
         ("mistral", {"sliding_window": 32}, 2, 64, "sliding window of 32 tokens needs flash attention"),
     ],
