@@ -37,10 +37,7 @@ disk."""
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the new one, never a part (temporary file, fsync, rename).
 
-    Raises
-    ------
-    HarpeError
-        When the disk is full.
+    Raises HarpeError when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,10 +109,7 @@ def held_place(path: Path) -> Iterator[None]:
 
     The lock lies beside it, since the folder may be anybody's.
 
-    Raises
-    ------
-    HarpeError
-        Where another process holds it.
+    Raises HarpeError where another process holds it.
     """
     target = Path(path).resolve()
     with locked(_beside(target)):
@@ -129,11 +123,8 @@ def held_place(path: Path) -> Iterator[None]:
 def check_new_folder(path: Path) -> None:
     """Refuse, before any work, a folder that could not be put in its place at the end.
 
-    Raises
-    ------
-    HarpeError
-        For a file, a folder that holds something, a link to nowhere, a mount point, the folder that the command runs
-        in, and a place where nothing can be written.
+    Raises HarpeError for a file, a folder that holds something, a link to nowhere, a mount point, the folder that the
+    command runs in, and a place where nothing can be written.
     """
     path, target = Path(path), Path(path).resolve()
     if path.is_symlink() and not path.exists():
@@ -240,10 +231,7 @@ def _sync(path: Path) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically, with `schema_version` as its first key and harpe's mark as its second.
 
-    Raises
-    ------
-    HarpeError
-        When the disk is full; where a file would be replaced that has no mark (`harpe.ownership`).
+    Raises HarpeError when the disk is full; where a file would be replaced that has no mark (`harpe.ownership`).
     """
     refuse_foreign(Path(path))
     write_text(

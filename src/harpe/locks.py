@@ -34,10 +34,8 @@ def locked(folder: Path) -> Iterator[None]:
     The file stays when the lock is given back, since to delete it would let two others lock two files of that name.
     Only where the folder holds nothing else it goes, and with it the folders that this made.
 
-    Raises
-    ------
-    HarpeError
-        Where another process (or another thread of this one) holds it; where `folder` is a file or cannot be written.
+    Raises HarpeError where another process (or another thread of this one) holds it; where `folder` is a file or cannot
+    be written.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -43,10 +43,7 @@ def measurement_id(of: Measurement) -> str:
 def refuse_other(there: Measurement, now: Measurement, where: Path, advice: str) -> None:
     """Refuse to mix two measurements.
 
-    Raises
-    ------
-    HarpeError
-        Where they differ: model, tokenizer, texts, or which of the options, entry by entry.
+    Raises HarpeError where they differ: model, tokenizer, texts, or which of the options, entry by entry.
     """
     found: dict[str, list[str]] = {}
     there, now = _flat(there), _flat(now)
@@ -110,10 +107,7 @@ def check_summary(path: Path, of: Measurement | None) -> None:
     """Refuse a summary, or records, that are of something else than what lies beside them; a file that is not there is
     right.
 
-    Raises
-    ------
-    HarpeError
-        As for one that was copied from another folder, or whose protocol is gone.
+    Raises HarpeError, as for one that was copied from another folder, or whose protocol is gone.
     """
     if not path.is_file():
         return
@@ -145,10 +139,7 @@ def measured(scores: Path) -> dict[Path, Measurement]:
     """What the scores of one model are of, by the file that says so: those of `harpe evaluate`, and of the other verbs
     in a comparison.
 
-    Raises
-    ------
-    HarpeError
-        Where files of one measurement do not belong together.
+    Raises HarpeError where files of one measurement do not belong together.
     """
     found: dict[Path, Measurement] = {}
     for folder in (scores, *sorted(scores.glob("ruler-*"))):

@@ -52,11 +52,8 @@ def refuse_foreign(*paths: Path) -> None:
     """Refuse to write over what harpe did not write. Called with everything that a verb will write, before it writes
     anything.
 
-    Raises
-    ------
-    HarpeError
-        Where something without harpe's mark has one of these names (a file, a folder, a link), or a file stands where
-        one of their folders should.
+    Raises HarpeError where something without harpe's mark has one of these names (a file, a folder, a link), or a file
+    stands where one of their folders should.
     """
     for path in paths:
         if path.is_symlink():

@@ -18,11 +18,8 @@ T = TypeVar("T")
 def build(cls: type[T], value: Mapping[str, Any], where: str) -> T:
     """A dataclass out of a mapping.
 
-    Raises
-    ------
-    HarpeError
-        For unknown keys (with the nearest name), missing ones, and values of another type; `where` says where they
-        stand.
+    Raises HarpeError for unknown keys (with the nearest name), missing ones, and values of another type; `where` says
+    where they stand.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -47,10 +44,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     """The value as a hint wants it: None, numbers (also as text, because YAML reads 1e-3 as text), strings, truth
     values, literals, lists, mappings, dataclasses, and unions of them; other hints are not checked.
 
-    Raises
-    ------
-    HarpeError
-        Where the value is of another type.
+    Raises HarpeError where the value is of another type.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     name = (

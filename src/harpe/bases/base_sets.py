@@ -49,11 +49,8 @@ class BaseSet:
 def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
     """Refuse what no strategy can choose bases for.
 
-    Raises
-    ------
-    HarpeError
-        When the number of heads is not positive, the head size is odd, or an end of the range is not a finite number
-        above 1, or they are swapped.
+    Raises HarpeError when the number of heads is not positive, the head size is odd, or an end of the range is not a
+    finite number above 1, or they are swapped.
     """
     if heads < 1:
         raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")

@@ -135,10 +135,7 @@ def complementarity(bases: Sequence[float], head_dim: int, length: int) -> Compl
     """C(B) and the longest stretch without cover, over every position of [m0, length]. Memory does not grow with the
     length.
 
-    Raises
-    ------
-    HarpeError
-        When the length is too short for a waveform.
+    Raises HarpeError when the length is too short for a waveform.
     """
     start = first_position(length)
     distinct = sorted(set(bases))

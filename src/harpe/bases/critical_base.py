@@ -28,11 +28,8 @@ TURN = 2 * math.pi
 def critical_base(base: float, original_length: int, length: int) -> float:
     """b* for a model trained with `base` on `original_length` tokens and read up to `length` tokens.
 
-    Raises
-    ------
-    HarpeError
-        Where the trained context is no longer than one turn of the fastest pair (2 pi tokens): the rule is not defined
-        there.
+    Raises HarpeError where the trained context is no longer than one turn of the fastest pair (2 pi tokens): the rule
+    is not defined there.
     """
     if original_length <= TURN:
         raise _undefined(f"The trained context is {original_length} tokens")

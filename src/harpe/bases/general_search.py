@@ -79,10 +79,7 @@ def general_base_search(
     Cost grows with candidates times positions, whose product is bounded (`sample_starts`): some seconds for 128 heads
     of 256 dimensions at 10M, in less than 500 MB.
 
-    Raises
-    ------
-    HarpeError
-        When there are fewer candidates than heads, or the length is too short.
+    Raises HarpeError when there are fewer candidates than heads, or the length is too short.
     """
     if heads > MOST_HEADS:
         raise HarpeError(

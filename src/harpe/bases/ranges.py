@@ -56,10 +56,7 @@ def ntk_base(base: float, scale: float, rotary_dim: int) -> float:
 
     Source: bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023, arXiv 2309.00071, section 3.1.
 
-    Raises
-    ------
-    HarpeError
-        Where there is one pair only, which the rule would both keep and stretch.
+    Raises HarpeError where there is one pair only, which the rule would both keep and stretch.
     """
     if rotary_dim <= 2:
         raise HarpeError(
@@ -80,10 +77,7 @@ def base_range(
     A model with partial rotary dimension needs no care: b* depends on no dimension. One that was trained with a scaling
     (Llama 3.1, gpt-oss) has a `trained_angles` in its geometry, which the rules read in the place of base and length.
 
-    Raises
-    ------
-    HarpeError
-        When the target is not longer than the trained context, or the range is empty or invalid.
+    Raises HarpeError when the target is not longer than the trained context, or the range is empty or invalid.
     """
     if length <= geometry.original_length:
         raise HarpeError(

@@ -28,10 +28,7 @@ def choose(options: BasesOptions) -> dict[str, Any]:
     """The base set as a JSON object: bases (ascending), order (as picked), heads (head order), layers (a row for each,
     where they differ; null for a layer that keeps its positions), complementarity, and what they were chosen from.
 
-    Raises
-    ------
-    HarpeError
-        Where neither a model nor heads, head size and range are given, or an option does not fit.
+    Raises HarpeError where neither a model nor heads, head size and range are given, or an option does not fit.
     """
     refuse_several("harpe bases", "one process chooses all bases.")
     head_distances, note, changed = None, "", None

@@ -60,10 +60,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Path
     Started as several processes, each of them calls this and does its share; the first one writes the summaries and the
     page.
 
-    Raises
-    ------
-    HarpeError
-        For bad options or input, before any model is loaded.
+    Raises HarpeError for bad options or input, before any model is loaded.
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()

@@ -39,10 +39,7 @@ class _Chosen:
 def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     """Write what `options.source` names to `options.out`; returns that folder.
 
-    Raises
-    ------
-    HarpeError
-        For a source without an extended model, and a folder that exists.
+    Raises HarpeError for a source without an extended model, and a folder that exists.
     """
     refuse_several("harpe export", "one process writes the model.")
     reporter = reporter or Reporter()

@@ -12,13 +12,7 @@ from harpe.options.measuring import FetchDataOptions
 
 
 def run(options: FetchDataOptions, terminal: Any) -> None:
-    """Fetch what is missing.
-
-    Raises
-    ------
-    HarpeError
-        Naming everything that could not be fetched, after all was tried.
-    """
+    """Fetch what is missing. Raises HarpeError naming everything that could not be fetched, after all was tried."""
     names = list(SOURCES) if options.only == "all" else options.only.replace(",", " ").split()
     if unknown := [name for name in names if name not in SOURCES]:
         raise HarpeError(f"--only {', '.join(unknown)} is not known; there are {', '.join(SOURCES)}.")

@@ -43,12 +43,9 @@ REPORT_EVERY = 5_000_000
 def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     """Tokenise, upsample and pack a corpus; returns the folder, a `harpe.data.packing.PackedDataset`.
 
-    Raises
-    ------
-    HarpeError
-        For bad options, unreadable input, a missing field, too little text, too few long documents or too little disk:
-        before anything is written, and before anything is tokenised where that is certain without; not so for data sets
-        of the hub, which are read once only.
+    Raises HarpeError for bad options, unreadable input, a missing field, too little text, too few long documents or too
+    little disk: before anything is written, and before anything is tokenised where that is certain without; not so for
+    data sets of the hub, which are read once only.
     """
     refuse_several("harpe prepare", "the tokenizer uses all cores by itself.")
     reporter, out = reporter or Reporter(), Path(options.out)

@@ -46,10 +46,7 @@ TIMING_SLACK = 1.25
 def quickstart(options: QuickstartOptions, reporter: Reporter | None = None) -> Path:
     """Run the demonstration into `options.out`; returns the path of the report page.
 
-    Raises
-    ------
-    HarpeError
-        When the directory holds something else, the disk is full, or an option is out of range.
+    Raises HarpeError when the directory holds something else, the disk is full, or an option is out of range.
     """
     refuse_several("harpe quickstart", "it uses the processor's cores as it is.")
     reporter, out = reporter or Reporter(), Path(options.out)

@@ -103,11 +103,8 @@ def other(pinned: Inputs, found: Inputs) -> list[str]:
 def pin(run: Path, found: Inputs, begun: bool) -> Inputs:
     """What plan.json holds from now on: what the comparison began with, and the texts of new seeds.
 
-    Raises
-    ------
-    HarpeError
-        Where what is at hand is something else; where an earlier version of harpe has begun the comparison, and pinned
-        nothing.
+    Raises HarpeError where what is at hand is something else; where an earlier version of harpe has begun the
+    comparison, and pinned nothing.
     """
     path = run / "plan.json"
     pinned: Inputs | None = read_json(path).get("inputs") if path.is_file() else None
@@ -130,10 +127,7 @@ def pin(run: Path, found: Inputs, begun: bool) -> Inputs:
 def check_rows(run: Path, plan: dict[str, Any]) -> None:
     """See that all rows have read the same: by the plan, or where an earlier version has pinned nothing, by each other.
 
-    Raises
-    ------
-    HarpeError
-        Naming the first row that has not, in what it differs, and what to do.
+    Raises HarpeError naming the first row that has not, in what it differs, and what to do.
     """
     known = _facts(plan["inputs"]) if plan.get("inputs") is not None else {}
     for method in plan["methods"]:

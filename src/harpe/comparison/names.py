@@ -20,10 +20,7 @@ OF_A_RUN = ("data", "report", "samples", "model", "scores", "positions", "lock")
 def check_recipe(recipe: ComparisonRecipe, where: str) -> None:
     """See that every name is one plain part of a path and different from all others, and that numbers are possible.
 
-    Raises
-    ------
-    HarpeError
-        Naming the first one that cannot be, and what to write instead.
+    Raises HarpeError naming the first one that cannot be, and what to write instead.
     """
     rows = [row.name for row in recipe.methods]
     check_names(rows, "a method", where)

@@ -21,11 +21,8 @@ def read_recipe(path: str | Path, *, absent: Mapping[str, Any] | None = None, **
     """Read a recipe; `changes` replace what it says, where they are not None, and `absent` stands for keys that it
     lacks.
 
-    Raises
-    ------
-    HarpeError
-        For a file that is not there or no YAML, unknown or missing keys (with the nearest names), and values of another
-        type.
+    Raises HarpeError for a file that is not there or no YAML, unknown or missing keys (with the nearest names), and
+    values of another type.
     """
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -49,10 +49,8 @@ def own_gpu(visible: str | None, count: int, slot: int) -> str:
 def threads_of(value: str | None) -> int | None:
     """Threads of each process that the user's OMP_NUM_THREADS asks for; None where it is not set.
 
-    Raises
-    ------
-    HarpeError
-        For anything but a number from 1 up (or a list of them, of which the first counts: nested threads).
+    Raises HarpeError for anything but a number from 1 up (or a list of them, of which the first counts: nested
+    threads).
     """
     if value is None or not value.strip():
         return None

@@ -51,10 +51,7 @@ from harpe.runs.texts import silent
 def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     """Run the comparison of a recipe; returns the run directory.
 
-    Raises
-    ------
-    HarpeError
-        For a bad recipe or input, before any work starts; at the end, where no method could be measured.
+    Raises HarpeError for a bad recipe or input, before any work starts; at the end, where no method could be measured.
     """
     refuse_several(
         "harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs."

@@ -48,10 +48,8 @@ def complete(run: Path) -> None:
     """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has
     summarised.
 
-    Raises
-    ------
-    HarpeError
-        Where rows have not read the same; also beside a summary that is there, which may be older than they are.
+    Raises HarpeError where rows have not read the same; also beside a summary that is there, which may be older than
+    they are.
     """
     path = run / "summary.json"
     check_rows(run, read_json(run / "plan.json"))

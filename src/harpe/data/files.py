@@ -239,11 +239,8 @@ def counted(counts: Counter[str] | dict[str, int]) -> str:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file's content as bytes, unpacked as it is read.
 
-    Raises
-    ------
-    HarpeError
-        At opening, and while it is read in the block: for a pointer of Git LFS, and for a packed file that is damaged
-        or cut off.
+    Raises HarpeError at opening, and while it is read in the block: for a pointer of Git LFS, and for a packed file
+    that is damaged or cut off.
     """
     with path.open("rb") as raw:
         head = raw.read(len(POINTER))

@@ -91,10 +91,7 @@ def holds_rows(path: Path, fields: Fields) -> bool:
     Of a file that is broken from the beginning, whether it spells the field: it is kept, to be reported when it is
     read.
 
-    Raises
-    ------
-    HarpeError
-        Where nobody can tell: for a pointer of Git LFS, and for a packed file that is damaged or cut off.
+    Raises HarpeError where nobody can tell: for a pointer of Git LFS, and for a packed file that is damaged or cut off.
     """
     with opened(path) as stream:
         head = stream.read(JSON_BYTES)
@@ -228,10 +225,8 @@ def _schema_paths(schema: pa.Schema) -> list[str]:
 def row_document(row: Any, name: str, fields: Fields, folder: str, where: str) -> Document:
     """The document that a row holds; its text is empty where the row has none.
 
-    Raises
-    ------
-    HarpeError
-        For a row that is no object, a field that is not there, and one that holds something else than text.
+    Raises HarpeError for a row that is no object, a field that is not there, and one that holds something else than
+    text.
     """
     if not isinstance(row, dict):
         raise HarpeError(f"--data: {where} is no JSON object but {_kind(row)}. Every row has to be one object.")

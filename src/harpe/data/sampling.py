@@ -130,10 +130,8 @@ def _long_share(short: int, long: int, upsampling: Upsampling) -> Fraction:
 def tokens_to_draw(corpus: Corpus, upsampling: Upsampling, tokens: int | None) -> int:
     """`tokens`, or, where None, as many as the limit of copies allows.
 
-    Raises
-    ------
-    HarpeError
-        Where more is asked for than that, with the group that has too little, and where there is nothing to upsample.
+    Raises HarpeError where more is asked for than that, with the group that has too little, and where there is nothing
+    to upsample.
     """
     if upsampling.asked and corpus.lengths.max() < upsampling.length:
         raise HarpeError(

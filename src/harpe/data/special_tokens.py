@@ -37,10 +37,7 @@ def reading_tokenizer(tokenizer: PreTrainedTokenizerBase, split: bool) -> PreTra
 class Watched:
     """Documents on their way to a tokenizer (`reading_tokenizer`), with a count of those that spell its special tokens.
 
-    Raises
-    ------
-    HarpeError
-        While iterating: where such tokens are to be split and the tokenizer cannot do that.
+    Raises HarpeError while iterating: where such tokens are to be split and the tokenizer cannot do that.
     """
 
     def __init__(self, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,10 +24,7 @@ _QUIET = {"verbose": False, "return_attention_mask": False, "return_token_type_i
 def tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     """The ids that a tokenizer sets before and behind every text, found by looking at a short one.
 
-    Raises
-    ------
-    HarpeError
-        Where no text comes out whole between them.
+    Raises HarpeError where no text comes out whole between them.
     """
     for text in chain(("a", "1", "."), _words(tokenizer)):
         if plain := plain_ids(tokenizer, text):  # a vocabulary of whole words may have none of the three

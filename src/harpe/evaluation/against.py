@@ -20,10 +20,7 @@ WRITTEN = ("against.json", "against.md")
 def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
     """Compare the answers in two folders of `harpe ruler`; writes against.json and against.md into `after`.
 
-    Raises
-    ------
-    HarpeError
-        Where answers are missing, or the samples of the two differ.
+    Raises HarpeError where answers are missing, or the samples of the two differ.
     """
 
     def scores(folder: Path, task: str) -> Scores:
@@ -53,10 +50,7 @@ def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
 def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
     """Compare the scores in two folders of `harpe short`; writes against.json and against.md into `after`.
 
-    Raises
-    ------
-    HarpeError
-        Where scores are missing, or the questions, prompts or metrics of the two differ.
+    Raises HarpeError where scores are missing, or the questions, prompts or metrics of the two differ.
     """
 
     def scores(folder: Path, task: str) -> Scores:

@@ -135,11 +135,8 @@ def _share(scores: list[float]) -> dict[str, Any]:
 def check_protocol(folder: Path, protocol: EvaluationProtocol, of: Measurement) -> list[str]:
     """Keep what is measured beside the scores; returns the summaries that are still to be made, by name of file.
 
-    Raises
-    ------
-    HarpeError
-        Where the folder holds scores of another model, tokenizer, texts or protocol, files that belong to another
-        measurement, or files with a name of ours that harpe did not write. Nothing is written then.
+    Raises HarpeError where the folder holds scores of another model, tokenizer, texts or protocol, files that belong to
+    another measurement, or files with a name of ours that harpe did not write. Nothing is written then.
     """
     path, *others = score_files(folder)
     refuse_foreign(path, *others)

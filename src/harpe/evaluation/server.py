@@ -39,10 +39,7 @@ def _library() -> Any:
 def base_url(address: str) -> str:
     """The address under which the endpoints lie: /v1 is put behind a host and port without a path.
 
-    Raises
-    ------
-    HarpeError
-        For what is no http or https address.
+    Raises HarpeError for what is no http or https address.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -98,10 +95,7 @@ class CompletionServer:
 
         `transformers serve` answers with an error where the hub's cache is empty, although it can complete.
 
-        Raises
-        ------
-        HarpeError
-            Where no server can be reached, and where it wants a key.
+        Raises HarpeError where no server can be reached, and where it wants a key.
         """
         try:
             listed = self._client.with_options(max_retries=0).models.list()
@@ -115,10 +109,8 @@ class CompletionServer:
         """The greedy continuation of a prompt by at most `budget` tokens, which ends before the model's end-of-text
         token.
 
-        Raises
-        ------
-        HarpeError
-            Where the server cannot be reached or fails, after `RETRIES` more tries, and where it refuses the request.
+        Raises HarpeError where the server cannot be reached or fails, after `RETRIES` more tries, and where it refuses
+        the request.
         """
         try:
             reply = self._ask(prompt, budget)

@@ -78,10 +78,7 @@ def _points() -> tuple[EntryPoint, ...]:
 def methods() -> dict[str, Method]:
     """All methods by name.
 
-    Raises
-    ------
-    HarpeError
-        For an entry point that takes the name of another method, or cannot be loaded.
+    Raises HarpeError for an entry point that takes the name of another method, or cannot be loaded.
     """
     found = {method.name: method for method in BUILT_IN}
     for point in _points():

@@ -107,10 +107,7 @@ def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
 def check_unscaled(geometry: ModelGeometry, what: str) -> None:
     """Refuse a checkpoint that was trained with a scaling of its own, where a method starts from plain positions.
 
-    Raises
-    ------
-    HarpeError
-        Naming the method.
+    Raises HarpeError naming the method.
     """
     if geometry.trained_angles is not None or geometry.attention_factor != 1.0:
         raise HarpeError(
@@ -123,10 +120,7 @@ def stock_encoding(parameters: dict[str, Any], geometry: ModelGeometry) -> Encod
     """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another
     `rope_theta`.
 
-    Raises
-    ------
-    HarpeError
-        For a checkpoint with a scaling of its own.
+    Raises HarpeError for a checkpoint with a scaling of its own.
     """
     check_unscaled(geometry, f"Rope type {parameters['rope_type']}")
     stock = {"rope_theta": geometry.base, **parameters}

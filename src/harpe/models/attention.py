@@ -34,11 +34,8 @@ def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | 
     also names the attention in `attn_implementation`: transformers without harpe stops there instead of loading a stock
     model.
 
-    Raises
-    ------
-    HarpeError
-        Where q and k do not reach the attention as rotations of what they are at position 0, so that they cannot be
-        turned further.
+    Raises HarpeError where q and k do not reach the attention as rotations of what they are at position 0, so that they
+    cannot be turned further.
     """
     register()
     clear_steps()

@@ -30,10 +30,7 @@ def export_checkpoint(
     Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at
     which they stop (`harpe.models.old_keys`).
 
-    Raises
-    ------
-    HarpeError
-        For a folder that exists, a model that was not extended by harpe, and one without an output layer.
+    Raises HarpeError for a folder that exists, a model that was not extended by harpe, and one without an output layer.
     """
     if not isinstance(model, PreTrainedModel):
         raise HarpeError(

@@ -34,10 +34,7 @@ PAIR = "cos, sin = position_embeddings"
 def find_family(config: PreTrainedConfig, name: str = "the model") -> Family:
     """The family of a decoder's configuration.
 
-    Raises
-    ------
-    HarpeError
-        With the reason, where one base per head cannot be put into this family.
+    Raises HarpeError with the reason, where one base per head cannot be put into this family.
     """
     known = known_family(config)
     if known is None:

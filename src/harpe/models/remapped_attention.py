@@ -77,10 +77,7 @@ def attention_entry(attention: SelfExtend | DualChunk) -> dict[str, Any]:
 def attention_of(config: PreTrainedConfig) -> SelfExtend | DualChunk | None:
     """The changed attention that a decoder's configuration asks for.
 
-    Raises
-    ------
-    HarpeError
-        For an entry that this version of harpe does not know.
+    Raises HarpeError for an entry that this version of harpe does not know.
     """
     entry = getattr(config, "harpe_attention", None)
     if entry is None:

@@ -79,10 +79,7 @@ def settle(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     """Check what transformers made of config.json, and leave to this machine what is its business; returns the same
     object.
 
-    Raises
-    ------
-    HarpeError
-        For a model that is no causal language model, and RoPE of a type that transformers does not know.
+    Raises HarpeError for a model that is no causal language model, and RoPE of a type that transformers does not know.
     """
     text = config.get_text_config(decoder=True)
     if not isinstance(text, PreTrainedConfig):

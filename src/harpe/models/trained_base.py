@@ -49,11 +49,8 @@ def trained_base(
     The parameters are `rope` itself, unless the family makes another base of them (HunYuan): then `default` with that
     base.
 
-    Raises
-    ------
-    HarpeError
-        For frequencies that follow neither a base nor a known scaling (proportional RoPE), and a family whose formula
-        puts in others.
+    Raises HarpeError for frequencies that follow neither a base nor a known scaling (proportional RoPE), and a family
+    whose formula puts in others.
     """
     kept = {name: rope[name] for name in ("partial_rotary_factor",) if name in rope}
 
@@ -85,10 +82,7 @@ def check_applied(config: PreTrainedConfig, rotary: type, rope: dict[str, Any], 
     """Refuse a family that makes something else of stock rope parameters, a copy of which is `rope`, that its
     configuration has been given.
 
-    Raises
-    ------
-    HarpeError
-        With the rope type.
+    Raises HarpeError with the rope type.
     """
     wanted, factor = stock_frequencies(config, rotary, rope, key)
     try:

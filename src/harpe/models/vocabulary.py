@@ -25,10 +25,7 @@ def check_vocabulary(
     It has an effect only where the tokenizer's ids go beyond the embeddings. Then the tokenizer refuses a text that
     holds such a token, and a model refuses such an id, wherever it comes from (data that were packed before, say).
 
-    Raises
-    ------
-    HarpeError
-        At once where the beginning or end of a text is such a token.
+    Raises HarpeError at once where the beginning or end of a text is such a token.
     """
     model = model_or_config if isinstance(model_or_config, PreTrainedModel) else None
     rows = text_config(

@@ -23,10 +23,7 @@ def check_bases(bases: Sequence[float], heads: int | None = None, option: str = 
     """The bases as floats, after checking that each is finite and above 1 and that there is one for every key/value
     head.
 
-    Raises
-    ------
-    HarpeError
-        Naming the offending base, or the number of heads, and the option.
+    Raises HarpeError naming the offending base, or the number of heads, and the option.
     """
     values = tuple(float(base) for base in bases)
     for position, base in enumerate(values):

@@ -50,11 +50,8 @@ def write_report(run: Path) -> Path:
     """Write `report/index.html` in the run directory: one page that needs no other file and no network. Beside the page
     of a comparison its tables as `tables.md` and `tables.csv`.
 
-    Raises
-    ------
-    HarpeError
-        When the directory holds no plan, a file in it is damaged, its scores are not of one measurement, the disk is
-        full, or a file with the name of the page was not written by harpe.
+    Raises HarpeError when the directory holds no plan, a file in it is damaged, its scores are not of one measurement,
+    the disk is full, or a file with the name of the page was not written by harpe.
     """
     folder = Path(run) / "report"
     refuse_foreign(*(folder / name for name in ("index.html", "tables.md", "tables.csv")))

@@ -35,10 +35,7 @@ def settled_row(run: Path, name: str, facts: dict[str, Any], make: Callable[[], 
 
     `notes` gets what was noted when the row was made.
 
-    Raises
-    ------
-    HarpeError
-        As `make`; where the file is damaged, or the checkpoint is another one now.
+    Raises HarpeError as `make` does; where the file is damaged, or the checkpoint is another one now.
     """
     path = run / name / "stages.json"
     if not path.is_file():
@@ -77,10 +74,7 @@ def settled_row(run: Path, name: str, facts: dict[str, Any], make: Callable[[], 
 def settled_plan(run: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan that the run began with, which stays as it is; `plan`, which is written, where it did not begin yet.
 
-    Raises
-    ------
-    HarpeError
-        Where the run would train on other texts, or otherwise; where plan.json is damaged.
+    Raises HarpeError where the run would train on other texts, or otherwise; where plan.json is damaged.
     """
     path = run / "plan.json"
     if not path.is_file():

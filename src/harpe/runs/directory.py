@@ -35,11 +35,8 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
 
     A recipe of a version that lacked some of today's options is read as if they had been given as they are by default.
 
-    Raises
-    ------
-    HarpeError
-        When the folder holds something else; when it holds a run and `resume` is False; when its recipe differs from
-        the one at hand (the message shows the difference).
+    Raises HarpeError when the folder holds something else; when it holds a run and `resume` is False; when its recipe
+    differs from the one at hand (the message shows the difference).
     """
     run, recipe = Path(out), options.recipe()
     path, text = run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
@@ -66,10 +63,7 @@ def held(run: Path) -> Iterator[None]:
     """Hold a run directory while it is worked on, and remove what a killed process has left in it; what is no run of
     harpe does not even get a lock file.
 
-    Raises
-    ------
-    HarpeError
-        Where another process holds it, or it holds something else.
+    Raises HarpeError where another process holds it, or it holds something else.
     """
     if not (run / "recipe.yaml").is_file():
         _refuse_foreign(run)
@@ -83,10 +77,7 @@ def held(run: Path) -> Iterator[None]:
 def held_scores(path: Path, ranks: Processes) -> Iterator[None]:
     """Hold the file or folder of a measurement, on the first process for all of them; of a run, the run directory.
 
-    Raises
-    ------
-    HarpeError
-        Where another measurement is at work there.
+    Raises HarpeError where another measurement is at work there.
     """
     hold = held(path) if (path / "recipe.yaml").is_file() else held_place(path)
     with ExitStack() as stack:

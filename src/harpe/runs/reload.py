@@ -43,10 +43,7 @@ def main() -> None:
 def reload_and_generate(path: str, length: int) -> dict[str, Any]:
     """What `main` prints, from a fresh process: prompt (its end), tokens, expected, text.
 
-    Raises
-    ------
-    HarpeError
-        When the process fails; its last line says why.
+    Raises HarpeError when the process fails; its last line says why.
     """
     command = [sys.executable, "-m", "harpe.distributed.child", "harpe.runs.reload", path, str(length)]
     with lifeline() as stdin:

@@ -108,10 +108,7 @@ def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
 def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: MeasureDistances | None = None) -> Row:
     """The row that `harpe extend` trains.
 
-    Raises
-    ------
-    HarpeError
-        For options that do not go together, and for a method without training.
+    Raises HarpeError for options that do not go together, and for a method without training.
     """
     given = dict(options.method_options or {})
     given_search = ((f.name, getattr(options, f.name), f.default) for f in fields(SearchOptions) if f.name != "seed")

@@ -17,12 +17,9 @@ def check_models(run: Path) -> None:
     """Compare all scores in a run directory or a comparison with its models. Models that are gone, or lie elsewhere,
     are not missed.
 
-    Raises
-    ------
-    HarpeError
-        Where a model was trained again in its place, or exchanged, after it had been measured; where scores do not
-        belong together; in a run directory, where the untouched model is not what the run began with, or was measured
-        otherwise than the extended one.
+    Raises HarpeError where a model was trained again in its place, or exchanged, after it had been measured; where
+    scores do not belong together; in a run directory, where the untouched model is not what the run began with, or was
+    measured otherwise than the extended one.
     """
     for scores in sorted((*run.glob("*/scores"), *run.glob("*/seed-*/scores"))):
         found, model = measured(scores), scores.parent / "model"

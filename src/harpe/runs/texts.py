@@ -86,11 +86,8 @@ def packed(
 
     `say` is told what was read and what was passed over; the index keeps it under `read`.
 
-    Raises
-    ------
-    HarpeError
-        As `harpe.data.packing.prepare`; where prepared data are of another tokenizer, have shorter sequences, were
-        changed, or are gone.
+    Raises HarpeError as `harpe.data.packing.prepare` does; where prepared data are of another tokenizer, have shorter
+    sequences, were changed, or are gone.
     """
     if is_packed(data):
         return _linked(folder, Path(data).expanduser(), tokenizer, length, split_special_tokens)
@@ -207,10 +204,7 @@ def held_out_texts(
 ) -> HeldOut:
     """The first `count` documents longer than `length` tokens; the same documents are the haystacks.
 
-    Raises
-    ------
-    HarpeError
-        Where no document is long enough.
+    Raises HarpeError where no document is long enough.
     """
     if data == EMBEDDED:
         files = tuning_files() if tuning else reported_files()

@@ -35,10 +35,7 @@ from harpe.runs.texts import held_out_texts
 def parse_lengths(text: str) -> list[int]:
     """Lengths out of `FIRST:LAST:STEP` or `A,B,C`, ascending.
 
-    Raises
-    ------
-    HarpeError
-        For anything else, and for lengths below two tokens.
+    Raises HarpeError for anything else, and for lengths below two tokens.
     """
     try:
         if ":" in text:
@@ -82,11 +79,8 @@ def measure_perplexity(options: PerplexityOptions, reporter: Reporter | None = N
     Started as several processes, each of them calls this and reads its share of the documents; the first one writes the
     file.
 
-    Raises
-    ------
-    HarpeError
-        For bad options or input, before any model is loaded; where the file or the records beside it are of another
-        measurement, or were not written by harpe.
+    Raises HarpeError for bad options or input, before any model is loaded; where the file or the records beside it are
+    of another measurement, or were not written by harpe.
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()

@@ -39,11 +39,8 @@ MOVED = "Where it is the same server in another place, give it the address that 
 def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     """Write the samples that `options` asks for, and answer them where it names a model; returns the folder.
 
-    Raises
-    ------
-    HarpeError
-        For unknown tasks and formats, missing data, lengths that a task cannot be made with or that the model was not
-        made for, and a folder that holds something else.
+    Raises HarpeError for unknown tasks and formats, missing data, lengths that a task cannot be made with or that the
+    model was not made for, and a folder that holds something else.
     """
     reporter = reporter or Reporter()
     tasks = chosen(options.tasks.replace(",", " ").split())

@@ -41,11 +41,8 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     Started as several processes, each of them calls this and asks its share of the questions; the first one writes the
     files.
 
-    Raises
-    ------
-    HarpeError
-        For bad options, missing data, and a folder that holds scores of another measurement, or files that harpe did
-        not write.
+    Raises HarpeError for bad options, missing data, and a folder that holds scores of another measurement, or files
+    that harpe did not write.
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()

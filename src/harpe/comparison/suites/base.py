@@ -42,13 +42,7 @@ class Measure:
     """By method and seed."""
 
     def units(self) -> Units:
-        """Of any method: they are alike.
-
-        Raises
-        ------
-        HarpeError
-            Where two methods were measured on different units.
-        """
+        """Of any method: they are alike. Raises HarpeError where two methods were measured on different units."""
         first = next(iter(self.found.values()))
         for (method, seed), records in self.found.items():
             if [(key, stratum, weight) for key, stratum, _, weight in records] != [(k, s, w) for k, s, _, w in first]:
@@ -143,10 +137,7 @@ class Suite(ABC):
 def check_names(names: Sequence[str], what: str, where: str) -> None:
     """See that every name is one plain part of a path and different from all others.
 
-    Raises
-    ------
-    HarpeError
-        Naming the first one that is not.
+    Raises HarpeError naming the first one that is not.
     """
     seen: dict[str, str] = {}
     for name in names:

@@ -103,10 +103,7 @@ class GridSample:
 def grid_samples(writer: NeedleWriter, longest: int, shortest: int, count: int) -> list[GridSample]:
     """The first `count` samples of a grid; they depend on the writer's seed and texts and on `longest`.
 
-    Raises
-    ------
-    HarpeError
-        When needle, question and answer do not fit into `shortest` tokens.
+    Raises HarpeError when needle, question and answer do not fit into `shortest` tokens.
     """
     samples = []
     for index in range(count):

@@ -85,10 +85,7 @@ def _download(name: str) -> bytes:
 def fetch(name: str, folder: Path) -> Path:
     """Download a source into a data folder; returns its path there.
 
-    Raises
-    ------
-    HarpeError
-        Where it cannot be read, or is not the file that is expected; where something is in its place.
+    Raises HarpeError where it cannot be read, or is not the file that is expected; where something is in its place.
     """
     path = folder / SOURCES[name].places[0]
     refuse_foreign(path)

@@ -61,10 +61,8 @@ READERS = {"squad": read_squad, "hotpotqa": read_hotpotqa}
 class QuestionMaker:
     """Draws contexts for one question after the other.
 
-    Raises
-    ------
-    HarpeError
-        At once, where more samples are wanted than the file has questions (the published program would go on for ever).
+    Raises HarpeError at once, where more samples are wanted than the file has questions (the published program would go
+    on for ever).
     """
 
     def __init__(

@@ -67,10 +67,7 @@ def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: B
     """A sample within the budget, and its length in tokens with the answer: a context that is too long is drawn again,
     smaller.
 
-    Raises
-    ------
-    HarpeError
-        Where the smallest context is too long again and again, or cannot be drawn at all.
+    Raises HarpeError where the smallest context is too long again and again, or cannot be drawn at all.
     """
     shortest, tries = 0, 0
     while tries < TRIES:

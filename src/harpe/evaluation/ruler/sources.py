@@ -65,13 +65,7 @@ class DataFolder:
         self.folders = [Path(folder)] if folder is not None else [*([Path(named)] if named else []), cache_folder()]
 
     def find(self, name: str) -> Path:
-        """The path of a source.
-
-        Raises
-        ------
-        HarpeError
-            Where it is in none of the folders.
-        """
+        """The path of a source. Raises HarpeError where it is in none of the folders."""
         source = SOURCES[name]
         for folder in self.folders:
             for place in source.places:

@@ -73,10 +73,7 @@ GROUPS = {"all": tuple(RULER_TASKS), "niah": tuple(name for name in RULER_TASKS 
 def chosen(names: Iterable[str]) -> list[RulerTask]:
     """The tasks of these names and groups, in the benchmark's own order.
 
-    Raises
-    ------
-    HarpeError
-        For a name that is neither; the nearest ones are offered.
+    Raises HarpeError for a name that is neither; the nearest ones are offered.
     """
     wanted: set[str] = set()
     for name in names:

@@ -24,10 +24,7 @@ _SHA256 = {
 def word_lists() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Nouns, adjectives and verbs of the package wonderwords, in the order of its files.
 
-    Raises
-    ------
-    HarpeError
-        Where the package is missing or has other lists.
+    Raises HarpeError where the package is missing or has other lists.
     """
     spec = importlib.util.find_spec("wonderwords")
     if spec is None or spec.origin is None:

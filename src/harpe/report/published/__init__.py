@@ -45,13 +45,7 @@ class Published:
 
 
 def published(name: str) -> Published:
-    """The figures of a setting.
-
-    Raises
-    ------
-    HarpeError
-        For a setting that has none.
-    """
+    """The figures of a setting. Raises HarpeError for a setting that has none."""
     known = sorted(path.stem for path in FOLDER.glob("*.json"))
     if name not in known:
         raise HarpeError(

@@ -49,10 +49,7 @@ class PositionDifferences:
 def parse_positions(value: dict[str, Any]) -> PositionDifferences:
     """Out of positions.json, or the entry `positions` of a comparison's summary.
 
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        Where an entry is missing, or of another kind.
+    Raises KeyError, TypeError or ValueError where an entry is missing, or of another kind.
     """
     bins = [(int(start), int(end)) for start, end in value["bins"]]
     methods = {}

@@ -147,10 +147,7 @@ class SeedRun:
 def read_seed(folder: Path, seed: int) -> SeedRun:
     """What there is of one row and seed.
 
-    Raises
-    ------
-    HarpeError
-        When a file is damaged, or the score files do not belong together.
+    Raises HarpeError when a file is damaged, or the score files do not belong together.
     """
     scores = folder / "scores"
     measured(scores)

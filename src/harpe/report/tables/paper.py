@@ -62,10 +62,7 @@ class _Spec:
 def paper_tables(run: Run) -> tuple[list[PaperTable], Published | None]:
     """All six tables, and the published figures where the plan says that the setting is theirs.
 
-    Raises
-    ------
-    HarpeError
-        When the plan names published figures that there are not.
+    Raises HarpeError when the plan names published figures that there are not.
     """
     theirs = published(run.published) if run.published else None
     builders = {3: _corpora, 4: _by_length, 5: _short, 6: _choices, 7: _by_length, 8: _by_task}
