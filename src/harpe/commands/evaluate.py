@@ -129,7 +129,7 @@ def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
         raise HarpeError("--out is missing: name the folder that the scores of this checkpoint go to.")
     refuse_foreign(*score_files(Path(options.out)))
     config = load_config(options.model, options.revision)
-    named = (options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
+    named = options.tokenizer_of(options.model)
     tokenizer = load_tokenizer(*named)
     check_vocabulary(config, tokenizer, options.model)
     config = text_config(config)
@@ -144,24 +144,8 @@ def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
 def _protocol(
     options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int, reporter: Reporter
 ) -> tuple[EvaluationProtocol, HeldOut]:
-    held_out = held_out_texts(
-        options.data,
-        tokenizer,
-        length,
-        options.documents,
-        text_field=options.text_field,
-        split_special_tokens=options.split_special_tokens,
-        say=reporter.say,
-    )
-    protocol = EvaluationProtocol(
-        original_length=short,
-        length=length,
-        documents=options.documents,
-        samples=options.samples,
-        grid_samples=options.grid_samples,
-        seed=options.seed,
-    )
-    return protocol, held_out
+    held_out = held_out_texts(options.data, tokenizer, length, options.documents, options, say=reporter.say)
+    return EvaluationProtocol.of(options, short, length, options.seed), held_out
 
 
 def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Work:
@@ -180,12 +164,10 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
         options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter
     )
     dtype, reason = resume_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
-    models = [
-        _Model(run / m["name"] / "model", None, run / m["name"] / "scores", m["title"])
-        if m["trained"]
-        else _Model(source, revision, run / m["name"] / "scores", m["title"])
-        for m in plan["methods"]
-    ]
+    models = []
+    for m in plan["methods"]:
+        name, commit = (run / m["name"] / "model", None) if m["trained"] else (source, revision)
+        models.append(_Model(name, commit, run / m["name"] / "scores", m["title"]))
     return _Work(models, named, protocol, held_out, dtype, reason, plan)
 
 

@@ -57,9 +57,7 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     if options.source_field is not None and options.by_folder:
         raise HarpeError("--source-field and --by-folder both name the sources; give one of them.")
     config = load_config(options.model, options.revision)
-    tokenizer = load_tokenizer(
-        options.tokenizer or options.model, options.revision if options.tokenizer is None else None
-    )
+    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(config, tokenizer, options.model)
     tokenizer = reading_tokenizer(tokenizer, options.split_special_tokens)
     _check_sources(options)
@@ -173,20 +171,15 @@ def _foretell(
     try:
         _check_enough(corpus, options, rule)
     except HarpeError as error:
-        hopeless = options.max_copies * at_most.sum() < max(options.length, options.tokens) or (
-            rule.asked and at_most.max() < rule.length
-        )
-        if hopeless:
+        short = options.max_copies * at_most.sum() < max(options.length, options.tokens)
+        if short or (rule.asked and at_most.max() < rule.length):
             raise HarpeError(f"{error} (Lengths are foretold from characters; nothing was tokenised yet.)") from error
         reporter.say(f"This seems not to be enough: {error} The tokens are counted, to know.")
         corpus = measured(again, tokenizer)
         _check_enough(corpus, options, rule)
     drawn = options.tokens or make_groups(corpus, rule).most(rule.max_copies)
-    check_disk(
-        Path(options.out),
-        int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize,
-        "Preparing the texts",
-    )
+    size = int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize
+    check_disk(Path(options.out), size, "Preparing the texts")
 
 
 def _check_enough(corpus: Corpus, options: PrepareOptions, rule: Upsampling) -> None:
@@ -262,11 +255,8 @@ def _description(options: PrepareOptions, rule: Upsampling) -> str:
     long = f"documents of at least {rule.length:,} tokens"
     if rule.long_share is not None:
         return f"{options.data}, {long} upsampled to {rule.long_share:.0%} of every source"
-    return (
-        f"{options.data}, {long} drawn {rule.factor:g} times as often inside every source"
-        if rule.asked
-        else options.data
-    )
+    drawn = f", {long} drawn {rule.factor:g} times as often inside every source"
+    return f"{options.data}{drawn if rule.asked else ''}"
 
 
 def _notes(data: PackedDataset, rule: Upsampling) -> list[str]:

@@ -90,14 +90,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         )
         check_budget(training, data)
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
-    protocol = EvaluationProtocol(
-        original_length=geometry.original_length,
-        length=options.length,
-        documents=options.documents,
-        samples=options.samples,
-        grid_samples=options.grid_samples,
-        seed=2 if options.tuning else 1,
-    )
+    protocol = EvaluationProtocol.of(options, geometry.original_length, options.length, 2 if options.tuning else 1)
     per_trained, per_read = seconds_per_token(model, training, options.length)
     plan = Plan(
         title=TITLE.format(short=geometry.original_length, length=options.length),

@@ -38,16 +38,8 @@ def data_folder(run: Path, seed: int, length: int) -> Path:
 def held_out_of(recipe: ComparisonRecipe, source: Source, say: Say = silent) -> HeldOut:
     """The held-out texts of `harpe evaluate`."""
     of = recipe.evaluation
-    return held_out_texts(
-        of.data,
-        source.tokenizer,
-        recipe.length,
-        of.documents,
-        text_field=of.text_field,
-        tuning=of.tuning,
-        split_special_tokens=recipe.split_special_tokens,
-        say=say,
-    )
+    reading = recipe.reading(of)
+    return held_out_texts(of.data, source.tokenizer, recipe.length, of.documents, reading, tuning=of.tuning, say=say)
 
 
 def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequence[int], held_out: HeldOut) -> Inputs:
@@ -100,14 +92,19 @@ def other(pinned: Inputs, found: Inputs) -> list[str]:
     return [name for name, value in _facts(found).items() if name not in new and known.get(name) != value]
 
 
+def pinned_inputs(run: Path) -> Inputs | None:
+    """What the plan of a comparison holds; None where it did not begin yet, or pinned nothing."""
+    path = run / "plan.json"
+    return read_json(path).get("inputs") if path.is_file() else None
+
+
 def pin(run: Path, found: Inputs, begun: bool) -> Inputs:
     """What plan.json holds from now on: what the comparison began with, and the texts of new seeds.
 
     Raises HarpeError where what is at hand is something else; where an earlier version of harpe has begun the
     comparison, and pinned nothing.
     """
-    path = run / "plan.json"
-    pinned: Inputs | None = read_json(path).get("inputs") if path.is_file() else None
+    pinned = pinned_inputs(run)
     if pinned is None:
         if begun and any(run.glob("*/seed-*/scores/*")):
             raise HarpeError(

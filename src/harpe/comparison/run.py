@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, pin
+from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out_of, inputs_of, pin, pinned_inputs
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import begun_recipe, read_recipe
@@ -63,12 +63,7 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
 
 def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     """`compare` in a directory that is held; its workers work under this lock."""
-    changes: dict[str, Any] = {
-        "seeds": options.seeds,
-        "model": options.model,
-        "data": options.data,
-        "evaluation_data": options.evaluation_data,
-    }
+    changes = {key: getattr(options, key) for key in ("seeds", "model", "data", "evaluation_data")}
     recipe = read_recipe(options.recipe, **changes)
     if options.jobs < 1:
         raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
@@ -86,7 +81,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         )
     asked = recipe
     if not options.plan:
-        recipe = at_commit(asked, _begun_with(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
+        recipe = at_commit(asked, pinned_inputs(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
     source = source_of(recipe)
 
     def head_distances() -> Sequence[Sequence[float]]:
@@ -150,11 +145,6 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     for sentence in summary["reading"]:
         reporter.say(sentence)
     return run
-
-
-def _begun_with(run: Path) -> Inputs | None:
-    path = run / "plan.json"
-    return read_json(path).get("inputs") if path.is_file() else None
 
 
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:

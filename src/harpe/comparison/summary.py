@@ -75,49 +75,25 @@ def _measured(
         if not seeds:
             continue
         found = resample(measure.totals(method, seeds), units, resamples=resamples)
-        interval = found.interval()
         values[method] = {
-            "value": scale * interval.value,
-            "low": scale * interval.low,
-            "high": scale * interval.high,
+            **found.interval().as_dict(scale=scale),
             "seeds": len(seeds),
             "documents": len(units.weights),
             "by_seed": [scale * each for each in found.by_seed],
         }
-        if method != baseline and (common := _seeds(measure, method, baseline, trained)):
+        both_trained = {method, baseline} <= trained
+        if method != baseline and (common := common_seeds(seeds, measure.seeds(baseline), both_trained)):
             mine, other = common
-            draws[method] = paired(
-                measure.totals(method, mine), measure.totals(baseline, other), units, resamples=resamples
-            )
+            ours, theirs = measure.totals(method, mine), measure.totals(baseline, other)
+            draws[method] = paired(ours, theirs, units, resamples=resamples)
     p_values = [found.p_value() for found in draws.values()]
     differences = {}
     for (method, found), p, adjusted in zip(draws.items(), p_values, holm(p_values), strict=True):
         interval = found.interval()
-        outside = interval.low > 0 or interval.high < 0
-        differences[method] = {
-            "value": scale * interval.value,
-            "low": scale * interval.low,
-            "high": scale * interval.high,
-            "p": p,
-            "holm": adjusted,
-            "real": bool(outside and adjusted < LEVEL),
-        }
-    return {
-        "id": measure.id,
-        "title": measure.title,
-        "unit": measure.unit,
-        "better": measure.better,
-        "group": measure.group,
-        "task": measure.task,
-        "length": measure.length,
-        "documents": len(units.weights),
-        "values": values,
-        "differences": differences,
-    }
-
-
-def _seeds(measure: Measure, method: str, baseline: str, trained: set[str]) -> tuple[list[int], list[int]] | None:
-    return common_seeds(measure.seeds(method), measure.seeds(baseline), {method, baseline} <= trained)
+        real = interval.clear and adjusted < LEVEL
+        differences[method] = {**interval.as_dict(scale=scale), "p": p, "holm": adjusted, "real": bool(real)}
+    facts = {key: getattr(measure, key) for key in ("id", "title", "unit", "better", "group", "task", "length")}
+    return {**facts, "documents": len(units.weights), "values": values, "differences": differences}
 
 
 def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:

@@ -117,9 +117,7 @@ def _compare(
         found[task] = {
             "before": 100 * sum(x) / len(x),
             "after": 100 * sum(y) / len(y),
-            "difference": 100 * difference.value,
-            "low": 100 * difference.low,
-            "high": 100 * difference.high,
+            **difference.as_dict("difference", 100),
             "better": sum(b > a for a, b in zip(x, y, strict=True)),
             "worse": sum(b < a for a, b in zip(x, y, strict=True)),
             "samples": len(x),
@@ -132,7 +130,7 @@ def _compare(
     value |= {"interval": f"bootstrap over {unit}s, paired", "tasks": found}
     if len(found) > 1:
         value["mean"] = {key: sum(task[key] for task in found.values()) / len(found) for key in ("before", "after")}
-        value["mean"] |= {"difference": 100 * mean.value, "low": 100 * mean.low, "high": 100 * mean.high}
+        value["mean"] |= mean.as_dict("difference", 100)
     write_json(after / "against.json", value)
     write_text(after / "against.md", COMMENT + _markdown(value, unit))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.needles.answers import Key, answer_samples, key_of
 from harpe.evaluation.needles.grid import answer_grid, cache_reuse, check_grid, grid_samples, reading_report
-from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
+from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleSample, NeedleWriter
 from harpe.evaluation.perplexity.by_position import document_records, summarise
 from harpe.evaluation.records import Records, record_files
-from harpe.evaluation.statistics.intervals import weighted_mean, wilson
+from harpe.evaluation.statistics.intervals import share
 from harpe.files import read_json, sha256_json, write_json
 from harpe.measurement import Measurement, check_summary, measurement_id, refuse_other
+from harpe.options.measuring import NeedleOptions
 from harpe.ownership import refuse_foreign
 
 GRID = "one haystack and needle a sample for all cells; depth in tokens of the length"
@@ -65,11 +66,14 @@ class EvaluationProtocol:
     @property
     def files(self) -> tuple[str, ...]:
         """The summaries that are written."""
-        return (
-            "perplexity.json",
-            *(["needles.json"] if self.samples else []),
-            *(["grid.json"] if self.grid_samples else []),
-        )
+        asked = {"perplexity.json": 1, "needles.json": self.samples, "grid.json": self.grid_samples}
+        return tuple(file for file, samples in asked.items() if samples)
+
+    @staticmethod
+    def of(asked: NeedleOptions, original_length: int, length: int, seed: int) -> EvaluationProtocol:
+        """With the numbers that options or a recipe ask for."""
+        numbers = {field.name: getattr(asked, field.name) for field in fields(NeedleOptions)}
+        return EvaluationProtocol(original_length, length, seed=seed, **numbers)
 
     def tokens(self) -> int:
         """Tokens that the model reads, roughly: what the expected time is counted from."""
@@ -125,11 +129,8 @@ def check_needles(tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, protoco
 
 
 def _share(scores: list[float]) -> dict[str, Any]:
-    """Mean score; Wilson's interval where every score is 0 or 1, else a bootstrap over the samples."""
-    whole = all(score in (0.0, 1.0) for score in scores)
-    mean = wilson(sum(scores), len(scores)) if whole else weighted_mean(scores, [1.0] * len(scores))
-    kind = "Wilson" if whole else "bootstrap over samples"
-    return {"samples": len(scores), "score": mean.value, "low": mean.low, "high": mean.high, "interval": kind}
+    mean, kind = share(scores)
+    return {"samples": len(scores), **mean.as_dict("score"), "interval": kind}
 
 
 def check_protocol(folder: Path, protocol: EvaluationProtocol, of: Measurement) -> list[str]:
@@ -216,24 +217,11 @@ def evaluate_model(
         return files
 
     files = ranks.broadcast_from_rank0(missing)
-    known = {
-        "overlap": overlap
-        if overlap is not None
-        else unknown_overlap("The texts that this model was trained on are not known.")
-    }
+    if overlap is None:
+        overlap = unknown_overlap("The texts that this model was trained on are not known.")
+    known = {"measurement": measurement_id(of), "overlap": overlap}
     writer = ranks.on_every_rank(lambda: NeedleWriter(tokenizer, held_out.haystacks, protocol.seed))
-    work = _Work(
-        model,
-        tokenizer,
-        writer,
-        protocol,
-        folder,
-        of,
-        {"measurement": measurement_id(of), **known},
-        ranks,
-        progress,
-        tell,
-    )
+    work = _Work(model, tokenizer, writer, protocol, folder, of, known, ranks, progress, tell)
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if "perplexity.json" in files:
@@ -277,14 +265,12 @@ class _Work:
 
     def needles(self) -> None:
         protocol = self.protocol
-        samples = self.ranks.on_every_rank(
-            lambda: [
-                sample
-                for length in protocol.task_lengths
-                for name in protocol.tasks
-                for sample in self.writer.samples(NEEDLE_TASKS[name], length, protocol.samples)
-            ]
-        )
+        places = [(name, n) for n in protocol.task_lengths for name in protocol.tasks]
+
+        def drawn() -> list[NeedleSample]:
+            return [s for name, n in places for s in self.writer.samples(NEEDLE_TASKS[name], n, protocol.samples)]
+
+        samples = self.ranks.on_every_rank(drawn)
         records = self._answer(
             lambda done: answer_samples(self.model, self.tokenizer, samples, done=done, ranks=self.ranks),
             [(s.task, s.length, s.index, s.depth) for s in samples],
@@ -293,16 +279,8 @@ class _Work:
         )
 
         def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            tasks = [
-                {
-                    "task": name,
-                    "length": n,
-                    **_share([r["score"] for r in rows if (r["task"], r["length"]) == (name, n)]),
-                }
-                for n in protocol.task_lengths
-                for name in protocol.tasks
-            ]
-            return {"tasks": tasks}
+            found = {place: [r["score"] for r in rows if (r["task"], r["length"]) == place] for place in places}
+            return {"tasks": [{"task": name, "length": n, **_share(found[name, n])} for name, n in places]}
 
         self._write("needles.json", records, summary)
 

@@ -44,13 +44,16 @@ def _gain(device: torch.device, seconds: float, size: int) -> float:
     )
 
 
-def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tuple[str, str]:
+def choose_dtype(wanted: str = "auto", begun: str | None = None, what: str = "") -> tuple[str, str]:
     """The dtype of the arithmetic, and a sentence that says why.
 
     Parameters
     ----------
     wanted
         `auto` (probed: about one second at most), `bfloat16` or `float32`.
+    begun, what
+        The dtype that `what` (this run) has begun in, where it has: it goes on in that unless another one is named. A
+        probe may come out differently on another day, and half a run in each dtype would be no run of either.
 
     Raises
     ------
@@ -59,15 +62,15 @@ def choose_dtype(wanted: str = "auto", device: torch.device | None = None) -> tu
     """
     if wanted in DTYPES:
         return wanted, f"{wanted}, as asked for"
+    if wanted == "auto" and begun:
+        return begun, f"{begun}, in which {what} began"
     if wanted != "auto":
         raise HarpeError(f"--dtype is {wanted}; choose auto, bfloat16 or float32.")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gain = _gain(device, 0.01, 256)
     if gain > HOPELESS:
         gain = _gain(device, 0.4, 1024)
     if gain >= MINIMUM_GAIN:
-        return (
-            "bfloat16",
-            f"bfloat16: its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)",
-        )
+        reason = f"its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)"
+        return "bfloat16", f"bfloat16: {reason}"
     return "float32", f"float32: bfloat16 matrix products ran only {gain:.2g} times as fast here (one-second probe)"

@@ -73,6 +73,10 @@ class ComparisonRecipe(TrainingOptions, ContextOptions, TextOptions, ModelOption
         suites = value["evaluation"].pop("suites")
         return {**value, "evaluation": {**value["evaluation"], **suites}}
 
+    def reading(self, of: FieldOptions) -> TextOptions:
+        """How texts of an evaluation are read."""
+        return TextOptions(text_field=of.text_field, split_special_tokens=self.split_special_tokens)
+
     def data_of(self, seed: int) -> str:
         """The training texts of a seed: prepared data have one order, so that several seeds need a folder each
         (`texts/seed-{seed}`)."""

@@ -30,6 +30,10 @@ class ModelOptions:
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
 
+    def tokenizer_of(self, model: str) -> tuple[str, str | None]:
+        """Name and revision of the tokenizer; `revision` is the model's."""
+        return self.tokenizer or model, self.revision if self.tokenizer is None else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldOptions:

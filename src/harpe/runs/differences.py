@@ -39,7 +39,7 @@ def difference(run: Path, first: str, second: str, measure: str, length: int) ->
     a, b = run / first / "scores", run / second / "scores"
     if measure == "needles":
         found = paired_difference(_answers(a, length), _answers(b, length))
-        return Interval(100 * found.value, 100 * found.low, 100 * found.high)
+        return Interval(**found.as_dict(scale=100))
     (x, tokens), (y, _) = _loss(a, measure == "long"), _loss(b, measure == "long")
     return paired_difference(x, y, tokens)
 
@@ -65,17 +65,8 @@ def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[s
     for second, title in (("base", "HARPE minus untouched"), ("one-base", "HARPE minus one base")):
         for measure, words, unit in measures:
             found = difference(run, "harpe", second, measure, target)
-            differences.append(
-                {
-                    "name": title,
-                    "measure": words,
-                    "value": found.value,
-                    "low": found.low,
-                    "high": found.high,
-                    "unit": unit,
-                    "significant": bool(found.low > 0 or found.high < 0),
-                }
-            )
+            facts = {**found.as_dict(), "unit": unit, "significant": bool(found.clear)}
+            differences.append({"name": title, "measure": words, **facts})
     return {"differences": differences, "reading": _reading(run, differences, target), "generation": generation}
 
 

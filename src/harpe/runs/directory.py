@@ -125,11 +125,7 @@ def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
 
 
 def resume_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
-    """The dtype of the arithmetic and why. Work that was begun goes on in the dtype it began in, which `before` tells
-    under `keys`.
-
-    A probe may come out differently on another day, and half a run in each dtype would be no run of either.
-    """
+    """`choose_dtype`, where `before` tells under `keys` in which the work was begun."""
     if wanted == "auto" and before.is_file():
         value: Any = read_json(before)
         for key in keys:
@@ -139,7 +135,7 @@ def resume_dtype(wanted: str, before: Path, *keys: str) -> tuple[str, str]:
                 f"{before} is damaged: it does not tell the {' '.join(keys)}. Restore it from a copy, or name another "
                 "--out."
             )
-        return str(value), f"{value}, in which this run began"
+        return choose_dtype(wanted, str(value), "this run")
     return choose_dtype(wanted)
 
 

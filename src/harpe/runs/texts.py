@@ -19,6 +19,7 @@ from harpe.data.token_ids import document_ids, text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.files import new_folder
+from harpe.options.shared import TextOptions
 
 EMBEDDED = "embedded"
 CHARACTERS_PER_TOKEN = 6
@@ -100,10 +101,6 @@ def packed(
     tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
     documents, description = training_documents(data, text_field, tokens, tokenizer)
     reading = Watched(documents, tokenizer)
-
-    def details() -> dict[str, Any]:
-        return {"read": reading.account()}
-
     made = prepare(
         reading,
         tokenizer,
@@ -112,7 +109,7 @@ def packed(
         seed=seed,
         max_tokens=tokens or None,
         description=description,
-        details=details,
+        details=lambda: {"read": reading.account()},
     )
     tell(say, reading)
     return made
@@ -196,10 +193,9 @@ def held_out_texts(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     count: int,
+    reading: TextOptions = TextOptions(),  # noqa: B008  (a frozen dataclass)
     *,
-    text_field: str = "text",
     tuning: bool = False,
-    split_special_tokens: bool = True,
     say: Say = silent,
 ) -> HeldOut:
     """The first `count` documents longer than `length` tokens; the same documents are the haystacks.
@@ -217,22 +213,20 @@ def held_out_texts(
             "a data set."
         )
     else:
-        documents, description = read_documents(data, text_field=text_field), data
-    tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
-    reading = Watched(documents, tokenizer)
-    long = _LongEnough(reading, tokenizer, length)
+        documents, description = read_documents(data, text_field=reading.text_field), data
+    tokenizer = reading_tokenizer(tokenizer, reading.split_special_tokens)
+    watched = Watched(documents, tokenizer)
+    long = _LongEnough(watched, tokenizer, length)
     found = list(islice(long, count))
-    account = {**reading.account(), "too_short": long.passed_over}
+    account = {**watched.account(), "too_short": long.passed_over}
     if not found:
         raise HarpeError(
             f"--data {data} has no document of more than {length} tokens; give longer texts or a shorter --length. "
             f"{reading_text(account)}".rstrip()
         )
     if data != EMBEDDED:
-        short = (
-            f" {long.passed_over:,} have no more than {length} tokens and are passed over." if long.passed_over else ""
-        )
-        say(reading_text(account) + short)
+        short = f" {long.passed_over:,} have no more than {length} tokens and are passed over."
+        say(reading_text(account) + short * bool(long.passed_over))
     special = set(tokenizer.all_special_ids)
     plain = [[i for i in ids if i not in special] for ids in found]
     return HeldOut(found, plain, description, account)

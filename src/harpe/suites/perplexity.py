@@ -147,17 +147,10 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
     lengths = parse_lengths(options.lengths) if options.lengths else []
     figures = [path.with_name(f"{path.stem}{ending}.svg") for ending in ENDINGS]
     refuse_foreign(path, _records(path), *record_files(_records(path)), *figures)
-    tokenizer = _tokenizer(options)
+    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
-    held_out = held_out_texts(
-        options.data,
-        tokenizer,
-        _longest(options, lengths),
-        options.documents,
-        text_field=options.text_field,
-        split_special_tokens=options.split_special_tokens,
-        say=reporter.say,
-    )
+    longest = _longest(options, lengths)
+    held_out = held_out_texts(options.data, tokenizer, longest, options.documents, options, say=reporter.say)
     own = begin = begin_ids(tokenizer)
     if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
         begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
@@ -169,34 +162,23 @@ def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
     return lengths[-1] if lengths else int(options.window or 0)
 
 
-def _tokenizer(options: PerplexityOptions) -> PreTrainedTokenizerBase:
-    return load_tokenizer(options.tokenizer or options.model, options.revision if options.tokenizer is None else None)
-
-
 def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[str, Any]], reporter: Reporter) -> None:
     """The curve and its figures from the documents' records."""
-    facts = {
-        "model": Path(work.of["name"]).name,
-        "data": work.held_out.description,
-        "average": options.average,
-        "dtype": work.dtype,
-    }
-    value: dict[str, Any] = {**facts, "measurement": work.of, "read": work.held_out.read}
+    facts = {"model": Path(work.of["name"]).name, "data": work.held_out.description, "average": options.average}
+    value: dict[str, Any] = {**facts, "dtype": work.dtype, "measurement": work.of, "read": work.held_out.read}
     if work.lengths:
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
-        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin)) | {
-            "documents": rows
-        }
-    value["overlap"] = training_overlap(options.model, _tokenizer(options), work.held_out, reporter)
-    figures = {
-        path.with_name(f"{path.stem}{ending}.svg"): figure for ending, figure in perplexity_figures(value).items()
-    }
-    for name, figure in figures.items():
-        write_text(name, figure)
+        value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin))
+        value["documents"] = rows
+    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
+    value["overlap"] = training_overlap(options.model, tokenizer, work.held_out, reporter)
+    written = [path]
+    for ending, figure in perplexity_figures(value).items():
+        written.append(path.with_name(f"{path.stem}{ending}.svg"))
+        write_text(written[-1], figure)
     write_json(path, value)  # last: a comparison takes its being there for all of it
-    written = [path, *figures]
     reporter.say(f"Written: {', '.join(map(str, written))}")
 
 
@@ -215,11 +197,8 @@ def _measurement(
     """What the records are of, but for the dtype."""
     asked = {"lengths": lengths} if lengths else {"window": options.window, "stride": options.stride}
     identity = identity_of(options.model, options.revision, tokenizer)
-    facts = {
-        "options": {**asked, "average": options.average, "begin": list(begin)},
-        "measuring": MEASURING["perplexity"],
-    }
-    return {**identity, "held_out": held_out.identity(), **facts}
+    facts = {"options": {**asked, "average": options.average, "begin": list(begin)}}
+    return {**identity, "held_out": held_out.identity(), **facts, "measuring": MEASURING["perplexity"]}
 
 
 def _begun(path: Path, of: Measurement, wanted: str) -> tuple[Measurement, str]:
@@ -229,11 +208,7 @@ def _begun(path: Path, of: Measurement, wanted: str) -> tuple[Measurement, str]:
     if path.is_file():
         there[path] = read_json(path).get("measurement", {})
     began = next((str(each["dtype"]) for each in there.values() if "dtype" in each), None)
-    dtype, reason = (
-        choose_dtype(wanted)
-        if began is None or wanted != "auto"
-        else (began, f"{began}, in which this measurement began")
-    )
+    dtype, reason = choose_dtype(wanted, began, "this measurement")
     # a copy of the model changes no byte
     named = next(({"name": each["name"]} for each in there.values() if "name" in each), {})
     of = {**of, "dtype": dtype, **named}

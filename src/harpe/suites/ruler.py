@@ -99,11 +99,9 @@ def _write_samples(
     of, reason = _answers_of(options, tokenizer, samples, there, server)
     if of is not None and "answers" in there:
         refuse_other(there["answers"], of, folder, MOVED if "server" in of and "server" in there["answers"] else ADVICE)
-    value = {
-        "samples": samples,
-        "files": hashes,
-        **({"answers": there.get("answers", of)} if of or "answers" in there else {}),
-    }
+    value = {"samples": samples, "files": hashes}
+    if of or "answers" in there:
+        value["answers"] = there.get("answers", of)
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
     for done, task in enumerate(wanted):
         reporter.progress("RULER", done, len(wanted), task.name)
@@ -155,11 +153,7 @@ def _answers_of(
         named = {"name": options.model, "model": {"at_server": options.model, "known": known}, "server": server.shown}
         return {**named, "options": {"endpoint": options.endpoint}, **facts}, ""
     began = there.get("answers", {}).get("dtype")
-    dtype, reason = (
-        (began, f"{began}, in which these answers began")
-        if began and options.dtype == "auto"
-        else choose_dtype(options.dtype)
-    )
+    dtype, reason = choose_dtype(options.dtype, began, "these answers")
     return {**identity_of(options.model, options.revision, tokenizer), "dtype": dtype, **facts}, reason
 
 

@@ -93,9 +93,7 @@ def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrai
     definitions = {
         name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names
     }
-    tokenizer = load_tokenizer(
-        options.tokenizer or options.model, options.revision if options.tokenizer is None else None
-    )
+    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     return definitions, tokenizer
 
@@ -106,11 +104,7 @@ def _begun(
     """What short.json holds of this measurement, whole tasks alone, and why the dtype is what it is."""
     there = {k: v for k, v in read_json(path).items() if k != "schema_version"} if path.is_file() else {"tasks": {}}
     began = there.get("measurement", {}).get("dtype")
-    dtype, reason = (
-        (began, f"{began}, in which these scores began")
-        if began and options.dtype == "auto"
-        else choose_dtype(options.dtype)
-    )
+    dtype, reason = choose_dtype(options.dtype, began, "these scores")
     asked = {"shots": options.shots, "limit": options.limit, "offline": options.offline, "lm_eval": _lm_eval_version()}
     facts = {"options": asked, "dtype": dtype, "measuring": MEASURING["short"]}
     of = {**identity_of(options.model, options.revision, tokenizer), **facts}
@@ -186,9 +180,8 @@ def _measure(
                 "lm_eval": found["results"],
             }
             kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
-            write_records(
-                path.parent / f"{name}.jsonl", [{k: _plain(s[k]) for k in kept if k in s} for s in samples], of
-            )
+            rows = [{key: _plain(sample[key]) for key in kept if key in sample} for sample in samples]
+            write_records(path.parent / f"{name}.jsonl", rows, of)
             write_json(path, _plain(value))
             record.path.unlink(missing_ok=True)
     ranks.wait()

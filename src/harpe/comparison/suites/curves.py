@@ -50,14 +50,7 @@ class Curves(Suite):
         found = {}
         for name, each in of.items():
             longest = parse_lengths(each.lengths)[-1] if each.lengths else int(each.window or 0)
-            texts = held_out_texts(
-                each.data,
-                source.tokenizer,
-                longest,
-                each.documents,
-                text_field=each.text_field,
-                split_special_tokens=recipe.split_special_tokens,
-            )
+            texts = held_out_texts(each.data, source.tokenizer, longest, each.documents, recipe.reading(each))
             found[name] = texts.identity()
         return found
 

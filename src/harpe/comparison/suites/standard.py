@@ -17,10 +17,7 @@ from harpe.suites.standard import evaluate_checkpoint
 
 def protocol_of(recipe: ComparisonRecipe, original_length: int) -> EvaluationProtocol:
     """What is measured of every method."""
-    of = recipe.evaluation
-    return EvaluationProtocol(
-        original_length, recipe.length, of.documents, of.samples, grid_samples=of.grid_samples, seed=of.seed
-    )
+    return EvaluationProtocol.of(recipe.evaluation, original_length, recipe.length, recipe.evaluation.seed)
 
 
 class Standard(Suite):
@@ -50,13 +47,9 @@ class Standard(Suite):
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if (path := scores / "protocol.json").is_file():
             value = read_json(path)
-            facts = {
-                "held-out texts": value.get("held_out"),
-                "protocol": value.get("protocol"),
-                "dtype": value.get("dtype"),
-            }
-            facts |= {"settings of the tokenizer": value.get("tokenizer"), "way of measuring": value.get("measuring")}
-            yield path, facts
+            words = {"held-out texts": "held_out", "protocol": "protocol", "dtype": "dtype"}
+            words |= {"settings of the tokenizer": "tokenizer", "way of measuring": "measuring"}
+            yield path, {name: value.get(key) for name, key in words.items()}
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         yield from _losses(scores)
@@ -94,15 +87,8 @@ def _needles(scores: Path) -> Iterator[Measured]:
     tasks = list(dict.fromkeys(entry["task"] for entry in read_json(scores / "needles.json")["tasks"]))
     for length in sorted({row["length"] for row in rows}):
         for task in tasks:
-            measure = Measure(
-                f"needles-{task}-{length}",
-                f"{task} needles at {length:,} tokens",
-                "%",
-                "higher",
-                "needles",
-                task=task,
-                length=length,
-            )
+            title = f"{task} needles at {length:,} tokens"
+            measure = Measure(f"needles-{task}-{length}", title, "%", "higher", "needles", task, length)
             asked = [r for r in rows if (r["task"], r["length"]) == (task, length)]
             yield measure, [((texts, r["index"]), 0, r["score"], 1.0) for r in asked]
         title = f"mean of the single, multi-key and multi-query needles at {length:,} tokens"

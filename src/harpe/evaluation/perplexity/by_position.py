@@ -114,10 +114,7 @@ def summarise(records: Sequence[dict[str, Any]], original_length: int, length: i
     bins = []
     for i, (start, end) in enumerate(position_bins(original_length, length)):
         mean = weighted_mean([r["nll"][i] for r in records], [r["tokens"][i] for r in records])
-        tokens = sum(r["tokens"][i] for r in records)
-        bins.append(
-            {"start": start, "end": end, "nll": mean.value, "low": mean.low, "high": mean.high, "tokens": tokens}
-        )
+        bins.append({"start": start, "end": end, **mean.as_dict("nll"), "tokens": sum(r["tokens"][i] for r in records)})
     short = weighted_mean([r["short_nll"] for r in records], [r["short_tokens"] for r in records])
     last = bins[-1]
     return {

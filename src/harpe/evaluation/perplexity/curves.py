@@ -160,12 +160,10 @@ def prefix_curve(
     points = []
     for i, length in enumerate(lengths):
         sums, counts = [r["nll"][i] for r in records], [r["tokens"][i] for r in records]
-        values = (
-            (sums, counts)
-            if average == "tokens"
-            else ([s / n for s, n in zip(sums, counts, strict=True)], [1] * len(sums))
-        )
-        mean = weighted_mean(*values)
+        if average == "tokens":
+            mean = weighted_mean(sums, counts)
+        else:
+            mean = weighted_mean([s / n for s, n in zip(sums, counts, strict=True)], [1] * len(sums))
         ends = {"low": float(np.exp(mean.low)), "high": float(np.exp(mean.high))}
         points.append(
             {"length": length, "perplexity": perplexity(sums, counts, average), **ends, "nll": sums, "tokens": counts}
@@ -203,10 +201,8 @@ def _positions(bins: Sequence[tuple[int, int]], rows: Sequence[tuple[list[float]
         there = [(sums[i], counts[i]) for sums, counts in rows if i < len(counts) and counts[i]]
         if there:
             mean = weighted_mean([s for s, _ in there], [n for _, n in there])
-            nll = {"nll": mean.value, "low": mean.low, "high": mean.high}
-            found.append(
-                {"start": start, "end": end, **nll, "tokens": sum(n for _, n in there), "documents": len(there)}
-            )
+            counts = {"tokens": sum(n for _, n in there), "documents": len(there)}
+            found.append({"start": start, "end": end} | mean.as_dict("nll") | counts)
     return found
 
 

@@ -15,7 +15,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
 from harpe.evaluation.ruler.scoring import score
 from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask
-from harpe.evaluation.statistics.intervals import weighted_mean, wilson
+from harpe.evaluation.statistics.intervals import share
 
 
 def _record(task: RulerTask, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:
@@ -120,8 +120,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Scores in per cent by task, with 95 % intervals, and their means over the needle tasks and over all 13 where
     those are complete.
 
-    Wilson's interval where every score is 0 or 1, else a bootstrap over the samples. `empty` counts answers without any
-    text.
+    `empty` counts answers without any text.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for name in RULER_TASKS:
@@ -129,16 +128,9 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not rows:
             continue
         scores = [float(r["score"]) for r in rows]
-        whole = set(scores) <= {0.0, 1.0}
-        mean = wilson(scores.count(1.0), len(scores)) if whole else weighted_mean(scores, [1.0] * len(scores))
-        tasks[name] = {
-            "score": 100 * mean.value,
-            "low": 100 * mean.low,
-            "high": 100 * mean.high,
-            "interval": "Wilson" if whole else "bootstrap over samples",
-            "samples": len(rows),
-            "empty": sum(not r["prediction"].strip() for r in rows),
-        }
+        mean, kind = share(scores)
+        counts = {"samples": len(rows), "empty": sum(not r["prediction"].strip() for r in rows)}
+        tasks[name] = {**mean.as_dict("score", 100), "interval": kind, **counts}
     needles = [float(value["score"]) for name, value in tasks.items() if name.startswith("niah")]
     value: dict[str, Any] = {"tasks": tasks}
     if len(needles) == 8:

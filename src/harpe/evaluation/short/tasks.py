@@ -92,11 +92,4 @@ def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
 def accuracy(samples: Sequence[dict[str, Any]], metric: str = "acc") -> dict[str, Any]:
     """Share of right answers in per cent over lm-eval's samples, with Wilson's 95 % interval."""
     hits = [float(sample[metric]) for sample in samples if metric in sample]
-    share = wilson(sum(hits), len(hits))
-    return {
-        "metric": metric,
-        "score": 100 * share.value,
-        "low": 100 * share.low,
-        "high": 100 * share.high,
-        "samples": len(hits),
-    }
+    return {"metric": metric, **wilson(sum(hits), len(hits)).as_dict("score", 100), "samples": len(hits)}

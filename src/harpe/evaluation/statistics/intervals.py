@@ -21,6 +21,15 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def clear(self) -> bool:
+        """Whether it leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    def as_dict(self, name: str = "value", scale: float = 1.0) -> dict[str, float]:
+        """For files: the value under `name`, then its ends, all times `scale`."""
+        return {name: scale * self.value, "low": scale * self.low, "high": scale * self.high}
+
 
 def wilson(hits: float, samples: int) -> Interval:
     """A share with Wilson's score interval (Wilson 1927), which has a width at 0 and 1; the bootstrap's has none."""
@@ -56,6 +65,13 @@ def weighted_mean(totals: Sequence[float], weights: Sequence[float], seed: int =
     """sum(totals) / sum(weights) with a bootstrap over the units (documents): token-weighted, not a mean of means."""
     t, w = np.asarray(totals, float), np.asarray(weights, float)
     return Interval(float(t.sum() / w.sum()), *_ends(_resampled_means(t, w, seed)))
+
+
+def share(scores: Sequence[float]) -> tuple[Interval, str]:
+    """The mean of scores from 0 to 1, and whose its interval is: Wilson's where all are 0 or 1, else a bootstrap's."""
+    if set(scores) <= {0.0, 1.0}:
+        return wilson(sum(scores), len(scores)), "Wilson"
+    return weighted_mean(scores, [1.0] * len(scores)), "bootstrap over samples"
 
 
 def paired_difference(
