@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from harpe.comparison import jobs, worker
-from harpe.comparison.measures import collect
 from harpe.comparison.plan import make_rows
 from harpe.comparison.recipe import parse, read_recipe
 from harpe.comparison.run import compare
-from harpe.comparison.summary import summarise
+from harpe.comparison.summary import collect, summarise
 from harpe.comparison.worker import source_of
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError

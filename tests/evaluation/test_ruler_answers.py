@@ -13,8 +13,7 @@ from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
 from harpe.evaluation.ruler.answer import answer_task, summary
-from harpe.evaluation.ruler.scoring import score
-from harpe.evaluation.ruler.tasks import RULER_TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS, score
 from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines
 from harpe.models.load import load_model, load_tokenizer
 from harpe.options.measuring import RulerOptions

@@ -11,8 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from harpe.errors import HarpeError
 from harpe.evaluation import server as server_module
-from harpe.evaluation.ruler.scoring import score
-from harpe.evaluation.ruler.tasks import RULER_TASKS
+from harpe.evaluation.ruler.tasks import RULER_TASKS, score
 from harpe.evaluation.server import CompletionServer, base_url
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 
 from harpe.distributed.processes import is_first
 from harpe.options.measuring import RulerOptions
-from harpe.report.score_tables import against_table, ruler_table
+from harpe.report.terminal import against_table, ruler_table
 from harpe.suites.ruler import run_ruler
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from harpe.distributed.processes import is_first
 from harpe.options.measuring import ShortOptions
-from harpe.report.score_tables import against_table, short_table
+from harpe.report.terminal import against_table, short_table
 from harpe.suites.short import measure_short
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harpe.comparison.inputs import check_rows
-from harpe.comparison.measures import collect
 from harpe.comparison.recipe import read_evaluation
 from harpe.comparison.suites.base import Measure
-from harpe.comparison.suites.registry import asked_suites
+from harpe.comparison.suites.registry import SUITES, asked_suites
 from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
 from harpe.files import read_json, write_json
 from harpe.report.wording import first_upper
@@ -42,6 +41,18 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     }
     write_json(run / "summary.json", value)
     return value
+
+
+def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Measure]:
+    """All measures of a run, one number a unit (document, sample), paired over methods; what a method lacks is out."""
+    measures: dict[str, Measure] = {}
+    for method in methods:
+        for seed in seeds:
+            for suite in SUITES:
+                for measure, records in suite.measures(run / method / f"seed-{seed}" / "scores"):
+                    if rows := sorted(records, key=lambda record: (record[1], record[0])):
+                        measures.setdefault(measure.id, measure).found[method, seed] = rows
+    return list(measures.values())
 
 
 def complete(run: Path) -> None:

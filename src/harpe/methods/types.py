@@ -1,13 +1,19 @@
-"""The values that methods produce and everything above them consumes."""
+"""The values that methods produce and everything above them consumes.
+
+RoPE (Su et al. 2021, arXiv 2104.09864) rotates pair i of a head's D rotary dimensions at position m by the angle m *
+b^(-2i/D), i = 0 .. D/2 - 1. HARPE (Lian et al. 2024, arXiv 2412.07171) gives head h its own base b_h. Under
+grouped-query attention a base belongs to a key/value head, and the query heads of its group share it: rotating q and
+the shared k with different bases would make scores depend on absolute position.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from harpe.errors import HarpeError
-from harpe.positions.frequencies import check_bases
 from harpe.positions.geometry import ModelGeometry
 
 
@@ -67,6 +73,24 @@ class Encoding:
             return f"one base, {values_of[0]:,.0f}"
         layers = ", by layer" if self.layer_bases else ""
         return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}"
+
+
+def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:
+    """The bases as floats, after checking that each is finite and above 1 and that there is one for every key/value
+    head.
+
+    Raises HarpeError naming the offending base, or the number of heads, and the option.
+    """
+    values = tuple(float(base) for base in bases)
+    for position, base in enumerate(values):
+        if not math.isfinite(base) or base <= 1:
+            raise HarpeError(f"Base {position} in {option} is {base}; a RoPE base must be a finite number above 1.")
+    if heads is not None and len(values) != heads:
+        raise HarpeError(
+            f"{option} has {len(values)} bases, but the model has {heads} key/value heads; give one base for each of "
+            "them."
+        )
+    return values
 
 
 def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float] | None], geometry: ModelGeometry) -> Encoding:

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
 from harpe.models.per_head import stock_frequencies
-from harpe.positions.frequencies import base_frequencies
+from harpe.positions.phases import base_frequencies
 
 SCALED = ("linear", "yarn", "longrope", "llama3")
 """Types of scaling that a checkpoint can have been trained with."""

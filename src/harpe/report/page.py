@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import math
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from harpe.files import write_text
 from harpe.ownership import COMMENT, refuse_foreign
@@ -15,13 +22,14 @@ from harpe.report.figures.panels import difference_panels, position_panels
 from harpe.report.header import interval_note, lead, tiles
 from harpe.report.read.run import Run, read_run
 from harpe.report.read.summary import SEEDS_AND_DOCUMENTS
-from harpe.report.rendering import render
 from harpe.report.tables.budget import budget_sentences, budget_table, failures, stage_table
 from harpe.report.tables.differences import all_differences, compared, difference_table, paired_table
 from harpe.report.tables.files import csv_table, markdown_tables
 from harpe.report.tables.paper import paper_tables
 from harpe.report.tables.positions import difference_positions, perplexity_positions
 from harpe.report.tables.results import main_table, other_needles
+from harpe.report.tables.table import NOT_RUN
+from harpe.report.wording import facts
 
 
 def model_facts(run: Run) -> dict[str, Any]:
@@ -92,3 +100,27 @@ def write_report(run: Path) -> Path:
         write_text(folder / "tables.csv", csv_table(value))
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, each compiled once."""
+    loader = PackageLoader("harpe.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["facts"] = facts
+    environment.tests["finite"] = lambda number: number is not None and math.isfinite(number)
+    environment.globals["not_run"] = NOT_RUN
+    return environment
+
+
+def render(**values: Any) -> str:
+    """The page; everything in `values` that is no Markup is escaped.
+
+    Its script stands in it, and its own policy lets no other script run: the policy holds its SHA-256.
+    """
+    script = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = _environment().get_template("report.html.j2")
+    return template.render(script=Markup(script), script_hash=Markup(digest), **values)

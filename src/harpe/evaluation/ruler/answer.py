@@ -13,8 +13,7 @@ from harpe.data.token_ids import text_ids
 from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
-from harpe.evaluation.ruler.scoring import score
-from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask
+from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask, score
 from harpe.evaluation.statistics.intervals import share
 
 

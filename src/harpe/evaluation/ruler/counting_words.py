@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from harpe.errors import HarpeError
-from harpe.evaluation.ruler.search import Draft
-from harpe.evaluation.ruler.shuffling import Shuffler
+from harpe.evaluation.ruler.search import Draft, Shuffler
 from harpe.evaluation.ruler.words import single_words
 
 COMMON = 10

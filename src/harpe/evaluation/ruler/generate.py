@@ -19,8 +19,7 @@ from harpe.evaluation.ruler.essays import Essays
 from harpe.evaluation.ruler.needles import NeedleMaker, step_of
 from harpe.evaluation.ruler.questions import STEP as DOCUMENTS_STEP
 from harpe.evaluation.ruler.questions import QuestionMaker
-from harpe.evaluation.ruler.search import Budget, Draft, fitting, largest_size
-from harpe.evaluation.ruler.shuffling import Shuffler
+from harpe.evaluation.ruler.search import Budget, Draft, Shuffler, fitting, largest_size
 from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.ruler.tasks import RulerTask
 from harpe.evaluation.ruler.templates import split_prefix, template_of

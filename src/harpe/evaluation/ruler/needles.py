@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from harpe.evaluation.ruler.essays import Essays
-from harpe.evaluation.ruler.search import Draft
-from harpe.evaluation.ruler.shuffling import Shuffler
+from harpe.evaluation.ruler.search import Draft, Shuffler
 from harpe.evaluation.ruler.tasks import NeedleSettings
 from harpe.evaluation.ruler.templates import NEEDLE, NOISE
 from harpe.evaluation.ruler.words import compound_words

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harpe.errors import HarpeError
-from harpe.evaluation.ruler.search import Draft
-from harpe.evaluation.ruler.shuffling import Shuffler
+from harpe.evaluation.ruler.search import Draft, Shuffler
 from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.ruler.templates import DOCUMENT
 

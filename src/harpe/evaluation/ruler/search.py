@@ -1,4 +1,4 @@
-"""How large a context may be: the published search, step by step, but with an end.
+"""What all tasks draw with: shuffles, and the published search for the size of a context, but with an end.
 
 The search draws random numbers at every step, and the samples that follow go on in the same stream. So its steps cannot
 be left out.
@@ -6,15 +6,35 @@ be left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from harpe.errors import HarpeError
 
+T = TypeVar("T")
 TRIES = 1000
 """Draws of the smallest context before it is told that no sample can be short enough. The published program would go on
 for ever."""
+
+
+class Shuffler:
+    """`random.Random(seed).shuffle`; the order depends on the number of items alone, and is found once."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._orders: dict[int, list[int]] = {}
+
+    def __call__(self, items: Sequence[T]) -> list[T]:
+        """The items in their shuffled order; the argument stays as it is."""
+        if (order := self._orders.get(len(items))) is None:
+            if len(self._orders) > 64:
+                self._orders.clear()
+            order = list(range(len(items)))
+            random.Random(self._seed).shuffle(order)
+            self._orders[len(items)] = order
+        return [items[i] for i in order]
 
 
 class Draft(NamedTuple):

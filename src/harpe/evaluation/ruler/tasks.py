@@ -1,12 +1,15 @@
-"""The 13 tasks and their published settings."""
+"""The 13 tasks, their published settings and scores: the share of references in an answer, or whether any is there."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harpe.errors import HarpeError
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,6 @@ class RulerTask:
     needle: NeedleSettings | None = None
     dataset: str = ""
     """File of a qa task, squad or hotpotqa."""
-
-    @property
-    def any_answer(self) -> bool:
-        """True: one of the references is enough (`string_match_part`). False: each counts (`string_match_all`)."""
-        return self.kind == "qa"
 
 
 def _niah(name: str, haystack: str, keys: str, values: str, **counts: int) -> RulerTask:
@@ -87,3 +85,23 @@ def chosen(names: Iterable[str]) -> list[RulerTask]:
             raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
         wanted.update(GROUPS.get(name, (name,)))
     return [task for name, task in RULER_TASKS.items() if name in wanted]
+
+
+def cleaned(prediction: str) -> str:
+    """An answer without control characters and white space around it, as the published scores see it."""
+    return _CONTROL.sub("\n", prediction.strip()).strip()
+
+
+def string_match_all(prediction: str, references: Sequence[str]) -> float:
+    """The share of the references that stand somewhere in the answer, without regard to case."""
+    return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
+
+
+def string_match_part(prediction: str, references: Sequence[str]) -> float:
+    """1.0 where any reference stands in the answer, without regard to case, else 0.0."""
+    return float(any(reference.lower() in prediction.lower() for reference in references))
+
+
+def score(task: RulerTask, prediction: str, references: Sequence[str]) -> float:
+    """An answer's score, 0 to 1: `string_match_part` for questions about documents, else `string_match_all`."""
+    return (string_match_part if task.kind == "qa" else string_match_all)(cleaned(prediction), references)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
 from harpe.report.read.fields import build, parse, parse_file, parse_if_there
 from harpe.report.read.measures import measures_of
@@ -39,16 +40,6 @@ class Model:
     parameters: int
     original_length: int
     base: float
-
-
-@dataclass(frozen=True)
-class BaseRange:
-    """The range that the bases were chosen from."""
-
-    low: float
-    high: float
-    reference: float
-    why: str
 
 
 @dataclass(frozen=True)
