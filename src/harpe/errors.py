@@ -1,6 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the modules that may be missing."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 
 class HarpeError(ValueError):
@@ -17,3 +20,11 @@ class BrokenOff(HarpeError):
 class OtherFailed(HarpeError):
     """Another one of the processes that work together could not go on. It tells why, and this one ends without another
     word."""
+
+
+def optional_module(module: str, package: str, what: str) -> Any:
+    """A module of the extra packages `harpe[eval]`; where it is missing, `what` begins the sentence that says so."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise HarpeError(f"{what} the package {package}, which is not installed: pip install 'harpe[eval]'.") from error

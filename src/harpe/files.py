@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}\.partial")
 FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed", "iostream error")
 """What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full
 disk."""
+
+
+def cache_folder() -> Path:
+    """Where harpe keeps data and measurements for later: HARPE_CACHE, else its folder in the user's cache."""
+    named = os.environ.get("HARPE_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harpe"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -296,6 +303,18 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sha256_in_state(path: str, *state: int) -> str:
+    return sha256_file(Path(path))
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256_file`, read once in a process as long as the file stays as it is (by device, inode, size and times)."""
+    there = path.stat()
+    state = (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+    return _sha256_in_state(str(path.absolute()), *state)
 
 
 def sha256_json(value: Any) -> str:

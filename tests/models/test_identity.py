@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harpe import files
 from harpe.errors import HarpeError
-from harpe.models import identity
 from harpe.models.identity import checkpoint_identity
 
 
@@ -60,8 +60,8 @@ def test_what_the_configuration_decides_is_part_of_the_model(checkpoint: Path) -
 
 def test_files_are_read_once_as_long_as_they_stay(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    identity._hashed.cache_clear()
-    monkeypatch.setattr(identity, "sha256_file", lambda path: read.append(path) or "0")
+    files._sha256_in_state.cache_clear()
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path) or "0")
     assert checkpoint_identity(checkpoint) == checkpoint_identity(checkpoint)
     assert len(read) == 1
 

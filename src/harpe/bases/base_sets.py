@@ -8,7 +8,7 @@ from typing import Literal
 
 from harpe.bases.general_search import general_base_search, general_candidates
 from harpe.bases.printed_search import printed_base_search
-from harpe.bases.published_search import MAXIMUM_CANDIDATES, published_base_search
+from harpe.bases.published_search import check_choice, check_stride, published_base_search
 from harpe.errors import HarpeError
 
 Strategy = Literal["uniform", "uniform-descending", "log-uniform", "peak-valley"]
@@ -44,23 +44,6 @@ class BaseSet:
     @property
     def ascending(self) -> tuple[float, ...]:
         return tuple(sorted(self.bases))
-
-
-def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
-    """Refuse what no strategy can choose bases for.
-
-    Raises HarpeError when the number of heads is not positive, the head size is odd, or an end of the range is not a
-    finite number above 1, or they are swapped.
-    """
-    if heads < 1:
-        raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
-    if head_dim < 2 or head_dim % 2:
-        raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
-    for option, value in (("--min", low), ("--max", high)):
-        if not math.isfinite(value) or value <= 1:
-            raise HarpeError(f"{option} is {value}; a RoPE base must be a finite number above 1.")
-    if high < low:
-        raise HarpeError(f"--min {low:g} is larger than --max {high:g}: the range is empty. Swap them.")
 
 
 def uniform_bases(heads: int, low: float, high: float) -> tuple[float, ...]:
@@ -141,7 +124,7 @@ def choose_bases(
         bases = bases[::-1] if strategy == "uniform-descending" else bases
         return BaseSet(bases, bases, strategy, None)
     if stride is not None:
-        _check_stride(stride, low, high)
+        check_stride(stride, low, high)
     reason = f"the {rule} rule, as asked for"
     if rule is None:
         rule, reason = _peak_valley_rule(heads, head_dim, length, low, high, stride)
@@ -161,13 +144,3 @@ def choose_bases(
     search = published_base_search if rule == "published" else printed_base_search
     picked = search(heads, head_dim, length, low, high, stride)
     return BaseSet(picked.bases, picked.order, strategy, rule, reason)
-
-
-def _check_stride(stride: float, low: float, high: float) -> None:
-    if not math.isfinite(stride) or stride <= 0:
-        raise HarpeError(f"--stride is {stride}; the distance between candidate bases must be a finite number above 0.")
-    if (high - low) / stride >= MAXIMUM_CANDIDATES:
-        raise HarpeError(
-            f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max "
-            f"{high:g}. Raise --stride; the published search has 134 candidates."
-        )

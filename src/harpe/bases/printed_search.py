@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harpe.bases.published_search import GROUP_SAMPLES, START, BaseSearch, candidate_bases, check_geometry
+from harpe.bases.published_search import GROUP_SAMPLES, START, BaseSearch, candidate_bases, check_choice, check_length
 from harpe.bases.waveform import attention_waveform
 
 
@@ -57,7 +57,8 @@ def printed_base_search(heads: int, head_dim: int, length: int, low: float, high
     HarpeError
         On an impossible argument; the message names the option.
     """
-    check_geometry(heads, head_dim, length)
+    check_choice(heads, head_dim, low, high)
+    check_length(length)
     candidates = candidate_bases(heads, low, high, stride)
     peaks, valleys = all_extrema(candidates, head_dim, length)
     picked = [0]

@@ -198,23 +198,39 @@ def select_by_cover(
     return picked, covers
 
 
-def candidate_bases(heads: int, low: float, high: float, stride: float) -> NDArray[np.float64]:
-    """low, low + stride, ... up to and including high."""
-    for option, base in (("--min", low), ("--max", high)):
-        if not math.isfinite(base) or base <= 1:
-            raise HarpeError(f"{option} is {base}; a RoPE base must be a finite number above 1.")
+def check_choice(heads: int, head_dim: int, low: float, high: float) -> None:
+    """Refuse what no strategy can choose bases for.
+
+    Raises HarpeError when the number of heads is not positive, the head size is odd, or an end of the range is not a
+    finite number above 1, or they are swapped.
+    """
+    if heads < 1:
+        raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
+    if head_dim < 2 or head_dim % 2:
+        raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
+    for option, value in (("--min", low), ("--max", high)):
+        if not math.isfinite(value) or value <= 1:
+            raise HarpeError(f"{option} is {value}; a RoPE base must be a finite number above 1.")
     if high < low:
         raise HarpeError(f"--min {low:g} is larger than --max {high:g}: the range is empty. Swap them.")
+
+
+def check_stride(stride: float, low: float, high: float) -> None:
+    """Refuse a distance between candidates that is none, or gives more of them than `MAXIMUM_CANDIDATES`."""
     if not math.isfinite(stride) or stride <= 0:
         raise HarpeError(f"--stride is {stride}; the distance between candidate bases must be a finite number above 0.")
-    steps = (high - low) / stride
-    if steps >= MAXIMUM_CANDIDATES:
+    if (high - low) / stride >= MAXIMUM_CANDIDATES:
         raise HarpeError(
             f"--stride {stride:g} puts more than {MAXIMUM_CANDIDATES} candidates between --min {low:g} and --max "
             f"{high:g}. Raise --stride; the published search has 134 candidates."
         )
+
+
+def candidate_bases(heads: int, low: float, high: float, stride: float) -> NDArray[np.float64]:
+    """low, low + stride, ... up to and including high."""
+    check_stride(stride, low, high)
     # a quotient that misses a whole number by a rounding error counts as that number
-    count = math.floor(steps + 1e-9) + 1
+    count = math.floor((high - low) / stride + 1e-9) + 1
     if count < heads:
         raise HarpeError(
             f"--stride {stride:g} gives {count} candidates between --min {low:g} and --max {high:g}, fewer than the "
@@ -223,12 +239,8 @@ def candidate_bases(heads: int, low: float, high: float, stride: float) -> NDArr
     return np.minimum(low + stride * np.arange(count), high)
 
 
-def check_geometry(heads: int, head_dim: int, length: int) -> None:
+def check_length(length: int) -> None:
     """Refuse what has no waveform from `START` on."""
-    if heads < 1:
-        raise HarpeError(f"--heads is {heads}; there must be at least one key/value head.")
-    if head_dim < 2 or head_dim % 2:
-        raise HarpeError(f"--head-dim is {head_dim}; RoPE turns pairs, so it must be an even number of at least 2.")
     if length < MINIMUM_LENGTH:
         raise HarpeError(
             f"--length is {length}; the published and the printed rule read the attention waveform from position "
@@ -261,7 +273,8 @@ def published_base_search(heads: int, head_dim: int, length: int, low: float, hi
     HarpeError
         On an impossible argument, and when no candidate covers anything; the message names the option.
     """
-    check_geometry(heads, head_dim, length)
+    check_choice(heads, head_dim, low, high)
+    check_length(length)
     candidates = candidate_bases(heads, low, high, stride)
 
     peaks: list[Positions] = []

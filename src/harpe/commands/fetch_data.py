@@ -7,7 +7,8 @@ from typing import Any
 
 from harpe.errors import HarpeError
 from harpe.evaluation.ruler.fetch import fetch
-from harpe.evaluation.ruler.sources import SOURCES, DataFolder, cache_folder
+from harpe.evaluation.ruler.sources import SOURCES, DataFolder
+from harpe.files import cache_folder
 from harpe.options.measuring import FetchDataOptions
 
 

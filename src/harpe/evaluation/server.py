@@ -6,7 +6,7 @@ import os
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, optional_module
 
 Endpoint = Literal["completions", "chat"]
 
@@ -24,16 +24,6 @@ under the name of frequency_penalty."""
 PENALTY = "repetition_penalty"
 """Not of the protocol: vLLM and SGLang take it from generation_config.json where a request does not name it. Others
 refuse the name."""
-
-
-def _library() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise HarpeError(
-            "--server needs the package openai, which is not installed: pip install 'harpe[eval]'."
-        ) from error
-    return openai
 
 
 def base_url(address: str) -> str:
@@ -73,7 +63,7 @@ class CompletionServer:
     """
 
     def __init__(self, address: str, model: str, endpoint: Endpoint = "completions") -> None:
-        self._errors = _library()
+        self._errors = optional_module("openai", "openai", "--server needs")
         self._address, self._model, self._endpoint = address, model, endpoint
         self._takes_penalty = True
         self._client = self._errors.OpenAI(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from harpe.errors import HarpeError
-from harpe.files import sha256_file, sha256_json
+from harpe.files import sha256_json, sha256_once
 from harpe.models.load import load_config, resolve
 
 UNREAD = ("_name_or_path", "name_or_path", "transformers_version")
@@ -28,8 +27,8 @@ def checkpoint_identity(name: str | Path, revision: str | None = None) -> dict[s
     generation configuration does not count: nothing that harpe generates reads it. Nor does the tokenizer
     (`harpe.data.packing.tokenizer_identity`).
 
-    Reading a folder takes about a second for each gigabyte, several files at a time, once in a process as long as the
-    files stay as they are (by device, inode, size and time); loading the model takes at least that.
+    Reading a folder takes about a second for each gigabyte, several files at a time, once in a process
+    (`harpe.files.sha256_once`); loading the model takes at least that.
 
     Returns
     -------
@@ -59,20 +58,8 @@ def checkpoint_identity(name: str | Path, revision: str | None = None) -> dict[s
             if path.is_file()
         ]
         with ThreadPoolExecutor(8) as pool:
-            weights = [[path.name, digest] for path, digest in zip(files, pool.map(_content, files), strict=True)]
+            weights = [[path.name, digest] for path, digest in zip(files, pool.map(sha256_once, files), strict=True)]
     except (OSError, ValueError) as error:
         raise HarpeError(f"The checkpoint in {folder} cannot be read ({error}).") from error
     config = [{key: value for key, value in each.items() if key not in UNREAD} for each in settings]
     return {"config": sha256_json(config), "weights": sha256_json(weights)}
-
-
-def _content(path: Path) -> str:
-    there = path.stat()
-    return _hashed(
-        str(path.absolute()), there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _hashed(path: str, *state: int) -> str:
-    return sha256_file(Path(path))

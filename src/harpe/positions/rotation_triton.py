@@ -48,31 +48,14 @@ def _cos_and_sin(phase):
     return tl.where(((quarter + 1) & 2) != 0, -cos, cos), tl.where(quarter < 0, -sin, sin)
 
 
+# fmt: off
 @triton.jit
 def _turn_heads(
-    x,
-    out,
-    x_rows,
-    out_rows,
-    token,
-    total,
-    cos,
-    sin,
-    head,
-    part,
-    x_head,
-    x_dim,
-    out_head,
-    out_dim,
-    group: tl.constexpr,
-    parts: tl.constexpr,
-    dim: tl.constexpr,
-    pairs: tl.constexpr,
-    tokens: tl.constexpr,
-    block: tl.constexpr,
-    rest: tl.constexpr,
-    interleaved: tl.constexpr,
+    x, out, x_rows, out_rows, token, total, cos, sin, head, part, x_head, x_dim, out_head, out_dim,
+    group: tl.constexpr, parts: tl.constexpr, dim: tl.constexpr, pairs: tl.constexpr, tokens: tl.constexpr,
+    block: tl.constexpr, rest: tl.constexpr, interleaved: tl.constexpr,
 ):
+    # fmt: on
     """Turn the heads of a group: x and out at rows int64 [tokens, 1], by cos and sin float32 [tokens, block]."""
     for first in range(0, group, parts):
         member = first + part
@@ -99,49 +82,20 @@ def _turn_heads(
             tl.store(target + dims * out_dim, tl.load(source + dims * x_dim, mask=mask), mask=mask)
 
 
+# fmt: off
 @triton.jit
 def _kernel(
-    q,
-    k,
-    out_q,
-    out_k,
-    positions,
-    table,
-    length,
-    total,
-    q_batch,
-    q_token,
-    q_head,
-    q_dim,
-    k_batch,
-    k_token,
-    k_head,
-    k_dim,
-    out_q_batch,
-    out_q_token,
-    out_q_head,
-    out_q_dim,
-    out_k_batch,
-    out_k_token,
-    out_k_head,
-    out_k_dim,
-    position_batch,
-    position_token,
-    table_head,
-    table_pair,
-    heads: tl.constexpr,
-    q_group: tl.constexpr,
-    k_group: tl.constexpr,
-    parts: tl.constexpr,
-    dim: tl.constexpr,
-    pairs: tl.constexpr,
-    tokens: tl.constexpr,
-    block: tl.constexpr,
-    rest: tl.constexpr,
-    has_factor: tl.constexpr,
-    interleaved: tl.constexpr,
-    direction: tl.constexpr,
+    q, k, out_q, out_k, positions, table, length, total,
+    q_batch, q_token, q_head, q_dim,
+    k_batch, k_token, k_head, k_dim,
+    out_q_batch, out_q_token, out_q_head, out_q_dim,
+    out_k_batch, out_k_token, out_k_head, out_k_dim,
+    position_batch, position_token, table_head, table_pair,
+    heads: tl.constexpr, q_group: tl.constexpr, k_group: tl.constexpr, parts: tl.constexpr, dim: tl.constexpr,
+    pairs: tl.constexpr, tokens: tl.constexpr, block: tl.constexpr, rest: tl.constexpr, has_factor: tl.constexpr,
+    interleaved: tl.constexpr, direction: tl.constexpr,
 ):
+    # fmt: on
     """Program (i, p): tokens `i // heads * tokens` and on, key/value head `i % heads`, of each group the heads p, p +
     parts, ..."""
     # int64 from here on: strides may arrive as int32, and a product with one would wrap
@@ -226,30 +180,15 @@ def rotate(
     heads, pairs = table.shape[:2]
     grid, options = launch_options(batch * length, heads, q_heads // heads, dim, pairs, inplace)
     # Triton launches on the current device, which in a model spread over several is not always q's
+    position_batch = position_ids.stride(0) if position_ids.shape[0] > 1 else 0
+    # fmt: off
     with torch.cuda.device_of(q):
         _kernel[grid](
-            q,
-            k,
-            out_q,
-            out_k,
-            position_ids,
-            table,
-            length,
-            batch * length,
-            *q.stride(),
-            *k.stride(),
-            *out_q.stride(),
-            *out_k.stride(),
-            position_ids.stride(0) if position_ids.shape[0] > 1 else 0,
-            position_ids.stride(1),
-            *table.stride()[:2],
-            heads=heads,
-            q_group=q_heads // heads,
-            k_group=k.shape[2] // heads,
-            has_factor=table.dim() == 3,
-            interleaved=interleaved,
-            direction=direction,
-            enable_fp_fusion=True,
-            **options,
+            q, k, out_q, out_k, position_ids, table, length, batch * length,
+            *q.stride(), *k.stride(), *out_q.stride(), *out_k.stride(),
+            position_batch, position_ids.stride(1), *table.stride()[:2],
+            heads=heads, q_group=q_heads // heads, k_group=k.shape[2] // heads, has_factor=table.dim() == 3,
+            interleaved=interleaved, direction=direction, enable_fp_fusion=True, **options,
         )
+    # fmt: on
     return out_q, out_k

@@ -3,6 +3,7 @@ the steps."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ PLANNED = ("sequence_length", "tokens", "steps", "batch_tokens", "learning_rate"
 
 def model_facts(name: str, revision: str | None, geometry: ModelGeometry) -> dict[str, Any]:
     """What the checkpoint is, by its content, and what was read from its configuration."""
-    return {"identity": checkpoint_identity(name, revision), "geometry": _plain(geometry.as_dict())}
+    as_read_back = json.loads(json.dumps(geometry.as_dict()))
+    return {"identity": checkpoint_identity(name, revision), "geometry": as_read_back}
 
 
 def pinned_revision(run: Path, name: str, revision: str | None) -> str | None:
@@ -56,17 +58,7 @@ def settled_row(run: Path, name: str, facts: dict[str, Any], make: Callable[[], 
     value, entry = read_json(path), _part(path, "row")
     try:
         notes += map(str, value["notes"])
-        stages_there = tuple(Stage.from_dict(stage) for stage in value["stages"])
-        return Row(
-            name,
-            entry["title"],
-            entry["explanation"],
-            stages_there,
-            entry["method"],
-            entry["source"],
-            entry["control"],
-            entry["options"],
-        )
+        return Row.from_dict(entry, [Stage.from_dict(stage) for stage in value["stages"]])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path, error) from error
 
@@ -115,10 +107,3 @@ def _part(path: Path, *keys: str) -> dict[str, Any]:
 
 def _damaged(path: Path, why: object) -> HarpeError:
     return HarpeError(f"{path} is damaged ({why}). Restore it from a copy, or start another run.")
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.files import cache_folder
 from harpe.models.head_distance import SHORTEST, cached_head_distances
 from harpe.runs.texts import training_ids
 
@@ -15,12 +14,6 @@ DOCUMENTS = 8
 """Texts that are read."""
 EMBEDDED_TOKENS = 100_000
 """Of the embedded corpus, files are collected until there are about this many tokens."""
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept: HARPE_CACHE, else the user's cache folder."""
-    own = os.environ.get("HARPE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harpe"
 
 
 def measured_distances(

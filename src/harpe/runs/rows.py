@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -47,6 +47,12 @@ class Row:
         """One base per key/value head at the end, of the first layer where layers differ."""
         return self.stages[-1].encoding.bases
 
+    @staticmethod
+    def from_dict(value: Mapping[str, Any], stages: Sequence[Stage]) -> Row:
+        """The row that `as_dict` wrote, with its stages."""
+        kept = ("name", "title", "explanation", "method", "source", "control", "options")
+        return Row(stages=tuple(stages), **{key: value[key] for key in kept})
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -77,16 +83,8 @@ def make_row(
     """A row by its method's name; see `harpe.methods.registry.make_stages`."""
     found, options = method_named(method), dict(options or {})
     stages = make_stages(found, geometry, length, options, range_rule=range_rule, measure=measure, train=train)
-    return Row(
-        name or method,
-        title or found.title,
-        explain(method, stages, geometry),
-        tuple(stages),
-        method,
-        found.source,
-        found.control,
-        options,
-    )
+    name, title, words = name or method, title or found.title, explain(method, stages, geometry)
+    return Row(name, title, words, tuple(stages), method, found.source, found.control, options)
 
 
 def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:

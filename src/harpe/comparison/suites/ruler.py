@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
 from harpe.errors import HarpeError
-from harpe.files import read_jsonl, sha256_file
+from harpe.files import read_jsonl, sha256_file, sha256_once
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
 from harpe.reporter import Reporter
@@ -37,7 +36,7 @@ class Ruler(Suite):
     def inputs(self, of: RulerRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         folders = {length: run / "samples" / f"ruler-{length}" for length in of.lengths}
         return {
-            str(length): {path.stem: _hashed(path) for path in sorted(folder.glob("*.jsonl"))}
+            str(length): {path.stem: sha256_once(path) for path in sorted(folder.glob("*.jsonl"))}
             for length, folder in folders.items()
         }
 
@@ -52,7 +51,7 @@ class Ruler(Suite):
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in sorted(scores.glob("ruler-*/*.jsonl")):
             if path.name != "answers.jsonl":
-                yield path, {_samples(path.stem, path.parent.name.removeprefix("ruler-")): _hashed(path)}
+                yield path, {_samples(path.stem, path.parent.name.removeprefix("ruler-")): sha256_once(path)}
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         found = [each for folder in _folders(scores) for each in _at_one_length(folder)]
@@ -94,16 +93,6 @@ def _samples(task: str, length: str) -> str:
     return f"RULER samples of {task} at {length} tokens"
 
 
-def _hashed(path: Path) -> str:
-    there = path.stat()
-    return _content(str(path), there.st_ino, there.st_size, there.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _content(path: str, *state: int) -> str:
-    return sha256_file(Path(path))
-
-
 def _folders(scores: Path) -> list[Path]:
     there = sorted(scores.glob("ruler-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     return [folder for folder in there if (folder / "ruler.json").is_file()]
@@ -114,15 +103,14 @@ def _at_one_length(folder: Path) -> Iterator[Measured]:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     hashes = {task: sha256_file(file) for task in tasks if (file := folder / f"{task}.jsonl").is_file()}
     for task in tasks:
-        measure = Measure(
-            f"ruler-{task}-{length}", f"RULER {task} at {length:,} tokens", "%", "higher", "ruler", task, length
-        )
+        title = f"RULER {task} at {length:,} tokens"
+        measure = Measure(f"ruler-{task}-{length}", title, "%", "higher", "ruler", task, length)
         asked = [row for row in rows if row["task"] == task]
         yield measure, [((hashes.get(task, ""), row["sample"]), 0, row["score"], 1.0) for row in asked]
     niah = [task for task in tasks if task.startswith("niah")]
-    for (name, title, group), chosen, wanted in zip(MEANS, (niah, tasks), (8, 13), strict=True):
+    for (name, words, group), chosen, wanted in zip(MEANS, (niah, tasks), (8, 13), strict=True):
         if len(chosen) == wanted:
-            title = f"RULER, mean of {title} at {length:,} tokens"
+            title = f"RULER, mean of {words} at {length:,} tokens"
             measure = Measure(f"ruler-{name}-{length}", title, "%", "higher", group, None, length)
             those = [(hashes.get(row["task"], ""), row) for row in rows if row["task"] in chosen]
             yield measure, [((of, r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for of, r in those]

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Any
 
-from harpe.errors import HarpeError
+from harpe.errors import optional_module
 from harpe.evaluation.ruler.sources import DataFolder
 
 _MARGIN = 4
@@ -16,18 +16,13 @@ _MARGIN = 4
 
 def sentence_tokenizer(data: DataFolder) -> Any:
     """NLTK's Punkt for English, with the parameters in the data folder (no pickle: four text files)."""
-    try:
-        from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-    except ImportError as error:
-        raise HarpeError(
-            "RULER splits essays with the package nltk, which is not installed: pip install 'harpe[eval]'."
-        ) from error
+    nltk = optional_module("nltk.tokenize.punkt", "nltk", "RULER splits essays with")
     folder = data.find("punkt")
 
     def lines(name: str) -> list[str]:
         return (folder / name).read_text(encoding="utf-8").split("\n")
 
-    parameters = PunktParameters()
+    parameters = nltk.PunktParameters()
     parameters.abbrev_types = {line.rstrip() for line in lines("abbrev_types.txt") if line}
     parameters.sent_starters = {line.rstrip() for line in lines("sent_starters.txt") if line}
     parameters.collocations = {tuple(line.split("\t")) for line in lines("collocations.tab") if line}
@@ -35,7 +30,7 @@ def sentence_tokenizer(data: DataFolder) -> Any:
         if line:
             word, flags = line.rsplit("\t", 1)
             parameters.ortho_context[word] = int(flags)
-    return PunktSentenceTokenizer(parameters)
+    return nltk.PunktSentenceTokenizer(parameters)
 
 
 class Essays:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.errors import HarpeError
+from harpe.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,6 @@ SOURCES = {
         "the parameters by which essays are split into sentences",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where `harpe fetch-data` puts data: $HARPE_CACHE, or harpe's folder in the user's cache."""
-    named = os.environ.get("HARPE_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harpe"
 
 
 class DataFolder:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, optional_module
 from harpe.files import sha256_json
 
 Rows = list[dict[str, Any]]
@@ -35,12 +35,7 @@ _Loader.add_constructor("!function", lambda loader, node: loader.construct_scala
 
 
 def _tasks_folder() -> Path:
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise HarpeError(
-            "The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'."
-        ) from error
+    lm_eval = optional_module("lm_eval", "lm-eval", "The short benchmarks need")
     return Path(str(lm_eval.__file__)).parent / "tasks"
 
 

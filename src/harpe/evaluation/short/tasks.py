@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.distributed.processes import ALONE, Processes
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, optional_module
 from harpe.evaluation.short.model import short_model
 from harpe.evaluation.short.record import Record
 from harpe.evaluation.statistics.intervals import wilson
@@ -53,13 +53,9 @@ def run_short_tasks(
         For unknown tasks, data that cannot be loaded, a context that is too short for a task's answers, and tasks whose
         generated answers are not greedy.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise HarpeError(
-            "The short benchmarks need the package lm-eval, which is not installed: pip install 'harpe[eval]'."
-        ) from error
+    simple_evaluate = optional_module("lm_eval", "lm-eval", "The short benchmarks need").simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     model.eval()
     wrapped = short_model(record, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
     # only then lm-eval has to read its thousands of definitions, which takes seconds

@@ -16,7 +16,16 @@ from harpe.bases.base_sets import PUBLISHED_SET, uniform_bases
 from harpe.bases.complementarity import first_position, ripples, sample_size, sample_starts, sampled_cover
 from harpe.ownership import COMMENT
 from harpe.report.figures.bases import base_style
-from harpe.report.figures.plot import Plot, even_ticks, linear, log_ticks, logarithmic, short_number
+from harpe.report.figures.plot import (
+    Plot,
+    even_ticks,
+    linear,
+    log_ticks,
+    logarithmic,
+    plain_ticks,
+    quarters,
+    short_number,
+)
 
 LANES = 12
 """Most bases whose ripples are drawn one above the other."""
@@ -77,12 +86,8 @@ def waveforms(value: dict[str, Any]) -> str:
         y = linear(-2.6, 2.6, low, high)
         plot.line(left, y(0), right, y(0), "grid")
         colour = base_style(base, bases, "fill")
-        area = [
-            (x(fine[0]), y(0)),
-            *((x(m), y(max(v, 0.0))) for m, v in zip(fine, drawn, strict=True)),
-            (x(fine[-1]), y(0)),
-        ]
-        plot.path(area, "area", colour, closed=True)
+        above = [(x(m), y(max(v, 0.0))) for m, v in zip(fine, drawn, strict=True)]
+        plot.path([(x(fine[0]), y(0)), *above, (x(fine[-1]), y(0))], "area", colour, closed=True)
         plot.path([(x(m), y(v)) for m, v in zip(fine, drawn, strict=True)], "wave", base_style(base, bases, "stroke"))
         inner = drawn[1:-1]
         for at in np.flatnonzero((inner > drawn[:-2]) & (inner > drawn[2:]) & (inner > 0.8)) + 1:
@@ -148,20 +153,12 @@ def coverage(value: dict[str, Any]) -> str:
     plot = Plot(label + ".", 760, 360, (70, 44, 540, 302))
     most = max(float(values.max()) for _, _, values, _ in curves) * 1.12 or 0.01
     x, y = linear(0, length, plot.left, plot.right), linear(0, most, plot.bottom, plot.top)
-    ticks = {length * k / 4: f"{round(length * k / 4):,}" for k in range(5)}
-    marks = {at: f"{100 * at:.6g}%" for at in even_ticks(0, most, 5)}
-    plot.axes(
-        x,
-        ticks,
-        y,
-        marks,
-        "distance between two tokens",
-        "share of distances under no peak of any base (lower is better)",
-    )
+    ticks, marks = quarters(length), plain_ticks(0, most, "%", 100)
+    name = "share of distances under no peak of any base (lower is better)"
+    plot.axes(x, ticks, y, marks, "distance between two tokens", name)
     for _, colour, values, _ in curves:
-        steps = [
-            point for k, v in enumerate(values.tolist()) for point in ((x(edges[k]), y(v)), (x(edges[k + 1]), y(v)))
-        ]
+        bins = zip(edges[:-1], edges[1:], values.tolist(), strict=True)
+        steps = [point for start, end, v in bins for point in ((x(start), y(v)), (x(end), y(v)))]
         plot.path(steps, "curve", f"stroke:{colour}")
     shares = [(name, colour, share) for name, colour, _, share in curves[::-1]]
     shares += [("95% of random sets", "", random["p95"]), ("half of random sets", "", random["median"])]
@@ -219,7 +216,7 @@ def scatter(
     (x0, x1), (y0, y1) = ((float(v.min()) - r, float(v.max()) + r) for v, r in zip((xs, ys), room, strict=True))
     x, y = linear(x0, x1, plot.left, plot.right), linear(y0, y1, plot.bottom, plot.top)
     ticks = {at: f"{at:,.0f}" for at in even_ticks(x0, x1, 5)}
-    plot.axes(x, ticks, y, {at: f"{at:.6g}" for at in even_ticks(y0, y1, 5)}, *axes)
+    plot.axes(x, ticks, y, plain_ticks(y0, y1), *axes)
     for base, at, value in zip(bases, xs, ys, strict=True):
         plot.mark(x(float(at)), y(float(value)), "circle", "dot", base_style(base, bases, "fill"), 4.5)
     plot.text(plot.right, plot.bottom - 12, words, "t small", "end")

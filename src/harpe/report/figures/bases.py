@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from harpe.report.figures.plot import Plot, blend, even_ticks, linear, log_ticks, logarithmic
+from harpe.report.figures.plot import Plot, blend, even_ticks, linear, log_ticks, logarithmic, quarters
 from harpe.report.read.run import Run
 
 BASE_COLOURS = ("7d4fc4", "b5479f", "d5475f", "d06a2a", "b08512")
@@ -79,8 +79,7 @@ def waveforms(run: Run) -> Markup | None:
     label += f" A bold line shows the single base {control.bases[0]:,.0f} of the control." if control else ""
     plot = Plot(label, 760, 360, (44, 34, 718, 312), "wide")
     x, y = linear(0, target, plot.left, plot.right), linear(low, high, plot.bottom, plot.top)
-    ticks = {target * k / 4: f"{round(target * k / 4):,}" for k in range(5)}
-    plot.axes(x, ticks, y, even_ticks(low, high, 4), "distance between two tokens", "attention waveform")
+    plot.axes(x, quarters(target), y, even_ticks(low, high, 4), "distance between two tokens", "attention waveform")
     plot.line(x(run.original_length), plot.top, x(run.original_length), plot.bottom, "limit")
     for base, values in curves.items():
         plot.path(zip(map(x, distances), map(y, values), strict=True), "wave", base_style(base, bases, "stroke"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harpe.report.figures.base_sets import OURS, as_file
-from harpe.report.figures.plot import Plot, Scale, even_ticks, linear, logarithmic, powers_of_two
+from harpe.report.figures.plot import Plot, Scale, linear, logarithmic, plain_ticks, powers_of_two, quarters
 
 ENDINGS = ("", "-positions")
 """Of the names of figures."""
@@ -59,15 +59,8 @@ def by_length(value: dict[str, Any]) -> str:
     rows = [(float(p["length"]), p["perplexity"], p["low"], p["high"]) for p in points]
     low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
     x, y = linear(0, last["length"], plot.left, plot.right), linear(low, high, plot.bottom, plot.top)
-    ticks = {last["length"] * k / 4: f"{round(last['length'] * k / 4):,}" for k in range(5)}
-    plot.axes(
-        x,
-        ticks,
-        y,
-        {at: f"{at:.6g}" for at in even_ticks(low, high, 5)},
-        "tokens that documents are cut to",
-        "perplexity",
-    )
+    ticks = plain_ticks(low, high)
+    plot.axes(x, quarters(last["length"]), y, ticks, "tokens that documents are cut to", "perplexity")
     _curve(plot, x, y, rows)
     way = "over tokens" if value["average"] == "tokens" else "as YaRN's script does, over documents"
     _heading(plot, value, f"averaged {way}; band: 95% interval, bootstrap over {len(last['nll'])} documents")
@@ -80,39 +73,22 @@ def by_position(value: dict[str, Any]) -> str:
     bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
     whole = value["kind"] == "prefixes"
     last = bins[-1]
-    label = (
-        f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at positions {last['start']:,} to "
-    )
-    label += f"{last['end']:,}."
+    where = f"positions {last['start']:,} to {last['end']:,}"
+    label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at {where}."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
-    rows = [
-        (
-            (max(b["start"], 1) * b["end"]) ** 0.5 if whole else (b["start"] + b["end"]) / 2,
-            b["nll"],
-            b["low"],
-            b["high"],
-        )
-        for b in bins
-    ]
-    low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
     end = float(last["end"])
-    x = (
-        logarithmic(max(bins[0]["start"], 1), end, plot.left, plot.right)
-        if whole
-        else linear(0, end, plot.left, plot.right)
-    )
-    quarters = {end * k / 4: f"{round(end * k / 4):,}" for k in range(5)}
-    ticks = powers_of_two(0, end, 9) if whole else quarters
-    plot.axes(
-        x,
-        ticks,
-        linear(low, high, plot.bottom, plot.top),
-        {at: f"{at:.6g}" for at in even_ticks(low, high, 5)},
-        "position",
-        "",
-    )
+    if whole:
+        middles = [(max(b["start"], 1) * b["end"]) ** 0.5 for b in bins]
+        x, ticks = logarithmic(max(bins[0]["start"], 1), end, plot.left, plot.right), powers_of_two(0, end, 9)
+    else:
+        middles = [(b["start"] + b["end"]) / 2 for b in bins]
+        x, ticks = linear(0, end, plot.left, plot.right), quarters(end)
+    rows = [(at, b["nll"], b["low"], b["high"]) for at, b in zip(middles, bins, strict=True)]
+    low, high = _room([bound for _, _, *bounds in rows for bound in bounds])
+    y = linear(low, high, plot.bottom, plot.top)
+    plot.axes(x, ticks, y, plain_ticks(low, high), "position", "")
     plot.text(plot.left, plot.top - 12, "loss (nats a token)", "t name", "start")
-    _curve(plot, x, linear(low, high, plot.bottom, plot.top), rows)
+    _curve(plot, x, y, rows)
     few = min(b["documents"] for b in bins)
     count = f"{most}" if few == most else f"{few} to {most}"
     _heading(plot, value, f"averaged over tokens; band: 95% interval, bootstrap over {count} documents")

@@ -116,6 +116,16 @@ def even_ticks(low: float, high: float, count: int = 5) -> dict[float, str]:
     return {round(v, 12): short_number(round(v, 12)) for v in values}
 
 
+def quarters(end: float) -> dict[float, str]:
+    """0, `end`, and the three quarters between."""
+    return {end * k / 4: f"{round(end * k / 4):,}" for k in range(5)}
+
+
+def plain_ticks(low: float, high: float, unit: str = "", times: float = 1) -> dict[float, str]:
+    """`even_ticks` whose numbers are written out, `times` as large and with a unit behind them."""
+    return {at: f"{times * at:.6g}{unit}" for at in even_ticks(low, high, 5)}
+
+
 def log_ticks(low: float, high: float) -> dict[float, str]:
     """Powers of ten times 1, 2, 5; fewer over a wide range."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
