@@ -79,9 +79,9 @@ def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = str(value)
-    return (
-        text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text if len(text) <= 80 else f"{text[:77]}…"
-    )
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def write_records(path: Path, rows: Iterable[dict[str, Any]], of: Measurement) -> None:
@@ -111,14 +111,10 @@ def check_summary(path: Path, of: Measurement | None) -> None:
     """
     if not path.is_file():
         return
-    summary = path.suffix == ".json"  # records: FILE.jsonl, FILE.jsonl.RANK
-    there = (
-        read_json(path).get("measurement")
-        if summary
-        else measurement_id(found)
-        if (found := records_of(path))
-        else None
-    )
+    if path.suffix == ".json":
+        there = read_json(path).get("measurement")
+    else:  # records: FILE.jsonl, FILE.jsonl.RANK
+        there = measurement_id(found) if (found := records_of(path)) else None
     # earlier versions wrote neither
     if there != (measurement_id(of) if of is not None and "measuring" in of else None):
         raise HarpeError(

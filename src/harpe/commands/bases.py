@@ -108,12 +108,8 @@ def _of_numbers(options: BasesOptions) -> tuple[dict[str, int], tuple[float, flo
         missing.append("--layers")
     if missing:
         raise HarpeError(f"Give --model, or {', '.join(given)}; missing: {', '.join(missing)}.")
-    assert (
-        options.heads is not None
-        and options.head_dim is not None
-        and options.min is not None
-        and options.max is not None
-    )
+    assert options.heads is not None and options.head_dim is not None
+    assert options.min is not None and options.max is not None
     if options.layers is not None and options.layers < 1:
         raise HarpeError(f"--layers is {options.layers}; there must be at least one.")
     shape = {"heads": options.heads, "head_dim": options.head_dim, "layers": options.layers or 1}

@@ -31,12 +31,9 @@ TRAINING_BYTES = 16
 
 def count_parameters(recipe: ComparisonRecipe) -> int:
     """From the configuration alone."""
+    config = load_config(recipe.model, recipe.revision)
     with torch.device("meta"):
-        return int(
-            AutoModelForCausalLM.from_config(
-                load_config(recipe.model, recipe.revision), trust_remote_code=False
-            ).num_parameters()
-        )
+        return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
 
 
 def make_rows(recipe: ComparisonRecipe, source: Source, measure: MeasureDistances | None) -> list[Row]:
@@ -91,11 +88,7 @@ class ComparisonPlan(Plan):
     def as_dict(self) -> dict[str, Any]:
         """plan.json but for what is known of the data only when they are read."""
         recipe, plan = self.recipe, super().as_dict()
-        schedule = {
-            "schedule": recipe.schedule,
-            "warmup_share": recipe.warmup_share,
-            "weight_decay": recipe.weight_decay,
-        }
+        schedule = {key: getattr(recipe, key) for key in ("schedule", "warmup_share", "weight_decay")}
         return {
             "kind": "comparison",
             **plan,
@@ -129,20 +122,12 @@ def make_plan(
 
 
 def _stages(row: Row, options: TrainingSettings) -> list[dict[str, Any]]:
-    if not row.trained:
-        return [
-            {"length": row.stages[-1].length, "tokens": 0, "steps": 0, "encoding": row.stages[-1].encoding.describe()}
-        ]
-    target = row.stages[-1].length
-    steps = options.stage_steps(target, [stage.share for stage in row.stages])
+    target, shares = row.stages[-1].length, [stage.share for stage in row.stages]
+    steps = options.stage_steps(target, shares) if row.trained else [0]
+    size = options.step_tokens(target)
     return [
-        {
-            "length": stage.length,
-            "tokens": count * options.step_tokens(target),
-            "steps": count,
-            "encoding": stage.encoding.describe(),
-        }
-        for stage, count in zip(row.stages, steps, strict=True)
+        {"length": stage.length, "tokens": n * size, "steps": n, "encoding": stage.encoding.describe()}
+        for stage, n in zip(row.stages, steps, strict=True)
     ]
 
 
@@ -150,17 +135,12 @@ def plan_text(plan: dict[str, Any]) -> str:
     """For the terminal."""
     lines = [plan["title"], "", "Plan", *(f"  * {reason}" for reason in plan["reasons"]), "", "Rows"]
     for method in plan["methods"]:
-        marks = [
-            name
-            for name, is_so in (("control", method["control"]), ("baseline", method["name"] == plan["baseline"]))
-            if is_so
-        ]
+        holds = {"control": method["control"], "baseline": method["name"] == plan["baseline"]}
+        marks = [name for name, is_so in holds.items() if is_so]
         lines.append(f"  {method['name']}{' (' + ', '.join(marks) + ')' if marks else ''}: {method['explanation']}")
         if method["trained"] and len(method["stages"]) > 1:
-            lines += [
-                f"    {s['steps']} steps, {s['tokens']:,} tokens in sequences of {s['length']}"
-                for s in method["stages"]
-            ]
+            line = "    {steps} steps, {tokens:,} tokens in sequences of {length}"
+            lines += [line.format(**stage) for stage in method["stages"]]
     return "\n".join(lines)
 
 

@@ -91,13 +91,10 @@ def _row(value: Any, where: str) -> RowRecipe:
     own = {f.name for f in dataclasses.fields(RowRecipe)}
     options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
     method = value.get("method", value.get("name"))
-    fields = {
-        "name": value.get("name", method),
-        "method": method,
-        "title": value.get("title"),
-        "train": value.get("train"),
-    }
-    return build(RowRecipe, {**fields, "options": options}, f"a method of {where}")
+    fields = {"name": value.get("name", method), "method": method, "options": options}
+    return build(
+        RowRecipe, {**fields, "title": value.get("title"), "train": value.get("train")}, f"a method of {where}"
+    )
 
 
 def check_recipe(recipe: ComparisonRecipe, where: str) -> None:
@@ -120,12 +117,8 @@ def check_recipe(recipe: ComparisonRecipe, where: str) -> None:
             len(row.title) > LONGEST_TITLE or not row.title.strip() or not row.title.isprintable()
         ):
             raise HarpeError(f"{where}: the title of {row.name} has to be one line of 1 to {LONGEST_TITLE} characters.")
-    if (
-        not recipe.seeds
-        or len(set(recipe.seeds)) != len(recipe.seeds)
-        or min(recipe.seeds) < 0
-        or max(recipe.seeds) > LARGEST_SEED
-    ):
-        raise HarpeError(f"{where} has the seeds {recipe.seeds}; give different numbers from 0 to {LARGEST_SEED}.")
+    seeds = recipe.seeds
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise HarpeError(f"{where} has the seeds {seeds}; give different numbers from 0 to {LARGEST_SEED}.")
     for suite, settings in asked_suites(recipe.evaluation):
         suite.check(settings, where)

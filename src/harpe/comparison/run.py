@@ -202,11 +202,7 @@ def _prepare_data(
                 "--seed."
             )
         corpus["hashes"][str(seed)] = data.hash
-        corpus |= {
-            "tokens": data.tokens,
-            "documents": data.index["documents"],
-            "description": data.index["description"],
-        }
+        corpus |= {"tokens": data.tokens, **{key: data.index[key] for key in ("documents", "description")}}
         corpus["read"] = data.index.get("read")
         reporter.progress("packing the training texts", number + 1, len(seeds))
     return corpus

@@ -26,10 +26,8 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     check_rows(run, plan)
     methods, seeds, baseline = [m["name"] for m in plan["methods"]], plan["seeds"], plan["baseline"]
     trained = {m["name"] for m in plan["methods"] if m["trained"]}
-    measures = [
-        _measured(measure, methods, trained, baseline, resamples)
-        for measure in collect(run, methods, sorted({0, *seeds}))
-    ]
+    there = collect(run, methods, sorted({0, *seeds}))
+    measures = [_measured(measure, methods, trained, baseline, resamples) for measure in there]
     value = {
         "baseline": baseline,
         "seeds": seeds,
@@ -121,11 +119,8 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
         for name, found in measure["differences"].items():
             improves = (found["value"] < 0) == (measure["better"] == "lower")
             (open_ if not found["real"] else better if improves else worse).append(titles[name])
-        parts = [
-            f"{words} {'; '.join(names)}."
-            for words, names in (("Better:", better), ("Worse:", worse), ("No difference shown:", open_))
-            if names
-        ]
+        groups = {"Better": better, "Worse": worse, "No difference shown": open_}
+        parts = [f"{words}: {'; '.join(names)}." for words, names in groups.items() if names]
         sentences.append(f"{first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
     seeds = plan["seeds"]
     if len(seeds) < FEWEST_SEEDS:
@@ -139,9 +134,8 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
 def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on what the recipe asks for and no method has: nothing that was measured is missing without a word."""
     there, asked = {measure["id"] for measure in measures}, dict[str, str]()
-    for suite, settings in (
-        asked_suites(read_evaluation(plan["evaluation"], "plan.json")) if plan.get("evaluation") else ()
-    ):
+    evaluation = plan.get("evaluation")
+    for suite, settings in asked_suites(read_evaluation(evaluation, "plan.json")) if evaluation else ():
         asked |= suite.asked(settings)
     missing = [words for start, words in asked.items() if not any(_is(name, start) for name in there)]
     if not missing:
@@ -154,8 +148,6 @@ def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> l
 
 def _is(name: str, asked: str) -> bool:
     first, _, last = asked.partition("{}")
-    return (
-        name.startswith(first) and name.endswith(last)
-        if last
-        else name == asked or (asked.endswith("-") and name.startswith(asked))
-    )
+    if last:
+        return name.startswith(first) and name.endswith(last)
+    return name == asked or (asked.endswith("-") and name.startswith(asked))

@@ -374,10 +374,8 @@ def _load_starts(file: Path, documents: int, tokens: int) -> np.ndarray:
         starts = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise HarpeError(f"{file} cannot be read ({error}). Prepare the data set again.") from error
-    right = (
-        isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,) and documents > 0
-    )
-    if not right or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) <= 0).any():
+    right = isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,)
+    if not right or not documents or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) <= 0).any():
         raise HarpeError(
             f"{file} does not hold the {documents} starts that the index tells of. Prepare the data set again."
         )

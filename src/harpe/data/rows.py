@@ -213,11 +213,9 @@ def _column_type(schema: pa.Schema, field: str) -> pa.DataType | None:
 
 def _schema_paths(schema: pa.Schema) -> list[str]:
     def below(name: str, kind: pa.DataType) -> list[str]:
-        return (
-            [path for each in kind.fields for path in below(f"{name}.{each.name}", each.type)]
-            if pa.types.is_struct(kind)
-            else [name]
-        )
+        if not pa.types.is_struct(kind):
+            return [name]
+        return [path for each in kind.fields for path in below(f"{name}.{each.name}", each.type)]
 
     return [path for each in schema for path in below(each.name, each.type)]
 

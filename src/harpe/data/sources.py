@@ -46,12 +46,8 @@ class Documents(Iterator[Document]):
     def account(self) -> dict[str, dict[str, int]]:
         """Counts by suffix (of a data set: `rows`): files, documents that were read so far and empty ones among them,
         and files that were passed over, by what they are."""
-        counts = {
-            "files": self._files,
-            "documents": self._read,
-            "empty_documents": self._empty,
-            "passed_over": self._passed_over,
-        }
+        counts = {"files": self._files, "documents": self._read, "empty_documents": self._empty}
+        counts["passed_over"] = self._passed_over
         return {name: dict(sorted(each.items())) for name, each in counts.items()}
 
 
@@ -152,12 +148,9 @@ def _looks_like_a_path(source: str) -> bool:
 def _read_files(paths: list[Path], fields: Fields, root: Path) -> Iterator[tuple[str, Document]]:
     for path in paths:
         relative = path.relative_to(root)
-        name, folder = (
-            relative.as_posix(),
-            (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else "",
-        )
+        folder = (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else ""
         try:
-            for document in _read_file(path, name, fields, folder):
+            for document in _read_file(path, relative.as_posix(), fields, folder):
                 yield suffix_of(path), document
         except OSError as error:
             raise HarpeError(f"--data: {path} cannot be read ({error.strerror or error}).") from error
@@ -213,8 +206,7 @@ def _read_hub(
             if row is None:
                 return
             number += 1
-            at = f"row {number} of {where}"
-            yield row_document(row, f"{source}:{number}", fields, "", at)
+            yield row_document(row, f"{source}:{number}", fields, "", f"row {number} of {where}")
 
     return documents()
 

@@ -31,12 +31,10 @@ class TokenBound:
         backend = tokenizer.backend_tokenizer
         self._normalizer = backend.normalizer
         model = json.loads(backend.to_str())["model"]
-        plain = (
-            isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and not backend.pre_tokenizer.add_prefix_space
-        )
-        self._per_byte = (
-            1 if plain and model.get("type") == "BPE" and not model.get("end_of_word_suffix") else BYTE_TOKENS
-        )
+        first = backend.pre_tokenizer
+        plain = isinstance(first, pre_tokenizers.ByteLevel) and not first.add_prefix_space
+        plain = plain and model.get("type") == "BPE" and not model.get("end_of_word_suffix")
+        self._per_byte = 1 if plain else BYTE_TOKENS
         self._around = tokenizer.num_special_tokens_to_add() + (0 if self._per_byte == 1 else AROUND)
 
     def most(self, text: str) -> float:

@@ -48,12 +48,8 @@ def rope_parameters(
         if factor == 1.0:
             return shared
         none = [1.0] * (encoding.rotary_dim // 2)
-        scaling = {
-            "short_factor": none,
-            "long_factor": list(none),
-            "factor": 1.0,
-            "original_max_position_embeddings": length,
-        }
+        scaling: dict[str, Any] = {"short_factor": none, "long_factor": list(none), "factor": 1.0}
+        scaling["original_max_position_embeddings"] = length
         own = {name: factor for name in ("short_mscale", "long_mscale") if name in old}  # PhiMoE's names of it
         return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor, **own}
     if factor != 1.0:
@@ -64,9 +60,9 @@ def rope_parameters(
         return {**entry, "bases": list(encoding.bases)}
     rows, changed = encoding.layer_bases or (encoding.bases,) * config.num_hidden_layers, set(changed_layers(config))
     entry["bases"] = [list(row) if row is not None and layer in changed else None for layer, row in enumerate(rows)]
-    return (
-        {**entry, "local": {name: value for name, value in old.items() if name != "bases"}} if keeps_windows else entry
-    )
+    if keeps_windows:
+        entry["local"] = {name: value for name, value in old.items() if name != "bases"}
+    return entry
 
 
 def apply_encoding(

@@ -82,19 +82,13 @@ def _positions(config: PreTrainedConfig, per_head: bool) -> str:
     assert isinstance(rows, list)
     layers = changed_layers(config)
     by_layer = [(i, row) for i, row in enumerate(rows) if isinstance(row, list)] or [(layers[0], rows)]
-    lines = [
-        lengths,
-        "",
-        "Every key/value head has a RoPE base of its own ([HARPE](https://arxiv.org/abs/2412.07171)):",
-        "",
-    ]
+    own = "Every key/value head has a RoPE base of its own ([HARPE](https://arxiv.org/abs/2412.07171)):"
+    lines = [lengths, "", own, ""]
     if len({tuple(row) for _, row in by_layer}) == 1:
         lines.append(", ".join(f"{base:,.0f}" for base in by_layer[0][1]))
     else:
         lines += [f"* layer {i}: {', '.join(f'{base:,.0f}' for base in row)}" for i, row in by_layer]
     if len(layers) < text.num_hidden_layers:
-        lines += [
-            "",
-            f"They hold in layers {', '.join(map(str, layers))}; the others keep the positions that they had.",
-        ]
+        where = ", ".join(map(str, layers))
+        lines += ["", f"They hold in layers {where}; the others keep the positions that they had."]
     return "\n".join(lines)

@@ -152,15 +152,8 @@ def span_mask(
     position = seen.cumsum(dim=1) - 1
     keys = slice(kv_offset, kv_offset + kv_length)
     padding = tuple((seen.cumsum(dim=1) == 0).sum(dim=1).tolist())
-    return Span(
-        position[:, start : start + q_length],
-        position[:, keys],
-        seen[:, keys] == 1,
-        padding,
-        local_size,
-        start,
-        kv_offset,
-    )
+    query = position[:, start : start + q_length]
+    return Span(query, position[:, keys], seen[:, keys] == 1, padding, local_size, start, kv_offset)
 
 
 def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
@@ -283,11 +276,9 @@ def remapped_attention(
             sides.append(None)
             continue
         q = query if band.query is span.query else turn(query, band.query - span.query, steps, layout)
-        k = (
-            key
-            if band.key is span.key
-            else turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
-        )
+        k = key
+        if band.key is not span.key:
+            k = turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
         sides.append((q, k))
     rows = max(1, SCORES.get(key.device.type, 2**24) // (query.shape[0] * query.shape[1] * size))
     outputs = []

@@ -45,13 +45,8 @@ def _only_of_a_run(run: Run) -> dict[str, Any]:
     """What only the page of a single run has: before and after, and the bases of its one extended model."""
     if run.comparison:
         return {"tiles": [], "waveforms": None, "pairs": None}
-    return {
-        "tiles": tiles(run),
-        "waveforms": waveforms(run),
-        "number_line": number_line(run),
-        "window": run.target_length / SPREAD,
-        "pairs": paired_table(run),
-    }
+    drawn = {"waveforms": waveforms(run), "number_line": number_line(run), "window": run.target_length / SPREAD}
+    return {"tiles": tiles(run), **drawn, "pairs": paired_table(run)}
 
 
 def write_report(run: Path) -> Path:

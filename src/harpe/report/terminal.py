@@ -63,16 +63,13 @@ def score_table(folder: Path) -> Table:
         table.add_column(head, justify="left" if head in ("measure", "where") else "right")
     perplexity = read_json(folder / "perplexity.json")
     for b in perplexity["bins"]:
-        table.add_row(
-            "loss (nats)", f"positions {b['start']}-{b['end']}", f"{b['nll']:.3f}", f"{b['low']:.3f} - {b['high']:.3f}"
-        )
+        table.add_row("loss (nats)", f"positions {b['start']}-{b['end']}", *_number(b, "nll", 1, 3))
     short = perplexity["short"]
     table.add_row("perplexity", f"windows of {short['length']}", *_number(short, "perplexity", 1, 2))
     if (folder / "needles.json").exists():
         for task in read_json(folder / "needles.json")["tasks"]:
-            table.add_row(
-                task["task"], f"{task['length']} tokens, n = {task['samples']}", *_number(task, "score", 100, 0, "%")
-            )
+            where = f"{task['length']} tokens, n = {task['samples']}"
+            table.add_row(task["task"], where, *_number(task, "score", 100, 0, "%"))
     return table
 
 
@@ -95,13 +92,8 @@ def sources_table(folder: Path) -> Table:
         both = [(f"{row[key]:,}", f"{row[key + '_drawn']:,}") for key in ("documents", "tokens")]
         both += [(f"{row[key]:.1%}", f"{row[key + '_drawn']:.1%}") for key in ("share", "long_share")]
         pairs = [Text(f"{there}\n{drawn}") for there, drawn in both]
-        table.add_row(
-            Text(row["source"] or "all"),
-            "there\ndrawn",
-            *pairs,
-            *(f"\n{c}" for c in copies),
-            f"\n{row['copies']['most']}",
-        )
+        copies.append(str(row["copies"]["most"]))
+        table.add_row(Text(row["source"] or "all"), "there\ndrawn", *pairs, *(f"\n{count}" for count in copies))
     return table
 
 

@@ -43,9 +43,8 @@ def read_losses(scores: Path) -> Losses | None:
     bins = [(b["start"], b["end"]) for b in read_json(scores / "perplexity.json")["bins"]]
     protocol = scores / "protocol.json"
     texts = read_json(protocol).get("held_out") if protocol.is_file() else None
-    return Losses(
-        bins, np.array([row["nll"] for row in rows], float), np.array([row["tokens"] for row in rows], float), texts
-    )
+    nll, tokens = (np.array([row[key] for row in rows], float) for key in ("nll", "tokens"))
+    return Losses(bins, nll, tokens, texts)
 
 
 def common_seeds(mine: Sequence[int], other: Sequence[int], both_trained: bool) -> tuple[list[int], list[int]] | None:
@@ -81,28 +80,19 @@ def position_differences(
         seeds = common_seeds(sorted(found), sorted(losses[reference]), {method, reference} <= trained)
         if method == reference or seeds is None or not all(each.on_every_rank(first) for each in found.values()):
             continue
-        a, b = (
-            np.array([of[seed].nll for seed in chosen])
-            for of, chosen in zip((found, losses[reference]), seeds, strict=True)
-        )
+        mine, other = seeds
+        a, b = np.array([found[seed].nll for seed in mine]), np.array([losses[reference][seed].nll for seed in other])
         draws = [
             paired(a[:, :, i], b[:, :, i], Units.of(first.tokens[:, i].tolist()), resamples=resamples)
             for i in range(len(first.bins))
         ]
         ends = [each.interval() for each in draws]
-        differences[method] = {key: [getattr(end, key) for end in ends] for key in ("value", "low", "high")} | {
-            "seeds": len(seeds[0])
-        }
+        differences[method] = {key: [getattr(end, key) for end in ends] for key in ("value", "low", "high")}
+        differences[method]["seeds"] = len(mine)
     if not differences:
         return None
-    bins = [list(edges) for edges in first.bins]
-    return {
-        "reference": reference,
-        "documents": len(first.nll),
-        "resamples": resamples,
-        "bins": bins,
-        "differences": differences,
-    }
+    counts = {"documents": len(first.nll), "resamples": resamples, "bins": [list(edges) for edges in first.bins]}
+    return {"reference": reference, **counts, "differences": differences}
 
 
 def gathered(

@@ -28,16 +28,8 @@ def main() -> None:
     model = load_model(path, torch.float32).eval()
     text = answer_batch(model, tokenizer, [sample])[0][0]
     ids = [*sample.context, *sample.turns[0].question]
-    print(
-        json.dumps(
-            {
-                "prompt": tokenizer.decode(ids[-96:]),
-                "tokens": len(ids),
-                "expected": sample.turns[0].answers[0],
-                "text": text,
-            }
-        )
-    )
+    asked = {"prompt": tokenizer.decode(ids[-96:]), "tokens": len(ids), "expected": sample.turns[0].answers[0]}
+    print(json.dumps({**asked, "text": text}))
 
 
 def reload_and_generate(path: str, length: int) -> dict[str, Any]:

@@ -44,12 +44,8 @@ def _check_alike(run: Path) -> None:
             check_untouched(run, of["model"], f"The model that {path} is of")
         alike = {key: value for key, value in of.items() if key not in ("model", "name")}
         first = first or alike
-        refuse_other(
-            alike,
-            first,
-            path,
-            "Models of one run are measured alike: delete its scores, and start `harpe evaluate` on the run.",
-        )
+        advice = "Models of one run are measured alike: delete its scores, and start `harpe evaluate` on the run."
+        refuse_other(alike, first, path, advice)
 
 
 def check_untouched(run: Path, model: dict[str, Any], what: str) -> None:

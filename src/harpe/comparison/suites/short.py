@@ -41,17 +41,13 @@ class Short(Suite):
 
     def inputs(self, of: ShortTasks, recipe: ComparisonRecipe, source: Source, run: Path) -> str | None:
         """SHA-256 of the files that questions are read from; None where all of them come from the hub."""
-        tasks, named = (
-            [name for name in _tasks(of) if of.offline or name in LOCAL],
-            of.data or os.environ.get("HARPE_DATA"),
-        )
+        tasks = [name for name in _tasks(of) if of.offline or name in LOCAL]
+        named = of.data or os.environ.get("HARPE_DATA")
         if not tasks or not named:
             return None
-        folders = [
-            Path(named) / "short_bench" / part
-            for part in sorted({part for name in tasks for part in FOLDERS.get(name, ())})
-        ]
-        files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
+        parts = sorted({part for name in tasks for part in FOLDERS.get(name, ())})
+        found = [path for part in parts for path in sorted((Path(named) / "short_bench" / part).rglob("*"))]
+        files = [path for path in found if path.is_file()]
         return sha256_json([[str(file.relative_to(Path(named))), sha256_file(file)] for file in files])
 
     def facts(self, inputs: str | None) -> dict[str, Any]:

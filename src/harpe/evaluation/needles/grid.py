@@ -83,10 +83,8 @@ class GridSample:
     def nodes(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell]]]:
         """Needle places, ascending, each with its cells by ascending length."""
         placed = sorted((self.needle_offset(*cell), *cell) for cell in cells)
-        return [
-            (needle_offset, [(n, d) for _, n, d in group])
-            for needle_offset, group in groupby(placed, key=lambda item: item[0])
-        ]
+        by_offset = groupby(placed, key=lambda item: item[0])
+        return [(needle_offset, [(n, d) for _, n, d in group]) for needle_offset, group in by_offset]
 
     def cost_alone(self, cells: Sequence[Cell], cost: ReadingCost) -> int:
         """Floating-point operations of one prefill a cell, answers included (their last token is not read)."""
@@ -140,10 +138,8 @@ def cache_reuse(model: PreTrainedModel) -> Way:
         return "crop", None
     if layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "copy", None
-    return (
-        "none",
-        f"A cache of {', '.join(sorted(cls.__name__ for cls in layers))} cannot be taken back to an earlier token.",
-    )
+    names = ", ".join(sorted(cls.__name__ for cls in layers))
+    return "none", f"A cache of {names} cannot be taken back to an earlier token."
 
 
 @contextmanager
@@ -259,10 +255,10 @@ def answer_grid(
     ]
     for batch, of in ranks.share(units):
         began = time.perf_counter()
-        alone = reuse == "none"
-        answers = (
-            _answer_alone(model, tokenizer, batch, of) if alone else _answer_shared(model, tokenizer, batch, of, reuse)
-        )
+        if reuse == "none":
+            answers = _answer_alone(model, tokenizer, batch, of)
+        else:
+            answers = _answer_shared(model, tokenizer, batch, of, reuse)
         for cell, texts, margins in answers:
             now = time.perf_counter()
             share, began = (now - began) / len(batch), now

@@ -162,9 +162,8 @@ class NeedleWriter:
     def single(self, rng: np.random.Generator) -> tuple[tuple[int, ...], Turn]:
         """Token ids of one needle, and its question."""
         key, value = KEYS[rng.integers(len(KEYS))], str(rng.integers(1000, 10000))
-        return tuple(self.encode(NEEDLE.format(key=key, value=value))), self._turns(
-            NEEDLE_TASKS["single"], [key], {key: [value]}
-        )[0]
+        (turn,) = self._turns(NEEDLE_TASKS["single"], [key], {key: [value]})
+        return tuple(self.encode(NEEDLE.format(key=key, value=value))), turn
 
     def _drawn(
         self, task: NeedleTask, length: int, index: int, depth: float | None

@@ -18,14 +18,9 @@ from harpe.evaluation.statistics.intervals import share
 
 
 def _record(task: RulerTask, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "sample": number,
-        "prediction": answer,
-        "outputs": sample["outputs"],
-        "score": score(task, answer, sample["outputs"]),
-        "token_position_answer": sample.get("token_position_answer"),
-    }
+    outputs, place = sample["outputs"], sample.get("token_position_answer")
+    said = {"task": task.name, "sample": number, "prediction": answer, "outputs": outputs}
+    return {**said, "score": score(task, answer, outputs), "token_position_answer": place}
 
 
 def answer_task(

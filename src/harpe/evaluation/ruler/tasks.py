@@ -77,11 +77,8 @@ def chosen(names: Iterable[str]) -> list[RulerTask]:
     for name in names:
         if name not in GROUPS and name not in RULER_TASKS:
             near = difflib.get_close_matches(name, [*RULER_TASKS, *GROUPS], 3)
-            hint = (
-                f"Did you mean {' or '.join(near)}?"
-                if near
-                else f"There are {', '.join(RULER_TASKS)}, and the groups {', '.join(GROUPS)}."
-            )
+            there = f"There are {', '.join(RULER_TASKS)}, and the groups {', '.join(GROUPS)}."
+            hint = f"Did you mean {' or '.join(near)}?" if near else there
             raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
         wanted.update(GROUPS.get(name, (name,)))
     return [task for name, task in RULER_TASKS.items() if name in wanted]

@@ -61,11 +61,10 @@ class CompoundWords(Sequence[str]):
             while end < len(heads) and heads[end].startswith(heads[start]):
                 end += 1
             family = heads[start:end]
-            self._blocks.append(
-                (family[0], self._nouns)
-                if len(family) == 1
-                else ("", sorted({head + noun for head in family for noun in self._nouns}))
-            )
+            if len(family) == 1:
+                self._blocks.append((family[0], self._nouns))
+            else:
+                self._blocks.append(("", sorted({head + noun for head in family for noun in self._nouns})))
             start = end
         self._ends = list(accumulate(len(rest) for _, rest in self._blocks))
 

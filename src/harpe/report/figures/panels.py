@@ -27,6 +27,7 @@ from harpe.report.figures.plot import (
 from harpe.report.means import mean_bins
 from harpe.report.read.positions import PositionDifferences
 from harpe.report.read.run import Row, Run
+from harpe.report.read.scores import Bin
 from harpe.report.tables.results import perplexity
 
 Ends = tuple[float, float]
@@ -89,13 +90,11 @@ def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
     The frame is the same for all. With the many rows of a comparison it holds half the trained length and beyond, and
     not the few rows that lie far from the others; in a single run it holds everything.
     """
-    found = {
-        row.name: [
-            _Point(b.middle, perplexity(b.nll), perplexity(b.low), perplexity(b.high), bin_words(b)) for b in bins
-        ]
-        for row in run.rows
-        if (bins := mean_bins(row))
-    }
+
+    def point(b: Bin) -> _Point:
+        return _Point(b.middle, perplexity(b.nll), perplexity(b.low), perplexity(b.high), bin_words(b))
+
+    found = {row.name: [point(b) for b in bins] for row in run.rows if (bins := mean_bins(row))}
     if not found:
         return []
     first, last = min(p[0].at for p in found.values()) / 1.2, max(p[-1].at for p in found.values()) * 1.2

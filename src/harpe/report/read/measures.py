@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from harpe.report.read.scores import Score, SeedRun
 from harpe.report.read.summary import Measure, Value
 
-NEEDLE_TITLES = {
-    "single": "single",
-    "multi_key": "multi-key",
-    "multi_query": "multi-query",
-    "multi_value": "multi-value",
-}
+NEEDLE_TITLES = {name: name.replace("_", "-") for name in ("single", "multi_key", "multi_query", "multi_value")}
 """harpe's own needle tasks."""
 MEAN_OF = ("single", "multi_key", "multi_query")
 
@@ -72,14 +67,11 @@ def measures_of(rows: dict[str, SeedRun], original: int, target: int) -> tuple[M
         for task in tasks:
             values = _scores({name: run.needle(task, length) for name, run in rows.items()})
             measures.append(_measure(f"needles-{task}-{length}", f"{task} at {length:,} tokens", values, task, length))
-        measures.append(
-            _measure(
-                f"needles-mean-{length}",
-                f"needle mean at {length:,} tokens",
-                _scores({name: needle_mean(run, length) for name, run in rows.items()}),
-                length=length,
-            )
+        means, title = (
+            {name: needle_mean(run, length) for name, run in rows.items()},
+            f"needle mean at {length:,} tokens",
         )
+        measures.append(_measure(f"needles-mean-{length}", title, _scores(means), length=length))
     return tuple(measures)
 
 

@@ -90,12 +90,7 @@ def paired_table(run: Run) -> Table:
     rows = []
     for d in run.summary.differences:
         value, interval = signed(d.value, d.low, d.high)
-        cells = (
-            Cell(d.measure),
-            Cell(value, n=d.unit, order=d.value),
-            Cell(interval, order=d.low),
-            Cell("yes" if d.significant else "no"),
-        )
-        rows.append(TableRow("", d.name, "", cells))
+        numbers = Cell(value, n=d.unit, order=d.value), Cell(interval, order=d.low)
+        rows.append(TableRow("", d.name, "", (Cell(d.measure), *numbers, Cell("yes" if d.significant else "no"))))
     columns = (Column("measure", words=True), Column("value"), Column("95% interval"), Column("clear?", words=True))
     return Table(columns, tuple(rows), first="Difference")

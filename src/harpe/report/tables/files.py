@@ -15,23 +15,9 @@ from harpe.report.tables.paper import PaperTable
 from harpe.report.tables.results import FAILED, main_table, other_needles
 from harpe.report.tables.table import NOT_RUN, Table, markdown
 
-COLUMNS = (
-    *(
-        "measure",
-        "title",
-        "group",
-        "task",
-        "length",
-        "unit",
-        "better",
-        "method",
-        "method_title",
-        "control",
-        "baseline",
-        "status",
-    ),
-    *("value", "low", "high", "seeds", "documents", "by_seed"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict", "interval"),
+COLUMNS = tuple(
+    "measure title group task length unit better method method_title control baseline status value low high seeds "
+    "documents by_seed difference difference_low difference_high p p_holm verdict interval".split()
 )
 """Of tables.csv: one row a measure and method. Losses in nats a token, scores in per cent, differences to the baseline
 in the same unit."""

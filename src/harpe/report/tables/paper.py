@@ -15,10 +15,8 @@ from harpe.report.tables.table import NOT_RUN, Cell, Column, Table, TableRow
 from harpe.report.titles import alike
 from harpe.report.wording import percent, plain
 
-NEEDLES = tuple(
-    f"niah_{name}"
-    for name in "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery".split()
-)
+_NAMES = "single_1 single_2 single_3 multikey_1 multikey_2 multikey_3 multivalue multiquery"
+NEEDLES = tuple(f"niah_{name}" for name in _NAMES.split())
 """The eight RULER needle tasks, in the paper's order."""
 CORPORA = {"proof-pile": "Proof-pile", "govreport": "GovReport"}
 SHORT = {"mmlu": "MMLU", "hellaswag": "HellaSwag", "arc_challenge": "ARC-c", "piqa": "PIQA", "triviaqa": "TriviaQA"}
@@ -89,13 +87,9 @@ def _family(run: Run, stem: str) -> list[Measure]:
 
 
 def _average(measures: Sequence[Measure], stem: str, head: str = "average", note: str = "") -> _Spec:
-    words = note or f"over {len(measures)} lengths"
-    return _Spec(
-        Column(head, words, falling=all(m.better == "higher" for m in measures)),
-        "mean",
-        tuple(measures),
-        f"{stem}-mean",
-    )
+    falling = all(m.better == "higher" for m in measures)
+    column = Column(head, note or f"over {len(measures)} lengths", falling=falling)
+    return _Spec(column, "mean", tuple(measures), f"{stem}-mean")
 
 
 def _by_length(run: Run, stem: str) -> list[_Spec]:
@@ -133,11 +127,8 @@ def _short(run: Run, _: str) -> list[_Spec]:
 
 def _choices(run: Run, _: str) -> list[_Spec]:
     measures = _family(run, "ruler-niah")
-    specs = (
-        [_average(measures, "ruler-niah", "RULER needles", f"8 tasks, mean of {len(measures)} lengths")]
-        if measures
-        else []
-    )
+    note = f"8 tasks, mean of {len(measures)} lengths"
+    specs = [_average(measures, "ruler-niah", "RULER needles", note)] if measures else []
     own = run.measure(f"needles-mean-{run.target_length}")
     loss = run.measure("loss-long")
     if own:
@@ -170,9 +161,8 @@ def _cell(run: Run, row: Row, spec: _Spec, figure: float | None) -> Cell | None:
     nats = spec.measures[0].unit == "nats"
     mean = math.fsum(perplexity(v.value) if nats else v.value for v in values) / len(values)
     documents = [v.documents for v in values]
-    n = (
-        max(documents) if nats else sum(documents)
-    )  # a curve reads the same documents at every length, samples are others
+    # a curve reads the same documents at every length, samples are others
+    n = max(documents) if nats else sum(documents)
     seeds = min(v.seeds or 1 for v in values)
     return Cell(plain(mean) if nats else f"{percent(mean)}%", "no interval", f"n = {seeds} × {n:,}", mean, paper)
 
@@ -192,9 +182,6 @@ def _table(
             if any(cells):
                 title = theirs.titles[name]
                 ours = alike([title, *(row.title for row in entries)])
-                rows.append(
-                    TableRow(
-                        "", f"{title} (paper)" if ours and 0 in ours[0] else title, "in the paper only", tuple(cells)
-                    )
-                )
+                title += " (paper)" if ours and 0 in ours[0] else ""
+                rows.append(TableRow("", title, "in the paper only", tuple(cells)))
     return Table(tuple(spec.column for spec in specs), tuple(rows))

@@ -109,16 +109,8 @@ def main_table(run: Run) -> Table:
 def other_needles(run: Run) -> list[Table]:
     """The needle tasks at every other length that they were asked at."""
     lengths = sorted({m.length for m in run.measures if m.group == "needles" and m.length} - {run.target_length})
-    original = "What the extension costs at the length that the model was trained with."
-    return [
-        _table(
-            run,
-            _needles(run, length),
-            f"Needles at {length:,} tokens",
-            original if length == run.original_length else "",
-        )
-        for length in lengths
-    ]
+    captions = {run.original_length: "What the extension costs at the length that the model was trained with."}
+    return [_table(run, _needles(run, n), f"Needles at {n:,} tokens", captions.get(n, "")) for n in lengths]
 
 
 def chief_measures(run: Run) -> list[Measure]:
