@@ -17,6 +17,7 @@ LAYERS = (
     "models",
     "distributed",
     "training",
+    "planning",
     "evaluation",
     "report",
     "runs",

@@ -13,6 +13,7 @@ from typing import Any
 
 VERBS = {
     "bases": "harpe.options.bases:BasesOptions",
+    "plan": "harpe.options.planning:PlanOptions",
     "prepare": "harpe.options.extend:PrepareOptions",
     "extend": "harpe.options.extend:ExtendOptions",
     "evaluate": "harpe.options.measuring:EvaluateOptions",

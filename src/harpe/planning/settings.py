@@ -1,0 +1,49 @@
+"""What of a training's options decides its memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from harpe.errors import HarpeError
+
+Activations = Literal["recomputed", "kept", "offloaded"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options that a plan is made for, under the names that training has for them.
+
+    `offloaded` activations and `tiled_mlp` are what others train with, for comparison with what they have published:
+    `harpe extend` has neither.
+    """
+
+    sequence_parallel: int = 0
+    """Processes that share a sequence; 0: from the plan."""
+    replicas: int = 1
+    """Copies of the weights, each divided among processes / replicas."""
+    activations: Activations = "recomputed"
+    tiled_mlp: bool = False
+    micro_batch: int = 1
+    batch_tokens: int = 0
+    dtype: str = "bfloat16"
+    """Arithmetic."""
+
+    def sequences(self, length: int) -> int:
+        """Of an optimiser step."""
+        return max(self.batch_tokens, length) // length
+
+    def with_parts(self, parts: int) -> Settings:
+        """The same with so many processes a sequence."""
+        return replace(self, sequence_parallel=parts)
+
+    def check(self, length: int) -> None:
+        """Raise HarpeError for numbers that cannot be."""
+        for name in ("replicas", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise HarpeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("sequence_parallel", "batch_tokens"):
+            if getattr(self, name) < 0:
+                raise HarpeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be below 0.")
+        if length < 2:
+            raise HarpeError(f"--length is {length}; a sequence has two tokens at least.")
