@@ -13,7 +13,7 @@ import pytest
 
 from harpe.cli.main import main
 from harpe.commands import quickstart
-from harpe.training import progress, stages
+from harpe.training import progress, trainer
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.slow
 def killed_inside_a_checkpoint(name: str, arm: str) -> None:
     """Have this process killed when weights and optimiser of a checkpoint are written and the mark that makes it count
     is not."""
-    mark = stages.mark_complete
+    mark = trainer.mark_complete
 
-    def in_checkpoint(checkpoint: Path) -> None:
+    def in_checkpoint(checkpoint: Path, ranks: Any) -> None:
         if arm in str(checkpoint) and checkpoint.name.startswith(f".{name}."):
             os.kill(os.getpid(), signal.SIGKILL)
-        mark(checkpoint)
+        mark(checkpoint, ranks)
 
-    stages.mark_complete = in_checkpoint
+    trainer.mark_complete = in_checkpoint
 
 
 def killed_after_step(step: int, arm: str) -> None:

@@ -86,10 +86,11 @@ class StageTrainer(Trainer):
             return
         load_optimizer_state(self._model(), self._plain_optimizer(), Path(checkpoint), self.layout)
         # the learning rate is a function of the step alone
-        scheduler = cast(LambdaLR, self.lr_scheduler)
-        scheduler.last_epoch = self.state.global_step
-        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = rate * self.schedule(self.state.global_step)
+        scheduler, step = cast(LambdaLR, self.lr_scheduler), self.state.global_step
+        rates = [rate * self.schedule(step) for rate in scheduler.base_lrs]
+        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step, "_last_lr": rates})
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing draws: the order is that of the data, and dropout is off."""
