@@ -39,12 +39,14 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import kill_moment
 from harpe.cli.main import main as harpe
 from harpe.files import read_json, write_json, write_text
 from harpe.models.load import load_tokenizer, save_checkpoint
+from harpe.training.checkpoints import MARK
 
 PATIENCE = 10.0
 """Seconds that processes of a killed run may take to end."""
@@ -227,6 +229,10 @@ def _without_times(value: Any) -> Any:
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in and beside a run, by name and without times; empty folders too."""
     found = {}
@@ -238,6 +244,14 @@ def contents(folder: Path) -> dict[str, str]:
         if path.suffix in (".json", ".jsonl"):
             rows = [json.loads(line) for line in (raw.splitlines() if path.suffix == ".jsonl" else [raw])]
             raw = json.dumps(_without_times(rows), sort_keys=True).encode()
+        if path.suffix == ".safetensors":  # its header has entries in an order of chance
+            with safe_open(path, "pt") as tensors:
+                each = {key: tensors.get_tensor(key) for key in sorted(tensors.keys())}
+                notes = sorted((tensors.metadata() or {}).items())
+            hashes = [(key, str(x.dtype), [*x.shape], hashlib.sha256(_bytes(x)).hexdigest()) for key, x in each.items()]
+            raw = json.dumps([hashes, notes]).encode()
+        if path.name == MARK:  # the tensors are compared themselves
+            raw = json.dumps(sorted(json.loads(path.read_bytes())["files"])).encode()
         if path.suffix in (".html", ".md"):
             raw = DURATIONS.sub(b"", raw)
         found[name] = hashlib.sha256(raw).hexdigest()
