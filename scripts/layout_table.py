@@ -9,31 +9,21 @@ the script with status 1.
 from __future__ import annotations
 
 import datetime
-import os
 import re
-import subprocess
 import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
 from importlib.metadata import version
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from families_tested import ROOT, failed, outcomes
+
 LAYOUTS = ("data parallel", "sequence parallel")
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "tests/models/test_family_layouts.py", "-m", "slow or matrix"]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment, check=False)
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    rows, failed = [], False
+    cases = outcomes(["test_family_layouts.py"], "slow or matrix")
+    rows = []
     for case in sorted(cases, key=lambda case: case.attrib["name"]):
         family = re.sub(r".*\[(.+)\]", r"\1", case.attrib["name"])
         told = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
-        failed |= any(case.find(kind) is not None for kind in ("failure", "error"))
         rows.append(f"| {family} | " + " | ".join(told.get(layout, "FAILED") for layout in LAYOUTS) + " |")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "deepspeed"))
     lines = [
@@ -52,7 +42,7 @@ def main() -> int:
         "",
     ]
     (ROOT / "docs" / "layouts.md").write_text("\n".join(lines), encoding="utf-8")
-    return int(failed)
+    return int(any(failed(case) for case in cases))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from harpe.distributed.layout import ONE_PROCESS, Layout, check_layout
+from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.distributed.processes import ALONE, Processes, join
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
@@ -20,7 +20,6 @@ from harpe.models.geometry import read_geometry
 from harpe.models.head import check_head
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.training import TrainingSettings
-from harpe.training.sequence_parallel import check_sequence_parallel
 from harpe.training.stages import train_stages
 
 from .tiny_families import FAMILIES, REPRESENTATIVES, bases_of, tiny
@@ -52,9 +51,6 @@ def train(place: Path, name: str, ranks: Processes, layout: Layout) -> None:
     stage = Stage(per_head_encoding(bases_of(model), geometry), LENGTH, 1.0)
     options = TrainingSettings(tokens=8 * LENGTH, batch_tokens=2 * LENGTH, learning_rate=1e-2, dtype="float32")
     try:
-        check_layout(layout, [2], 1)
-        if layout.sequence_parallel > 1:
-            check_sequence_parallel(model, layout, stage)
         train_stages(model, geometry, [stage], Counting(), options, place / name, layout=layout, ranks=ranks)
         outcome: Any = [row["loss"] for row in read_jsonl(place / name / "stage-1" / "log.jsonl")]
     except HarpeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,27 @@ def test_a_process_that_is_killed_in_a_save_is_named_and_the_run_goes_on_with_an
         torch.testing.assert_close(got[key], value, atol=1e-4, rtol=0, msg=key)
     left = [path.name for path in (workspace / "run").rglob("*") if ".partial" in path.name or path.suffix == ".ended"]
     assert left == []
+
+
+def test_a_signal_to_all_is_told_once_and_a_failure_by_the_one_that_fails(workspace: Path, ranks: Any) -> None:
+    """SIGTERM, as a scheduler's time limit sends it, while they train; then an error that is no sentence of ours."""
+    both = ranks(2, partial(main, command(workspace, "run", "--tokens", "32768")))
+    while not (workspace / "run" / "harpe" / "stage-1" / "checkpoint-2").is_dir():
+        time.sleep(0.05)
+    for each in both:
+        os.kill(each.pid, signal.SIGTERM)
+    assert [each.wait() for each in both] == [143, 143]
+    assert "".join(each.stderr for each in both).count("harpe extend: Ended by SIGTERM.") == 1
+
+    def broken() -> int:
+        if os.environ["RANK"] == "1":
+            trainer.mark_complete = lambda *given: 1 / 0
+        return main(command(workspace, "broken"))
+
+    both = ranks(2, broken)
+    codes = [each.wait() for each in both]
+    assert codes == [1, 70] and "ZeroDivisionError" in both[1].stderr
+    assert "harpe extend" not in both[0].stderr and "Traceback" not in both[0].stderr
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         how = f"Ended by {signal.Signals(error.number).name}" if isinstance(error, Ended) else "Interrupted"
         with suppress(OSError):  # the terminal may be gone
             terminal.close()
-            print(
-                f"{how}. Nothing that was saved is lost: the same command (extend: with --resume) goes on.",
-                file=sys.stderr,
-            )
+            if os.environ.get("RANK", "0") == "0":  # of several processes, all of which Ctrl-C reaches, one speaks
+                print(
+                    f"{how}. Nothing that was saved is lost: the same command (extend: with --resume) goes on.",
+                    file=sys.stderr,
+                )
         return exit_code(error)
     terminal.close()
     return 0

@@ -140,8 +140,8 @@ def _loaded(decided: _Decided, length: int) -> PreTrainedModel:
     """The model, or this process's shards of it."""
     source, layout = decided.source, decided.layout
     model = source.load(layout, decided.training.dtype)
-    for stage in decided.row.stages if layout.sequence_parallel > 1 else ():
-        check_sequence_parallel(model, layout, stage)
+    for stage in decided.row.stages:
+        check_sequence_parallel(model, layout.sequence_parallel, stage.length)
     return model
 
 

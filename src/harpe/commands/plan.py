@@ -10,6 +10,7 @@ from rich.table import Table
 
 from harpe.distributed.processes import refuse_several
 from harpe.files import SCHEMA_VERSION
+from harpe.models.geometry import check_sliding_window, read_geometry
 from harpe.models.load import load_config
 from harpe.options.planning import PlanOptions
 from harpe.planning.devices import GB, read_devices
@@ -18,6 +19,7 @@ from harpe.planning.memory import PARTS
 from harpe.planning.settings import Settings
 from harpe.planning.time import multiplied_parameters, plan_time
 from harpe.planning.trace import Tracer
+from harpe.report.wording import duration
 
 
 def plan(options: PlanOptions) -> dict[str, Any]:
@@ -37,7 +39,10 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         dtype=options.dtype,
     )
     settings.check(options.length)
-    tracer = Tracer(load_config(options.model, options.revision))
+    config = load_config(options.model, options.revision)
+    check_sliding_window(config, options.model, options.length, "keep")
+    read_geometry(config, options.model)  # refuses what cannot be extended
+    tracer = Tracer(config)
     chosen, memory = choose_plan(tracer, options.length, devices, settings)
     change = None if memory.fits else smallest_change(tracer, options.length, devices, settings)
     tokens = options.tokens or chosen.sequences(options.length) * options.length
@@ -85,13 +90,7 @@ def sentences(value: dict[str, Any]) -> list[str]:
     if value["hours"] is None:
         return [*told, f"{work}; how fast these devices are is not known."]
     cost = "" if value["cost"] is None else f", for {value['cost']:,.2f}"
-    return [*told, f"{work}: {duration(value['hours'])} at a utilisation of {value['utilization']:g}{cost}."]
-
-
-def duration(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} hours"
-    return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.1f} seconds"
+    return [*told, f"{work}: {duration(3600 * value['hours'])} at a utilisation of {value['utilization']:g}{cost}."]
 
 
 def memory_table(value: dict[str, Any]) -> Table:

@@ -114,27 +114,14 @@ def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> 
 def choose_layout(
     world: int, sequence_parallel: int, replicas: int, sequences: Sequence[int], micro_batch: int
 ) -> Layout:
-    """The layout that options ask for; for `sequence_parallel` 0 the one with the fewest processes a sequence that
-    leaves none without work.
-
-    Parameters
-    ----------
-    sequences
-        Of an optimiser step, for every stage.
-
-    Raises
-    ------
-    HarpeError
-        As `check_layout`.
-    """
+    """The layout that options ask for, not yet checked; for `sequence_parallel` 0 the one with the fewest processes a
+    sequence that leaves none without work. `sequences` are those of a step, for every stage."""
     if sequence_parallel == 0:
         for parts in (parts for parts in range(1, world + 1) if world % parts == 0):
             if all(count % (world // parts * micro_batch) == 0 for count in sequences):
                 sequence_parallel = parts
                 break
-    layout = Layout(world, sequence_parallel or 1, replicas)
-    check_layout(layout, sequences, micro_batch)
-    return layout
+    return Layout(world, sequence_parallel or 1, replicas)
 
 
 def _processes(count: int) -> str:

@@ -28,6 +28,8 @@ POLL = 2.0
 """Seconds between two looks at the others."""
 SILENT = 600.0
 """Seconds after which a process that does not touch its file counts as lost: stopped, or its machine is gone."""
+SPOKEN = "Told:"
+"""Begins the note of a process that has told the user why it ended."""
 GO_ON = "What is saved is kept: the same command with --resume goes on."
 
 
@@ -97,8 +99,7 @@ class _Watch:
         """Put everything back. Where this process failed, the others find a note of it and end without another word."""
         self.stop()
         if error is not None and not isinstance(error, OtherFailed):
-            with suppress(FileNotFoundError):  # a run that was refused is removed, and all are told so
-                self._done.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+            self._note(f"{SPOKEN} {type(error).__name__}: {error}")
         if self._main:
             handler, wake = self._before
             signal.set_wakeup_fd(wake)
@@ -112,18 +113,23 @@ class _Watch:
         if error is None:
             self._file.close()  # and with it the lock; of a process that fails the system closes it
 
+    def _note(self, text: str) -> None:
+        """Leave a note that this process knows why it ends."""
+        with suppress(FileNotFoundError):  # a run that was refused is removed, and all are told so
+            self._done.write_text(f"{text}\n", encoding="utf-8")
+
     def _look(self) -> None:
         while not self._stopping.is_set():
             if select.select([self._woken], [], [], POLL)[0]:
                 os.read(self._woken, 1)
-                self._end(f"Ended by SIGTERM. {GO_ON}", 128 + signal.SIGTERM)
+                self._end(128 + signal.SIGTERM, self._lost())
             with suppress(OSError):
                 os.utime(self._file.fileno())
             if lost := self._lost():
-                self._end("", 1, lost)
+                self._end(1, lost)
 
     def _lost(self) -> dict[int, str]:
-        """What has become of the processes that are not there any more."""
+        """What has become of the processes that are not there any more; nothing of those that have left a note."""
         found = {}
         for rank in range(self._ranks.count):
             if rank == self._ranks.rank or self._stopping.is_set():
@@ -146,20 +152,27 @@ class _Watch:
         self._seen[rank] = (touched, since if touched == before else now)
         return now - self._seen[rank][1]
 
-    def _end(self, sentence: str, code: int, lost: dict[int, str] | None = None) -> None:
-        """End this process; the first one that is left tells why."""
-        lost = self._lost() if lost is None else lost
-        told = {rank: what for rank, what in lost.items() if what}
+    def _end(self, code: int, lost: dict[int, str]) -> None:
+        """End this process; the first one that is left tells why, unless another one has."""
+        unknown = {rank: what for rank, what in lost.items() if what}
         left = min(rank for rank in range(self._ranks.count) if rank not in lost)
-        if told:
-            rank, what = next(iter(told.items()))
-            sentence = (
-                f"Process {rank} of {self._ranks.count} (counted from 0) {what}; its log is "
-                f"{self._folder / f'rank-{rank}.log'}. {GO_ON}"
-            )
-        if sentence and self._ranks.rank == left and (told or not lost):
+        sentence, speaker = "", left
+        if unknown:
+            rank, what = next(iter(unknown.items()))
+            log = self._folder / f"rank-{rank}.log"
+            sentence = f"Process {rank} of {self._ranks.count} (counted from 0) {what}; its log is {log}. {GO_ON}"
+        elif code != 1:  # all get the signal, and some may have ended by it already
+            sentence, speaker = f"Ended by SIGTERM. {GO_ON}", 0
+        speak = bool(sentence) and self._ranks.rank == speaker and not self._told()
+        if speak:
             os.write(self._speaking, f"harpe {self._verb}: {sentence}\n".encode())
+        self._note(SPOKEN if speak else "Ended because another process did.")
         os._exit(code)
+
+    def _told(self) -> bool:
+        """Whether another process has said why all end."""
+        notes = (self._folder / f"rank-{rank}.ended" for rank in range(self._ranks.count))
+        return any(note.is_file() and note.read_text(encoding="utf-8").startswith(SPOKEN) for note in notes)
 
 
 def _is_free(path: Path) -> bool:

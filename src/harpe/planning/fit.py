@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 from harpe.distributed.layout import Layout, check_layout
 from harpe.errors import HarpeError
@@ -33,9 +31,7 @@ def check_plan(tracer: Tracer, length: int, devices: Devices, settings: Settings
     settings.check(length)
     layout = Layout(devices.count, settings.sequence_parallel, settings.replicas)
     check_layout(layout, [settings.sequences(length)], settings.micro_batch)
-    if layout.sequence_parallel > 1:
-        stage: Any = SimpleNamespace(length=length, encoding=SimpleNamespace(attention=None))
-        check_sequence_parallel(tracer.model, layout, stage)
+    check_sequence_parallel(tracer.model, layout.sequence_parallel, length)
 
 
 def choose_plan(tracer: Tracer, length: int, devices: Devices, settings: Settings) -> tuple[Settings, MemoryPlan]:

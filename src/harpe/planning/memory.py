@@ -57,8 +57,6 @@ class MemoryPlan:
     moment: str
     """When that is."""
     devices: Devices
-    host: int = 0
-    """Bytes of the machine's memory for the activations of one device."""
     moments: dict[str, int] = field(default_factory=dict)
     """Bytes at every moment that was looked at."""
 
@@ -112,7 +110,6 @@ class _Plan:
             parameters=torch.bfloat16 if not self.alone and self.arithmetic == 2 else torch.float32,
             autocast=self.alone and settings.dtype == "bfloat16",
             recompute=settings.activations != "kept",
-            tiled=settings.tiled_mlp,
             parts=parts,
             accumulated=self.alone and settings.sequences(length) > together,
         )
@@ -124,12 +121,10 @@ class _Plan:
     def made(self) -> MemoryPlan:
         moments = dict(self._moments())
         name = max(moments, key=lambda moment: sum(moments[moment].values()))
-        host = self._kept(len(self.layers)) if self.settings.activations == "offloaded" else 0
         return MemoryPlan(
             {part: int(moments[name].get(part, 0)) for part in PARTS},
             name,
             self.devices,
-            host,
             {moment: int(sum(found.values())) for moment, found in moments.items()},
         )
 

@@ -14,8 +14,8 @@ Activations = Literal["recomputed", "kept", "offloaded"]
 class Settings:
     """The options that a plan is made for, under the names that training has for them.
 
-    `offloaded` activations and `tiled_mlp` are what others train with, for comparison with what they have published:
-    `harpe extend` has neither.
+    `offloaded` activations are what others train with, for comparison with what they have published: `harpe extend`
+    does not have them.
     """
 
     sequence_parallel: int = 0
@@ -23,7 +23,6 @@ class Settings:
     replicas: int = 1
     """Copies of the weights, each divided among processes / replicas."""
     activations: Activations = "recomputed"
-    tiled_mlp: bool = False
     micro_batch: int = 1
     batch_tokens: int = 0
     dtype: str = "bfloat16"

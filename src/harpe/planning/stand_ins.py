@@ -1,4 +1,4 @@
-"""What takes the place of attention and of tiled layers where a layer is traced: the same tensors, without the work."""
+"""What takes the place of attention where a layer is traced: the same tensors, without the work."""
 
 from __future__ import annotations
 
@@ -67,35 +67,3 @@ def flash(parts: int) -> Callable[..., Any]:
 def install_flash(parts: int) -> None:
     """Let models whose attention is FLASH use it."""
     ALL_ATTENTION_FUNCTIONS.register(FLASH, flash(parts))
-
-
-class Tiled(torch.autograd.Function):
-    """A layer that is computed for a tile of the tokens at a time, again in the backward pass (ALST, arXiv
-    2506.13996). Tiles follow one another and are alike, so that one is run."""
-
-    @staticmethod
-    def forward(ctx: Any, work: Callable[..., torch.Tensor], x: torch.Tensor, *parameters: torch.Tensor) -> Any:
-        ctx.work, ctx.parameters = work, len(parameters)
-        ctx.save_for_backward(x)
-        with torch.no_grad():
-            work(_tile(x))
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        slopes, part = torch.empty_like(x), _tile(x).detach().requires_grad_()
-        with torch.enable_grad():
-            torch.autograd.backward(ctx.work(part), _tile(slope))
-        return None, slopes, *[None] * ctx.parameters
-
-
-def _tile(x: torch.Tensor) -> torch.Tensor:
-    """As many are made as a sequence is times as long as it is wide: a tile is as long as wide, as ALST has it."""
-    return x.chunk(max(1, x.shape[-2] // x.shape[-1]), dim=-2)[0]
-
-
-def tile(module: torch.nn.Module) -> None:
-    """Compute a module's forward in tiles."""
-    work, parameters = module.forward, tuple(module.parameters())
-    module.forward = lambda x: Tiled.apply(work, x, *parameters)

@@ -24,7 +24,7 @@ from harpe.errors import HarpeError
 from harpe.models import head
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.planning.live import LiveBytes
-from harpe.planning.stand_ins import FLASH, install_flash, tile
+from harpe.planning.stand_ins import FLASH, install_flash
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
@@ -50,7 +50,6 @@ class Way:
     autocast: bool = False
     """bfloat16 by autocast over float32 weights, as one process computes."""
     recompute: bool = True
-    tiled: bool = False
     parts: int = 1
     """Processes that share a sequence."""
     accumulated: bool = False
@@ -212,10 +211,6 @@ class Tracer:
                 model.train()
                 if way.recompute and numbers:
                     set_recompute(model, True)
-                if way.tiled and numbers:
-                    for layer in getattr(decoder_layers(model)[0], self.name):
-                        if hasattr(layer, "mlp"):
-                            tile(layer.mlp)
                 if way.accumulated:
                     for parameter in model.parameters():
                         parameter.grad = torch.empty_like(parameter)

@@ -17,7 +17,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harpe.distributed.layout import Layout
 from harpe.errors import HarpeError
-from harpe.methods.types import Stage
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.models.per_head import key_value_heads
 
@@ -37,19 +36,28 @@ def check_installed() -> None:
         ) from error
 
 
-def check_sequence_parallel(model: PreTrainedModel, layout: Layout, stage: Stage) -> None:
+def check_sequence_parallel(model: PreTrainedModel, parts: int, length: int) -> None:
     """Refuse a model or a length that cannot be shared by sequence: attention sees all positions of some heads.
+
+    Parameters
+    ----------
+    parts
+        Processes that share a sequence; 1: nothing is refused.
+    length
+        Tokens of a sequence.
 
     Raises
     ------
     HarpeError
         With the reason.
     """
-    config, parts = text_config(model.config), layout.sequence_parallel
+    if parts == 1:
+        return
+    config = text_config(model.config)
     attention, heads, shared = config._attn_implementation, config.num_attention_heads, key_value_heads(config)
     alone = "Give --sequence-parallel 1, or another number."
-    if stage.length % parts:
-        raise HarpeError(f"--sequence-parallel {parts} does not divide sequences of {stage.length} tokens. {alone}")
+    if length % parts:
+        raise HarpeError(f"--sequence-parallel {parts} does not divide sequences of {length} tokens. {alone}")
     if heads % parts:
         raise HarpeError(
             f"--sequence-parallel {parts} does not divide the {heads} query heads, of which every process takes its "
@@ -60,18 +68,13 @@ def check_sequence_parallel(model: PreTrainedModel, layout: Layout, stage: Stage
             f"--sequence-parallel {parts} and {shared} key/value heads do not go into each other: every process takes "
             f"whole heads, or a head goes to several of them. {alone}"
         )
-    if stage.encoding.attention is not None:
-        raise HarpeError(
-            f"--sequence-parallel {parts} does not go with a method that has an attention of its own. Give "
-            "--sequence-parallel 1."
-        )
     if attention != "sdpa" and not attention.startswith("flash"):
         raise HarpeError(
             f"--sequence-parallel {parts} needs an attention that keeps causal order without a mask (sdpa, flash); a "
             f"{config.model_type} is computed with {attention}. Give --sequence-parallel 1."
         )
     window = getattr(config, "sliding_window", None) or 0
-    if sliding_layers(config) and window < stage.length and attention == "sdpa":
+    if sliding_layers(config) and window < length and attention == "sdpa":
         raise HarpeError(
             f"--sequence-parallel {parts} with a sliding window of {window} tokens needs flash attention: sdpa knows "
             "windows by a mask, which does not go between processes. Give --sequence-parallel 1, or --sliding-window "

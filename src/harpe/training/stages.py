@@ -22,7 +22,7 @@ from harpe.training.memory import set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.pieces import Pieces
 from harpe.training.progress import JsonlLog, Report
-from harpe.training.sequence_parallel import check_exchange, sequence_parallel
+from harpe.training.sequence_parallel import check_exchange, check_sequence_parallel, sequence_parallel
 from harpe.training.state import load_model_state
 from harpe.training.trainer import Schedule, StageTrainer, arguments
 
@@ -116,6 +116,8 @@ def train_stages(
         first, last = seen // stage.length, (seen + count * step_tokens) // stage.length
         seen += count * step_tokens
         apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
+        # also of attentions that methods bring, which know nothing of pieces
+        check_sequence_parallel(model, layout.sequence_parallel, stage.length)
         pieces = Pieces(
             Subset(data.cut(stage.length), range(first, last)), layout.sequence_parallel, options.micro_batch
         )

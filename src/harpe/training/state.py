@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
@@ -65,10 +64,7 @@ def load_model_state(model: PreTrainedModel, folder: Path, layout: Layout) -> No
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         load_weights(model, folder)  # of a version that wrote whole models
         return
-    state = _untied(model, get_model_state_dict(model))
-    _load(state, folder / MODEL, layout)
-    if layout.sharded:
-        set_model_state_dict(model, state, options=StateDictOptions(strict=False))
+    _load(_untied(model, get_model_state_dict(model)), folder / MODEL, layout)  # into the model's own tensors
 
 
 def load_optimizer_state(model: PreTrainedModel, optimizer: Optimizer, folder: Path, layout: Layout) -> None:
