@@ -22,9 +22,11 @@ class OtherFailed(HarpeError):
     word."""
 
 
-def optional_module(module: str, package: str, what: str) -> Any:
-    """A module of the extra packages `harpe[eval]`; where it is missing, `what` begins the sentence that says so."""
+def optional_module(module: str, package: str, what: str, extra: str = "eval") -> Any:
+    """A module of the extra packages `harpe[EXTRA]`; where it is missing, `what` begins the sentence that says so."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise HarpeError(f"{what} the package {package}, which is not installed: pip install 'harpe[eval]'.") from error
+        raise HarpeError(
+            f"{what} the package {package}, which is not installed: pip install 'harpe[{extra}]'."
+        ) from error

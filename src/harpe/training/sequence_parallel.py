@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harpe.distributed.layout import Layout
-from harpe.errors import HarpeError
+from harpe.errors import HarpeError, optional_module
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.models.per_head import key_value_heads
 
@@ -28,12 +28,12 @@ TOKENS = 8
 
 def check_installed() -> None:
     """HarpeError where DeepSpeed is not installed."""
-    try:
-        import deepspeed.runtime.sequence_parallel.ulysses_sp  # noqa: F401
-    except ImportError as error:
-        raise HarpeError(
-            f"--sequence-parallel needs DeepSpeed's attention: pip install 'harpe[scale]' ({error})."
-        ) from error
+    _ulysses()
+
+
+def _ulysses() -> Any:
+    module = "deepspeed.runtime.sequence_parallel.ulysses_sp"
+    return optional_module(module, "deepspeed", "--sequence-parallel needs", "scale").UlyssesSPAttentionHF
 
 
 def check_sequence_parallel(model: PreTrainedModel, parts: int, length: int) -> None:
@@ -93,9 +93,9 @@ def sequence_parallel(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
     if layout.sequence_parallel == 1:
         yield
         return
+    kind = _ulysses()
     import deepspeed
     import deepspeed.ops
-    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
     config = text_config(model.config)
     name, heads = config._attn_implementation, config.num_attention_heads
@@ -103,7 +103,7 @@ def sequence_parallel(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
     deepspeed.ops.__compatible_ops__ |= {name: False for name in deepspeed.ops.__compatible_ops__ if "shm" in name}
     deepspeed.init_distributed("nccl" if model.device.type == "cuda" else "gloo", verbose=False)
     core = ALL_ATTENTION_FUNCTIONS[name]
-    attention = UlyssesSPAttentionHF(
+    attention = kind(
         attn=core,
         batch_size=1,
         attn_head_count=heads,
