@@ -105,7 +105,8 @@ def test_a_training_holds_what_was_planned(
         dtype=dtype,
     )
     gc.collect()
-    gc.freeze()  # what other tests have left makes collections rare, and tensors in cycles would wait for them
+    gc.freeze()  # collections get rare where other tests have left much, and tensors in cycles wait for them
+    gc.collect()  # which counts what is left, and that is nothing now
     try:
         with LiveBytes() as live:
             live.watch(model.parameters())
