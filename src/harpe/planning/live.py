@@ -4,7 +4,7 @@ contents."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,8 +25,10 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        self.watch(leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
+        # a view of what was there before is not new
+        self.watch(tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in given)
         return out
 
     def watch(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -47,3 +49,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))
