@@ -19,6 +19,7 @@ from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
+from harpe.planning.check import MemoryCheck
 from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal
@@ -97,6 +98,8 @@ class _Decided:
     training: TrainingSettings
     reason: str
     layout: Layout
+    about: list[str]
+    """What there is to say of it."""
     parameters: int
     bases: BaseRange
     notes: list[str]
@@ -126,14 +129,18 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
     check_space(run, parameters)
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     sequences = [training.step_tokens(options.length) // stage.length for stage in row.stages]
-    layout = choose_layout(processes, options.sequence_parallel, options.replicas, sequences, training.micro_batch)
+    memory = MemoryCheck(source.config(), options.length, training, processes)
+    layout = choose_layout(
+        processes, options.sequence_parallel, options.replicas, sequences, training.micro_batch, memory.fits
+    )
     check_stages(row.stages, training, layout)
     if layout.sharded:
         check_versions()
     if layout.sequence_parallel > 1:
         check_installed()
+    about = [*([layout.describe()] if layout.sharded else []), *memory.check(layout, options.ignore_memory)]
     tell_environment(run, reporter)
-    return _Decided(source, row, training, reason, layout, parameters, bases, notes)
+    return _Decided(source, row, training, reason, layout, about, parameters, bases, notes)
 
 
 def _loaded(decided: _Decided, length: int) -> PreTrainedModel:
@@ -192,8 +199,8 @@ def _told(
     )
     settled = settled_plan(run, plan.as_dict())
     reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))
-    if layout.sharded:
-        reporter.say(layout.describe())
+    for sentence in decided.about:
+        reporter.say(sentence)
 
 
 def _advice(options: ExtendOptions, training: TrainingSettings, layout: Layout) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -112,16 +112,23 @@ def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> 
 
 
 def choose_layout(
-    world: int, sequence_parallel: int, replicas: int, sequences: Sequence[int], micro_batch: int
+    world: int,
+    sequence_parallel: int,
+    replicas: int,
+    sequences: Sequence[int],
+    micro_batch: int,
+    fits: Callable[[Layout], bool] = lambda layout: True,
 ) -> Layout:
     """The layout that options ask for, not yet checked; for `sequence_parallel` 0 the one with the fewest processes a
-    sequence that leaves none without work. `sequences` are those of a step, for every stage."""
-    if sequence_parallel == 0:
-        for parts in (parts for parts in range(1, world + 1) if world % parts == 0):
-            if all(count % (world // parts * micro_batch) == 0 for count in sequences):
-                sequence_parallel = parts
-                break
-    return Layout(world, sequence_parallel or 1, replicas)
+    sequence that leaves none without work, and that fits where one does. `sequences` are those of a step, for every
+    stage."""
+    if sequence_parallel:
+        return Layout(world, sequence_parallel, replicas)
+    layouts = (Layout(world, parts, replicas) for parts in range(1, world + 1) if world % parts == 0)
+    found = [
+        layout for layout in layouts if not any(count % (layout.data_parallel * micro_batch) for count in sequences)
+    ]
+    return next(filter(fits, found), found[0] if found else Layout(world, 1, replicas))
 
 
 def _processes(count: int) -> str:

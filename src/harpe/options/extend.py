@@ -48,6 +48,8 @@ class ExtendOptions(
     """Of the order of the documents and of all else that is random."""
     resume: bool = False
     """Go on with the interrupted run in --out."""
+    ignore_memory: bool = False
+    """Train although memory does not suffice by the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)

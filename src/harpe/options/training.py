@@ -40,7 +40,8 @@ class LayoutOptions:
     on it, so that a run may go on with other ones."""
 
     sequence_parallel: int = 0
-    """Processes that share a sequence; 0: as few as leave every process something to do."""
+    """Processes that share a sequence; 0: as few as leave every process something to do and, by the plan, fit the
+    memory."""
     replicas: int = 1
     """Copies of the weights, each divided among processes / replicas; on a cluster the number of its nodes."""
 

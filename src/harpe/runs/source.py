@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
@@ -31,10 +31,17 @@ class Source:
     dtype: torch.dtype
     """In which the checkpoint is stored; the extended one is stored in the same."""
 
+    def config(self) -> PreTrainedConfig:
+        """Of the checkpoint, without windows where training has none."""
+        config = load_config(self.name, self.revision)
+        if self.sliding_window == "off":
+            remove_window(config)
+        return config
+
     def parameters(self) -> int:
         """How many the model has; no weights are read."""
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(load_config(self.name, self.revision)).num_parameters()
+            return AutoModelForCausalLM.from_config(self.config()).num_parameters()
 
     def load(self, layout: Layout = ONE_PROCESS, dtype: str = "float32") -> PreTrainedModel:
         """The model with float32 weights, on the accelerator where there is one.

@@ -1,0 +1,111 @@
+"""Whether a training fits the devices that it was started on, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedConfig
+
+from harpe.distributed.layout import Layout
+from harpe.errors import HarpeError
+from harpe.options.training import TrainingSettings
+from harpe.planning.devices import GB, PEAKS, Devices, machine_memory
+from harpe.planning.fit import smallest_change
+from harpe.planning.memory import PARTS, MemoryPlan, plan_memory
+from harpe.planning.settings import Settings
+from harpe.planning.trace import Tracer
+from harpe.training.sequence_parallel import check_sequence_parallel
+
+
+def these_devices(processes: int) -> Devices:
+    """The devices of a training: as many as processes, each like that of this one; processes on CPUs have equal shares
+    of the memory of their machine."""
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        words = found.name.replace("RTX ", "RTX").replace("-", " ").split()
+        return Devices(processes, next((word for word in words if word in PEAKS), "GPU"), found.total_memory)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return Devices(processes, "CPU", machine_memory() // neighbours)
+
+
+class MemoryCheck:
+    """The plans of one training in the layouts that it may have."""
+
+    def __init__(self, config: PreTrainedConfig, length: int, training: TrainingSettings, processes: int) -> None:
+        self.length, self.training, self.devices = length, training, these_devices(processes)
+        self.trouble = ""
+        """Why nothing is planned, where nothing is."""
+        self._plans: dict[Layout, MemoryPlan] = {}
+        try:
+            self._tracer = Tracer(config)
+        except Exception as error:  # of the model's own code, whatever it is: a training does not depend on its plan
+            self.trouble = _line(error)
+
+    def plan(self, layout: Layout) -> MemoryPlan | None:
+        """The memory of the fullest device; None where it could not be planned (`trouble`)."""
+        if layout not in self._plans and not self.trouble:
+            try:
+                self._plans[layout] = plan_memory(self._tracer, self.length, self.devices, self._settings(layout))
+            except Exception as error:  # as above
+                self.trouble = _line(error)
+        return None if self.trouble else self._plans[layout]
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether the model can be trained so, with some memory to spare."""
+        if self.trouble:
+            return True
+        try:
+            check_sequence_parallel(self._tracer.model, layout.sequence_parallel, self.length)
+        except HarpeError:
+            return False
+        plan = self.plan(layout)
+        return plan is None or plan.fits
+
+    def check(self, layout: Layout, ignored: bool) -> list[str]:
+        """Sentences about the memory of a training.
+
+        Raises
+        ------
+        HarpeError
+            Where a device has less than is planned, and `ignored` is not set.
+        """
+        plan = self.plan(layout)
+        if plan is None:
+            return [f"The memory of this training could not be planned ({self.trouble})."]
+        told = describe(plan)
+        if plan.total > self.devices.memory and not ignored:
+            change = smallest_change(self._tracer, self.length, self.devices, self._settings(layout))
+            how = f"It fits with {change[0]}" if change else "Take a shorter --length"
+            raise HarpeError(f"The memory does not suffice. {told} {how}, or train all the same with --ignore-memory.")
+        if not plan.fits:
+            told += " That is little to spare: what is not tensors comes on top."
+        return [told]
+
+    def _settings(self, layout: Layout) -> Settings:
+        training = self.training
+        return Settings(
+            sequence_parallel=layout.sequence_parallel,
+            replicas=layout.replicas,
+            activations="recomputed" if training.gradient_checkpointing else "kept",
+            micro_batch=training.micro_batch,
+            batch_tokens=training.step_tokens(self.length),
+            dtype=training.dtype,
+        )
+
+
+def describe(plan: MemoryPlan) -> str:
+    """A sentence: how much of what, and of how much memory."""
+    parts: Sequence[tuple[str, int]] = sorted(plan.parts.items(), key=lambda part: -part[1])
+    most = ", ".join(f"{PARTS[name]} {_size(size)}" for name, size in parts[:3] if size)
+    whose = "a process" if plan.devices.cpu else f"one {plan.devices.name}"
+    return f"Planned memory of tensors: {_size(plan.total)} of the {_size(plan.devices.memory)} of {whose} ({most} …)."
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 10**6:.0f} MB"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

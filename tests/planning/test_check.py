@@ -1,0 +1,108 @@
+"""`harpe extend` plans its memory first: it takes the layout that fits, and refuses what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, PreTrainedConfig
+
+from harpe.commands.extend import extend
+from harpe.distributed.layout import Layout, choose_layout
+from harpe.errors import HarpeError
+from harpe.options.extend import ExtendOptions
+from harpe.options.training import TrainingSettings
+from harpe.planning import check as check_module
+from harpe.planning import trace
+from harpe.planning.check import MemoryCheck, these_devices
+from harpe.reporter import Reporter
+
+OPTIONS: dict[str, Any] = {"model": "embedded", "length": 512, "data": "embedded", "tokens": 1024, "dtype": "float32"}
+
+
+class Said(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.sentences.append(text)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how many bytes of memory this machine has."""
+
+    def sized(size: int) -> None:
+        monkeypatch.setattr(check_module, "machine_memory", lambda: size)
+
+    return sized
+
+
+def test_a_training_that_cannot_fit_is_refused_and_leaves_nothing(machine: Any, tmp_path: Path) -> None:
+    machine(50_000_000)
+    with pytest.raises(HarpeError, match=r"memory does not suffice.* of the 50 MB of a process .*--ignore-memory"):
+        extend(ExtendOptions(**OPTIONS, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_trained_when_asked_and_the_plan_is_told(machine: Any, tmp_path: Path) -> None:
+    machine(50_000_000)
+    said = Said()
+    target = extend(ExtendOptions(**OPTIONS, out=str(tmp_path / "run"), ignore_memory=True), said)
+    assert (target / "config.json").exists()
+    assert any(text.startswith("Planned memory of tensors: ") and "little to spare" in text for text in said.sentences)
+
+
+def test_a_model_whose_code_cannot_be_traced_is_trained_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("a kernel has no stand-in\nand more")
+
+    monkeypatch.setattr(trace.Tracer, "layer", fail)
+    said = Said()
+    extend(ExtendOptions(**OPTIONS, out=str(tmp_path / "run")), said)
+    assert "The memory of this training could not be planned (a kernel has no stand-in)." in said.sentences
+
+
+def small(**changes: Any) -> PreTrainedConfig:
+    shape = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config: PreTrainedConfig = AutoConfig.for_model(changes.pop("family", "llama"), **{**shape, **changes})
+    return config
+
+
+def test_a_sequence_is_shared_by_as_many_processes_as_memory_asks_for(machine: Any) -> None:
+    """Two sequences of 8192 tokens a step, so that both processes would have work without sharing."""
+    settings = TrainingSettings(tokens=16384, batch_tokens=16384, dtype="float32")
+
+    def chosen(size: int) -> Layout:
+        machine(size)
+        return choose_layout(2, 0, 1, [2], 1, MemoryCheck(small(), 8192, settings, 2).fits)
+
+    machine(10**12)
+    memory = MemoryCheck(small(), 8192, settings, 2)
+    plans = [memory.plan(Layout(2, parts)) for parts in (1, 2)]
+    assert plans[0] and plans[1] and plans[0].total > 1.5 * plans[1].total
+    enough = int(2 * plans[1].total / 0.8) + 2000  # two processes of one machine, and a fifth to spare
+    assert chosen(10**12) == Layout(2, 1)
+    assert chosen(enough) == Layout(2, 2)
+    assert chosen(enough // 4) == Layout(2, 1)  # nothing fits: refused as the plainest layout
+
+
+def test_families_whose_sequences_cannot_be_shared_are_not_shared_for_memory(machine: Any) -> None:
+    machine(1000)
+    config = small(family="gemma3_text", sliding_window=64, layer_types=["sliding_attention", "full_attention"])
+    settings = TrainingSettings(tokens=2048, batch_tokens=2048, dtype="float32")
+    memory = MemoryCheck(config, 1024, settings, 2)
+    assert not memory.fits(Layout(2, 2)) and choose_layout(2, 0, 1, [2], 1, memory.fits) == Layout(2, 1)
+
+
+def test_processes_of_one_machine_share_its_memory(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(8000)
+    assert these_devices(4).memory == 2000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of two machines
+    assert these_devices(4).memory == 4000
