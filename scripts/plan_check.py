@@ -51,6 +51,7 @@ class Case:
 
     processes: int = 1
     parts: int = 1
+    tile: int = 0
     vocabulary: int = 500
     length: int = 1024
     sequences: int = 1
@@ -75,6 +76,7 @@ class Case:
         settings = Settings(
             sequence_parallel=self.parts,
             activations="recomputed" if self.recompute else "kept",
+            mlp_tile=self.tile,
             micro_batch=self.micro_batch,
             batch_tokens=self.sequences * self.length,
             dtype=self.dtype,
@@ -86,6 +88,7 @@ CASES = {
     "vocabulary": Case(vocabulary=4000),
     "accumulated": Case(sequences=2),
     "kept": Case(recompute=False),
+    "tiles": Case(vocabulary=4000, length=16384, tile=1024),
     "data-parallel": Case(processes=2, sequences=2),
     "sequence-parallel": Case(processes=2, parts=2, vocabulary=4000, length=4096),
     "both": Case(processes=4, parts=2, length=2048, sequences=4, micro_batch=2),
@@ -145,7 +148,7 @@ class FreshTiles:
 def measure(name: str, checkpoint: Path, folder: Path) -> None:
     """One process of a training: its peak goes to FOLDER/peak-RANK."""
     case, ranks = CASES[name], join(tensors=True)
-    layout = Layout(ranks.count, case.parts)
+    layout = Layout(ranks.count, case.parts, mlp_tile=case.tile)
     shards = {"distributed_config": layout.distributed_config(case.dtype == "bfloat16")} if layout.sharded else {}
     model = load_model(checkpoint, torch.float32, **shards)
     geometry = read_geometry(model.config, "the model")

@@ -47,10 +47,7 @@ class FreshTiles:
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in REPRESENTATIVES else pytest.mark.matrix)
-        for name in FAMILIES
-    ],
+    [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.matrix) for name in FAMILIES],
 )
 def test_a_family_holds_what_was_planned(family: str, tmp_path: Path, monkeypatch: Any, record_property: Any) -> None:
     """Within a tenth, by one process in float32."""

@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
 from harpe.commands.extend import extend
-from harpe.distributed.layout import Layout, choose_layout
+from harpe.distributed.layout import MLP_TILE, Layout, choose_layout
 from harpe.errors import HarpeError
 from harpe.options.extend import ExtendOptions
-from harpe.options.training import TrainingSettings
+from harpe.options.training import LayoutOptions, TrainingSettings
 from harpe.planning import check as check_module
 from harpe.planning import trace
 from harpe.planning.check import MemoryCheck, these_devices
@@ -69,27 +69,28 @@ def test_a_model_whose_code_cannot_be_traced_is_trained_and_that_is_told(
 
 
 def small(**changes: Any) -> PreTrainedConfig:
-    shape = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     config: PreTrainedConfig = AutoConfig.for_model(changes.pop("family", "llama"), **{**shape, **changes})
     return config
 
 
-def test_a_sequence_is_shared_by_as_many_processes_as_memory_asks_for(machine: Any) -> None:
-    """Two sequences of 8192 tokens a step, so that both processes would have work without sharing."""
-    settings = TrainingSettings(tokens=16384, batch_tokens=16384, dtype="float32")
+def test_sequences_are_shared_and_then_cut_in_tiles_as_memory_asks_for(machine: Any) -> None:
+    """Two sequences of 16384 tokens a step, so that both processes would have work without sharing."""
+    settings = TrainingSettings(tokens=32768, batch_tokens=32768, dtype="float32")
 
     def chosen(size: int) -> Layout:
         machine(size)
-        return choose_layout(2, 0, 1, [2], 1, MemoryCheck(small(), 8192, settings, 2).fits)
+        return choose_layout(2, LayoutOptions(), [2], 1, MemoryCheck(small(), 16384, settings, 2).fits)
 
     machine(10**12)
-    memory = MemoryCheck(small(), 8192, settings, 2)
-    plans = [memory.plan(Layout(2, parts)) for parts in (1, 2)]
-    assert plans[0] and plans[1] and plans[0].total > 1.5 * plans[1].total
-    enough = int(2 * plans[1].total / 0.8) + 2000  # two processes of one machine, and a fifth to spare
+    memory = MemoryCheck(small(), 16384, settings, 2)
+    plans = [memory.plan(layout) for layout in (Layout(2, 1), Layout(2, 2), Layout(2, 2, mlp_tile=MLP_TILE))]
+    assert plans[0] and plans[1] and plans[2] and plans[0].total > plans[1].total > plans[2].total
     assert chosen(10**12) == Layout(2, 1)
-    assert chosen(enough) == Layout(2, 2)
+    # two processes of one machine, and a fifth to spare
+    assert chosen(enough := int(2 * plans[1].total / 0.8) + 2000) == Layout(2, 2)
+    assert chosen(int(2 * plans[2].total / 0.8) + 2000) == Layout(2, 2, mlp_tile=MLP_TILE)
     assert chosen(enough // 4) == Layout(2, 1)  # nothing fits: refused as the plainest layout
 
 
@@ -98,7 +99,7 @@ def test_families_whose_sequences_cannot_be_shared_are_not_shared_for_memory(mac
     config = small(family="gemma3_text", sliding_window=64, layer_types=["sliding_attention", "full_attention"])
     settings = TrainingSettings(tokens=2048, batch_tokens=2048, dtype="float32")
     memory = MemoryCheck(config, 1024, settings, 2)
-    assert not memory.fits(Layout(2, 2)) and choose_layout(2, 0, 1, [2], 1, memory.fits) == Layout(2, 1)
+    assert not memory.fits(Layout(2, 2)) and choose_layout(2, LayoutOptions(), [2], 1, memory.fits) == Layout(2, 1)
 
 
 def test_processes_of_one_machine_share_its_memory(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

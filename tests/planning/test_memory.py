@@ -19,7 +19,7 @@ from harpe.planning.trace import Tracer
 from .shapes import config_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plan_check.py"
-OTHERS = ("vocabulary", "kept", "data-parallel", "sequence-parallel", "both")
+CASES = ("vocabulary", "accumulated", "kept", "tiles", "data-parallel", "sequence-parallel", "both")
 ON_HOST = StateBytes(2, 2, 0)
 """ZeRO-3 with masters and moments in the machine's memory: bfloat16 weights and gradients."""
 
@@ -59,7 +59,8 @@ def test_plans_are_near_published_peaks(
     assert planned(name, length, "8xH100", 8, states, **more) + ring == pytest.approx(published, rel=0.2)
 
 
-@pytest.mark.parametrize("case", ["accumulated", *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_a_training_holds_what_was_planned(case: str, tmp_path: Path) -> None:
     """Within 10%, by one, two and four processes: `scripts/plan_check.py` compares."""
     ended = subprocess.run(

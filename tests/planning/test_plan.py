@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_fewest_processes_a_sequence_that_fit_are_chosen(llama: Tracer) -> N
     devices, settings = read_devices("8xH100"), Settings(batch_tokens=8 * 131072)
     chosen, plan = choose_plan(llama, 131072, devices, settings)
     assert chosen.sequence_parallel == 2 and plan.fits
-    assert not plan_memory(llama, 131072, devices, settings.with_parts(1)).fits
+    assert not plan_memory(llama, 131072, devices, replace(settings, sequence_parallel=1)).fits
 
 
 def test_what_does_not_fit_is_told_what_makes_it_fit(llama: Tracer) -> None:
@@ -58,8 +59,8 @@ def test_what_does_not_fit_is_told_what_makes_it_fit(llama: Tracer) -> None:
 def test_the_longest_length_fits_and_a_sixteenth_more_does_not(llama: Tracer) -> None:
     devices, settings = read_devices("8xH100"), Settings(sequence_parallel=8)
     longest = longest_length(llama, devices, settings)
-    assert plan_memory(llama, longest, devices, settings).fits and longest % 8 == 0
-    assert not plan_memory(llama, longest // 16 * 17, devices, settings).fits
+    assert choose_plan(llama, longest, devices, settings)[1].fits and longest % 8 == 0
+    assert not choose_plan(llama, longest // 16 * 17, devices, settings)[1].fits
     assert longest_length(llama, read_devices("1xH100"), Settings(sequence_parallel=1)) == 0
 
 

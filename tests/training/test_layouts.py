@@ -32,6 +32,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
     2: [
         {"name": "data-parallel", "model": "plain"},
         {"name": "sequence-parallel", "model": "plain", "parts": 2},
+        {"name": "tiles", "model": "plain", "parts": 2, "mlp_tile": 6},
         {"name": "bfloat16", "model": "plain", "dtype": "bfloat16"},
         {"name": "resumed-by-the-same", "model": "plain", "of": "data-parallel"},
         {"name": "resumed-of-one", "model": "tied", "of": "tied-alone"},
@@ -86,6 +87,7 @@ def train_case(
     model: str,
     parts: int = 1,
     replicas: int = 1,
+    mlp_tile: int = 0,
     dtype: str = "float32",
     of: str = "",
     **changes: Any,
@@ -95,7 +97,7 @@ def train_case(
         shutil.copytree(place / of / "stage-1", place / name / "stage-1")
         shutil.rmtree(place / name / "stage-1" / "checkpoint-10")
     ranks.wait()
-    layout = Layout(ranks.count, parts, replicas)
+    layout = Layout(ranks.count, parts, replicas, mlp_tile)
     shards = {"distributed_config": layout.distributed_config(dtype == "bfloat16")} if layout.sharded else {}
     loaded = load_model(place / model, torch.float32, **shards)
     geometry = read_geometry(loaded.config, model)

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, SequentialSampler, default_collate
 from harpe.distributed.layout import Layout, check_layout, check_versions, choose_layout
 from harpe.distributed.processes import _adopt_slurm
 from harpe.errors import HarpeError
+from harpe.options.training import LayoutOptions
 from harpe.training.pieces import Pieces
 from harpe.training.sequence_parallel import check_sequence_parallel
 
@@ -48,13 +49,13 @@ def test_accelerate_deals_the_pieces_so_that_every_group_reads_whole_sequences_i
 
 
 def test_processes_without_sequences_of_their_own_share_them() -> None:
-    assert choose_layout(8, 0, 1, [8], 1) == Layout(8, 1)
-    assert choose_layout(8, 0, 1, [2], 1) == Layout(8, 4)
-    assert choose_layout(8, 0, 2, [4, 8], 2) == Layout(8, 4, 2)
-    assert choose_layout(1, 0, 1, [1], 1) == Layout()
+    assert choose_layout(8, LayoutOptions(), [8], 1) == Layout(8, 1)
+    assert choose_layout(8, LayoutOptions(), [2], 1) == Layout(8, 4)
+    assert choose_layout(8, LayoutOptions(replicas=2), [4, 8], 2) == Layout(8, 4, 2)
+    assert choose_layout(1, LayoutOptions(), [1], 1) == Layout()
     with pytest.raises(HarpeError, match="A step has 3 sequences, and 2 are read at one time"):
         check_layout(Layout(2), [3], 1)
-    assert choose_layout(2, 0, 1, [3], 1) == Layout(2, 2)
+    assert choose_layout(2, LayoutOptions(), [3], 1) == Layout(2, 2)
     with pytest.raises(HarpeError, match="--sequence-parallel 2 does not divide the 1 process"):
         check_layout(Layout(1, 2), [1], 1)
 

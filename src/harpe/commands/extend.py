@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from harpe.bases.ranges import BaseRange, base_range
 from harpe.data.packing import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
-from harpe.distributed.layout import Layout, check_versions, choose_layout
+from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
 from harpe.options.extend import ExtendOptions
@@ -130,15 +130,13 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     sequences = [training.step_tokens(options.length) // stage.length for stage in row.stages]
     memory = MemoryCheck(source.config(), options.length, training, processes)
-    layout = choose_layout(
-        processes, options.sequence_parallel, options.replicas, sequences, training.micro_batch, memory.fits
-    )
+    layout = choose_layout(processes, options, sequences, training.micro_batch, memory.fits)
     check_stages(row.stages, training, layout)
     if layout.sharded:
         check_versions()
     if layout.sequence_parallel > 1:
         check_installed()
-    about = [*([layout.describe()] if layout.sharded else []), *memory.check(layout, options.ignore_memory)]
+    about = [*([layout.describe()] if layout != ONE_PROCESS else []), *memory.check(layout, options.ignore_memory)]
     tell_environment(run, reporter)
     return _Decided(source, row, training, reason, layout, about, parameters, bases, notes)
 

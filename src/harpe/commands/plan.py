@@ -33,6 +33,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     settings = Settings(
         sequence_parallel=options.sequence_parallel,
         replicas=options.replicas,
+        mlp_tile=options.mlp_tile,
         activations="recomputed" if options.gradient_checkpointing else "kept",
         micro_batch=options.micro_batch,
         batch_tokens=options.batch_tokens,
@@ -56,6 +57,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         "devices": {"count": devices.count, "name": devices.name, "bytes": devices.memory, "usable": devices.usable},
         "sequence_parallel": chosen.sequence_parallel,
         "replicas": chosen.replicas,
+        "mlp_tile": chosen.mlp_tile,
         "parts": memory.parts,
         "bytes": memory.total,
         "moment": memory.moment,
@@ -71,12 +73,17 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     }
 
 
+def _layout(value: dict[str, Any]) -> str:
+    tile = f" --mlp-tile {value['mlp_tile']}" if value["mlp_tile"] else ""
+    return f"--sequence-parallel {value['sequence_parallel']}{tile}"
+
+
 def sentences(value: dict[str, Any]) -> list[str]:
     """What follows from a plan, for people."""
     devices, told = value["devices"], []
     size = f"{value['bytes'] / GB:.1f} of {devices['usable'] / GB:.1f} GB that a plan may fill"
     if value["fits"]:
-        told.append(f"It fits: {size}, with --sequence-parallel {value['sequence_parallel']}.")
+        told.append(f"It fits: {size}, with {_layout(value)}.")
     elif value["change"]:
         change = value["change"]
         told.append(f"It does not fit: {size}. It does with {change['options']} ({change['bytes'] / GB:.1f} GB).")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from harpe.errors import HarpeError
+from harpe.options.training import LayoutOptions
 
 OLDEST = {"transformers": (5, 23), "torch": (2, 8)}
 """For several processes: the first whose Trainer knows a model that was sharded as it was loaded, and the first that
@@ -25,6 +26,8 @@ class Layout:
     world: int = 1
     sequence_parallel: int = 1
     replicas: int = 1
+    mlp_tile: int = 0
+    """Tokens that feed-forward layers take at a time; 0: all that a process has."""
 
     @property
     def data_parallel(self) -> int:
@@ -63,7 +66,7 @@ class Layout:
     def describe(self) -> str:
         """A sentence for the plan."""
         if not self.sharded:
-            return "Trained by one process."
+            return ", ".join(["Trained by one process", *self._tiles()]) + "."
         parts = [f"{self.world} processes: weights, gradients and moments are divided among {self.shards}"]
         parts += [f"{self.replicas} replicas"] if self.replicas > 1 else []
         parts += [
@@ -71,9 +74,14 @@ class Layout:
             if self.sequence_parallel > 1
             else "each reads sequences of its own"
         ]
-        return ", ".join(parts) + "."
+        return ", ".join([*parts, *self._tiles()]) + "."
+
+    def _tiles(self) -> list[str]:
+        return [f"feed-forward layers take {self.mlp_tile} tokens at a time"] if self.mlp_tile else []
 
 
+MLP_TILE = 4096
+"""Where tiles are what makes a training fit: large enough for full speed, small beside what attention keeps."""
 ONE_PROCESS = Layout()
 """It has all weights and reads all sequences."""
 
@@ -102,6 +110,8 @@ def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> 
             f"--replicas {replicas} does not divide the {world} {_processes(world)} that were started: every replica "
             "of the weights is divided among as many processes as the others."
         )
+    if layout.mlp_tile < 0:
+        raise HarpeError(f"--mlp-tile is {layout.mlp_tile}; it is a number of tokens, or 0.")
     together = layout.data_parallel * micro_batch
     if wrong := [count for count in sequences if count % together]:
         raise HarpeError(
@@ -113,22 +123,29 @@ def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> 
 
 def choose_layout(
     world: int,
-    sequence_parallel: int,
-    replicas: int,
+    options: LayoutOptions,
     sequences: Sequence[int],
     micro_batch: int,
     fits: Callable[[Layout], bool] = lambda layout: True,
 ) -> Layout:
-    """The layout that options ask for, not yet checked; for `sequence_parallel` 0 the one with the fewest processes a
-    sequence that leaves none without work, and that fits where one does. `sequences` are those of a step, for every
-    stage."""
-    if sequence_parallel:
-        return Layout(world, sequence_parallel, replicas)
-    layouts = (Layout(world, parts, replicas) for parts in range(1, world + 1) if world % parts == 0)
-    found = [
-        layout for layout in layouts if not any(count % (layout.data_parallel * micro_batch) for count in sequences)
-    ]
-    return next(filter(fits, found), found[0] if found else Layout(world, 1, replicas))
+    """The layout that options ask for, not yet checked.
+
+    What they leave to us, by 0, is the fewest processes a sequence that leave none without work, and whole sequences in
+    feed-forward layers; where that does not fit, the first that does, by more processes, then by tiles.
+
+    Parameters
+    ----------
+    sequences
+        Of a step, for every stage.
+    """
+    if options.sequence_parallel:
+        parts = [options.sequence_parallel]
+    else:
+        every = [number for number in range(1, world + 1) if world % number == 0]
+        parts = [n for n in every if not any(count % (world // n * micro_batch) for count in sequences)] or [1]
+    tiles = [options.mlp_tile] if options.mlp_tile else [0, MLP_TILE]
+    layouts = [Layout(world, number, options.replicas, tile) for tile in tiles for number in parts]
+    return next(filter(fits, layouts), layouts[0])
 
 
 def _processes(count: int) -> str:

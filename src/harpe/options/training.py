@@ -36,14 +36,17 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOptions:
-    """How the processes of a launcher (torchrun, accelerate launch, srun) share a training. The result does not depend
-    on it, so that a run may go on with other ones."""
+    """How the processes of a launcher (torchrun, accelerate launch, srun) share a training, and its memory. The result
+    does not depend on it, so that a run may go on with other ones."""
 
     sequence_parallel: int = 0
     """Processes that share a sequence; 0: as few as leave every process something to do and, by the plan, fit the
     memory."""
     replicas: int = 1
     """Copies of the weights, each divided among processes / replicas; on a cluster the number of its nodes."""
+    mlp_tile: int = 0
+    """Tokens that feed-forward layers take at a time: less memory, and their forward pass once more. 0: all, or 4096
+    where that is what fits."""
 
 
 @dataclass(frozen=True, kw_only=True)

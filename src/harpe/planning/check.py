@@ -48,6 +48,8 @@ class MemoryCheck:
         if layout not in self._plans and not self.trouble:
             try:
                 self._plans[layout] = plan_memory(self._tracer, self.length, self.devices, self._settings(layout))
+            except HarpeError:
+                raise  # a layout that the model cannot have
             except Exception as error:  # as above
                 self.trouble = _line(error)
         return None if self.trouble else self._plans[layout]
@@ -58,9 +60,9 @@ class MemoryCheck:
             return True
         try:
             check_sequence_parallel(self._tracer.model, layout.sequence_parallel, self.length)
+            plan = self.plan(layout)
         except HarpeError:
             return False
-        plan = self.plan(layout)
         return plan is None or plan.fits
 
     def check(self, layout: Layout, ignored: bool) -> list[str]:
@@ -88,6 +90,7 @@ class MemoryCheck:
         return Settings(
             sequence_parallel=layout.sequence_parallel,
             replicas=layout.replicas,
+            mlp_tile=layout.mlp_tile,
             activations="recomputed" if training.gradient_checkpointing else "kept",
             micro_batch=training.micro_batch,
             batch_tokens=training.step_tokens(self.length),

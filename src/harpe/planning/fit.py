@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
-from harpe.distributed.layout import Layout, check_layout
+from harpe.distributed.layout import MLP_TILE, Layout, check_layout
 from harpe.errors import HarpeError
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.planning.devices import Devices
@@ -29,14 +30,14 @@ def check_plan(tracer: Tracer, length: int, devices: Devices, settings: Settings
         Naming the options.
     """
     settings.check(length)
-    layout = Layout(devices.count, settings.sequence_parallel, settings.replicas)
+    layout = Layout(devices.count, settings.sequence_parallel, settings.replicas, settings.mlp_tile)
     check_layout(layout, [settings.sequences(length)], settings.micro_batch)
     check_sequence_parallel(tracer.model, layout.sequence_parallel, length)
 
 
 def choose_plan(tracer: Tracer, length: int, devices: Devices, settings: Settings) -> tuple[Settings, MemoryPlan]:
-    """The plan of these settings; with `sequence_parallel` 0 that of the fewest processes a sequence with which it
-    fits, or, where none does, that which needs least.
+    """The plan of these settings, with what they leave to us (by 0) as `harpe.distributed.layout.choose_layout` has it:
+    the first that fits, or, where none does, that which needs least.
 
     Raises
     ------
@@ -44,23 +45,23 @@ def choose_plan(tracer: Tracer, length: int, devices: Devices, settings: Setting
         Where the settings do not go with the devices or the model.
     """
     settings.check(length)
-    if settings.sequence_parallel:
-        check_plan(tracer, length, devices, settings)
-        return settings, plan_memory(tracer, length, devices, settings)
+    parts = settings.sequence_parallel
+    every = [parts] if parts else [number for number in range(1, devices.count + 1) if devices.count % number == 0]
     refused: HarpeError | None = None
     found: list[tuple[Settings, MemoryPlan]] = []
-    for parts in (number for number in range(1, devices.count + 1) if devices.count % number == 0):
-        tried = settings.with_parts(parts)
-        try:
-            check_plan(tracer, length, devices, tried)
-        except HarpeError as error:
-            refused = error
-            continue
-        found.append((tried, plan_memory(tracer, length, devices, tried)))
-        if found[-1][1].fits:
-            return found[-1]
+    for tile in [settings.mlp_tile] if settings.mlp_tile else [0, MLP_TILE]:
+        for number in every:
+            tried = replace(settings, sequence_parallel=number, mlp_tile=tile)
+            try:
+                check_plan(tracer, length, devices, tried)
+                found.append((tried, plan_memory(tracer, length, devices, tried)))
+            except HarpeError as error:
+                refused = error
+                continue
+            if found[-1][1].fits:
+                return found[-1]
     if not found:
-        assert refused is not None  # one process a sequence is always tried
+        assert refused is not None  # something is always tried
         raise refused
     return min(found, key=lambda pair: pair[1].total)
 
@@ -111,6 +112,8 @@ def smallest_change(
         if plan.fits:
             if chosen.sequence_parallel != settings.sequence_parallel:
                 said = [*said, f"--sequence-parallel {chosen.sequence_parallel}"]
+            if chosen.mlp_tile != settings.mlp_tile:
+                said = [*said, f"--mlp-tile {chosen.mlp_tile}"]
             return " ".join(said), chosen, plan
     return None
 
@@ -123,8 +126,18 @@ def longest_length(tracer: Tracer, devices: Devices, settings: Settings) -> int:
     Parameters
     ----------
     settings
-        With `sequence_parallel` decided; a step has as many sequences as processes need.
+        With `sequence_parallel` decided; a step has as many sequences as processes need. `mlp_tile` 0: with tiles where
+        they help.
     """
+    found = _longest(tracer, devices, settings)
+    if settings.mlp_tile:
+        return found
+    with suppress(HarpeError):  # families whose feed-forward layers cannot work in tiles
+        found = max(found, _longest(tracer, devices, replace(settings, mlp_tile=MLP_TILE)))
+    return found
+
+
+def _longest(tracer: Tracer, devices: Devices, settings: Settings) -> int:
     parts = settings.sequence_parallel
     unit = STEP * parts
     groups = devices.count // parts * settings.micro_batch

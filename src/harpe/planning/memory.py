@@ -111,6 +111,7 @@ class _Plan:
             autocast=self.alone and settings.dtype == "bfloat16",
             recompute=settings.activations != "kept",
             parts=parts,
+            mlp_tile=settings.mlp_tile,
             accumulated=self.alone and settings.sequences(length) > together,
         )
         self.accumulates = settings.sequences(length) > together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from harpe.errors import HarpeError
@@ -23,6 +23,7 @@ class Settings:
     replicas: int = 1
     """Copies of the weights, each divided among processes / replicas."""
     activations: Activations = "recomputed"
+    mlp_tile: int = 0
     micro_batch: int = 1
     batch_tokens: int = 0
     dtype: str = "bfloat16"
@@ -32,16 +33,12 @@ class Settings:
         """Of an optimiser step."""
         return max(self.batch_tokens, length) // length
 
-    def with_parts(self, parts: int) -> Settings:
-        """The same with so many processes a sequence."""
-        return replace(self, sequence_parallel=parts)
-
     def check(self, length: int) -> None:
         """Raise HarpeError for numbers that cannot be."""
         for name in ("replicas", "micro_batch"):
             if getattr(self, name) < 1:
                 raise HarpeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("sequence_parallel", "batch_tokens"):
+        for name in ("sequence_parallel", "mlp_tile", "batch_tokens"):
             if getattr(self, name) < 0:
                 raise HarpeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be below 0.")
         if length < 2:

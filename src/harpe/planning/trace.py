@@ -20,21 +20,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.integrations import moe
 
-from harpe.errors import HarpeError
 from harpe.models import head
 from harpe.models.geometry import sliding_layers, text_config
+from harpe.models.layers import decoder_layers
 from harpe.planning.live import LiveBytes
 from harpe.planning.stand_ins import FLASH, install_flash
+from harpe.training import tiles
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
 ASKED = (
+    (tiles, "pieces", lambda length, tile: [slice(0, tile)]),
     (masking_utils, "is_tracing", lambda *values: False),
     (masking_utils, "find_packed_sequence_indices", lambda *values, **more: None),
     (moe, "_can_use_grouped_mm", lambda *values: False),
 )
 """Questions of transformers that fake tensors would be answered otherwise than real ones, or not at all: whether masks
-can be left out, whether texts are packed, and which kernel multiplies experts (all keep the same)."""
+can be left out, whether texts are packed, and which kernel multiplies experts (all keep the same). One tile is as large
+as the next."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Way:
     recompute: bool = True
     parts: int = 1
     """Processes that share a sequence."""
+    mlp_tile: int = 0
     accumulated: bool = False
     """Gradients of an earlier pass are there already, and are added to."""
 
@@ -83,16 +87,6 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     return model
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The module that holds the list of layers, and its name there."""
-    count = text_config(model.config).num_hidden_layers
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return module, name
-    raise HarpeError(f"A {type(model).__name__} has no list of {count} layers: its memory cannot be planned.")
 
 
 def needs_masks(config: PreTrainedConfig, length: int) -> bool:
@@ -214,6 +208,7 @@ class Tracer:
                 if way.accumulated:
                     for parameter in model.parameters():
                         parameter.grad = torch.empty_like(parameter)
+                stack.enter_context(tiles.mlp_tiles(model, way.mlp_tile if numbers else 0))
                 live = LiveBytes()
                 with live:
                     yield model, live

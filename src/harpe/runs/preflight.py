@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harpe.runs.texts import Say, packed
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.sequence_parallel import sequence_parallel
+from harpe.training.tiles import mlp_tiles
 
 
 def settle_training(options: Any, run: Path, **settings: Any) -> tuple[TrainingSettings, str]:
@@ -116,7 +118,11 @@ def seconds_per_token(
 
     def timed(training: bool) -> float:
         start = time.perf_counter()
-        with chunked_loss(model), sequence_parallel(model, layout), torch.set_grad_enabled(training):
+        with ExitStack() as stack:
+            stack.enter_context(chunked_loss(model))
+            stack.enter_context(sequence_parallel(model, layout))
+            stack.enter_context(mlp_tiles(model, layout.mlp_tile))
+            stack.enter_context(torch.set_grad_enabled(training))
             with torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
                 loss = model(**batch).loss
             if training:

@@ -40,7 +40,8 @@ class _Mean(torch.autograd.Function):
     ) -> Any:
         rows, wanted = states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
         total, slope = torch.zeros((), dtype=torch.float32, device=states.device), torch.zeros_like(rows)
-        slopes = [torch.zeros_like(parameter) for parameter in parameters]
+        # in float32, as a product over all positions would sum up
+        slopes = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in parameters]
         for start in range(0, len(wanted), chunk):
             piece = slice(start, start + chunk)
             part = rows[:, piece].detach().requires_grad_()
@@ -55,7 +56,7 @@ class _Mean(torch.autograd.Function):
             for sum_, value in zip(slopes, more, strict=True):
                 sum_ += value
             total += loss.detach()
-        ctx.gradients = slope.view(states.shape), slopes
+        ctx.gradients, ctx.dtypes = (slope.view(states.shape), slopes), [parameter.dtype for parameter in parameters]
         return total
 
     @staticmethod
@@ -63,7 +64,8 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, factor: torch.Tensor) -> Any:
         slope, slopes = ctx.gradients
         del ctx.gradients  # they are multiplied in place
-        return None, slope.mul_(factor), None, None, None, *(x.mul_(factor) for x in slopes)
+        slopes = [x.mul_(factor).to(dtype) for x, dtype in zip(slopes, ctx.dtypes, strict=True)]
+        return None, slope.mul_(factor), None, None, None, *slopes
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:

@@ -24,6 +24,7 @@ from harpe.training.pieces import Pieces
 from harpe.training.progress import JsonlLog, Report
 from harpe.training.sequence_parallel import check_exchange, check_sequence_parallel, sequence_parallel
 from harpe.training.state import load_model_state
+from harpe.training.tiles import check_tiles, mlp_tiles
 from harpe.training.trainer import Schedule, StageTrainer, arguments
 
 
@@ -153,7 +154,8 @@ def _train_stage(
     with chunked_loss(model):
         check_training_loss(model)
         check_exchange(model, layout)
-        with sequence_parallel(model, layout):
+        check_tiles(model, layout.mlp_tile)
+        with sequence_parallel(model, layout), mlp_tiles(model, layout.mlp_tile):
             trainer = StageTrainer(
                 schedule, layout, ranks, model=model, args=arguments_, train_dataset=pieces, callbacks=[log]
             )
