@@ -16,7 +16,7 @@ from harpe.options.planning import PlanOptions
 from harpe.planning.devices import GB, read_devices
 from harpe.planning.fit import choose_plan, longest_length, smallest_change
 from harpe.planning.memory import PARTS
-from harpe.planning.settings import Settings
+from harpe.planning.settings import Settings, activations
 from harpe.planning.time import multiplied_parameters, plan_time
 from harpe.planning.trace import Tracer
 from harpe.report.wording import duration
@@ -34,7 +34,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         sequence_parallel=options.sequence_parallel,
         replicas=options.replicas,
         mlp_tile=options.mlp_tile,
-        activations="recomputed" if options.gradient_checkpointing else "kept",
+        activations=activations(options.gradient_checkpointing, options.offload_activations),
         micro_batch=options.micro_batch,
         batch_tokens=options.batch_tokens,
         dtype=options.dtype,
@@ -58,6 +58,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         "sequence_parallel": chosen.sequence_parallel,
         "replicas": chosen.replicas,
         "mlp_tile": chosen.mlp_tile,
+        "activations": chosen.activations,
         "parts": memory.parts,
         "bytes": memory.total,
         "moment": memory.moment,

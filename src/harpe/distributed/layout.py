@@ -28,6 +28,8 @@ class Layout:
     replicas: int = 1
     mlp_tile: int = 0
     """Tokens that feed-forward layers take at a time; 0: all that a process has."""
+    offload: bool = False
+    """Whether layers' inputs wait for the backward pass in the host's memory."""
 
     @property
     def data_parallel(self) -> int:
@@ -66,7 +68,7 @@ class Layout:
     def describe(self) -> str:
         """A sentence for the plan."""
         if not self.sharded:
-            return ", ".join(["Trained by one process", *self._tiles()]) + "."
+            return ", ".join(["Trained by one process", *self._memory()]) + "."
         parts = [f"{self.world} processes: weights, gradients and moments are divided among {self.shards}"]
         parts += [f"{self.replicas} replicas"] if self.replicas > 1 else []
         parts += [
@@ -74,10 +76,11 @@ class Layout:
             if self.sequence_parallel > 1
             else "each reads sequences of its own"
         ]
-        return ", ".join([*parts, *self._tiles()]) + "."
+        return ", ".join([*parts, *self._memory()]) + "."
 
-    def _tiles(self) -> list[str]:
-        return [f"feed-forward layers take {self.mlp_tile} tokens at a time"] if self.mlp_tile else []
+    def _memory(self) -> list[str]:
+        tiles = [f"feed-forward layers take {self.mlp_tile} tokens at a time"] if self.mlp_tile else []
+        return [*tiles, *(["activations wait in the host's memory"] if self.offload else [])]
 
 
 MLP_TILE = 4096
@@ -144,7 +147,8 @@ def choose_layout(
         every = [number for number in range(1, world + 1) if world % number == 0]
         parts = [n for n in every if not any(count % (world // n * micro_batch) for count in sequences)] or [1]
     tiles = [options.mlp_tile] if options.mlp_tile else [0, MLP_TILE]
-    layouts = [Layout(world, number, options.replicas, tile) for tile in tiles for number in parts]
+    offload = options.offload_activations
+    layouts = [Layout(world, number, options.replicas, tile, offload) for tile in tiles for number in parts]
     return next(filter(fits, layouts), layouts[0])
 
 

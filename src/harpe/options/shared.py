@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from harpe.bases.ranges import RangeRule
 
-UNDECIDED = ("out", "resume", "sequence_parallel", "replicas", "mlp_tile", "ignore_memory")
+UNDECIDED = ("out", "resume", "sequence_parallel", "replicas", "mlp_tile", "offload_activations", "ignore_memory")
 """Options that do not decide the result."""
 Dtype = Literal["auto", "bfloat16", "float32"]
 

@@ -47,6 +47,8 @@ class LayoutOptions:
     mlp_tile: int = 0
     """Tokens that feed-forward layers take at a time: less memory, and their forward pass once more. 0: all, or 4096
     where that is what fits."""
+    offload_activations: bool = False
+    """Keep what recomputed layers start from in the host's memory: less on the GPU, and copies both ways."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from harpe.options.training import TrainingSettings
 from harpe.planning.devices import GB, PEAKS, Devices, machine_memory
 from harpe.planning.fit import smallest_change
 from harpe.planning.memory import PARTS, MemoryPlan, plan_memory
-from harpe.planning.settings import Settings
+from harpe.planning.settings import Settings, activations
 from harpe.planning.trace import Tracer
 from harpe.training.sequence_parallel import check_sequence_parallel
 
@@ -91,7 +91,7 @@ class MemoryCheck:
             sequence_parallel=layout.sequence_parallel,
             replicas=layout.replicas,
             mlp_tile=layout.mlp_tile,
-            activations="recomputed" if training.gradient_checkpointing else "kept",
+            activations=activations(training.gradient_checkpointing, layout.offload),
             micro_batch=training.micro_batch,
             batch_tokens=training.step_tokens(self.length),
             dtype=training.dtype,

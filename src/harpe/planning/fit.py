@@ -84,6 +84,9 @@ def _changes(
         said = [*said, "--gradient-checkpointing true"]
         settings = replace(settings, activations="recomputed")
         yield said, devices, settings
+    if settings.activations == "recomputed" and not devices.cpu:
+        offloaded = replace(settings, activations="offloaded")
+        yield [*said, "--offload-activations"], devices, offloaded
     while devices.count * 2 <= MOST_DEVICES:
         devices = devices.times(2)
         yield [*said, f"--devices {devices}"], devices, settings

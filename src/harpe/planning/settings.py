@@ -10,13 +10,22 @@ from harpe.errors import HarpeError
 Activations = Literal["recomputed", "kept", "offloaded"]
 
 
+def activations(recompute: bool, offload: bool) -> Activations:
+    """What --gradient-checkpointing and --offload-activations make of them.
+
+    Raises
+    ------
+    HarpeError
+        Where all would have to be offloaded.
+    """
+    if offload and not recompute:
+        raise HarpeError("--offload-activations goes with --gradient-checkpointing true only.")
+    return "offloaded" if offload else "recomputed" if recompute else "kept"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options that a plan is made for, under the names that training has for them.
-
-    `offloaded` activations are what others train with, for comparison with what they have published: `harpe extend`
-    does not have them.
-    """
+    """The options that a plan is made for, under the names that training has for them."""
 
     sequence_parallel: int = 0
     """Processes that share a sequence; 0: from the plan."""

@@ -132,7 +132,7 @@ def seconds_per_token(
 
     was_training = model.training
     model.train()
-    set_recompute(model, options.gradient_checkpointing)
+    set_recompute(model, options.gradient_checkpointing, layout.offload)
     timed(True)  # the first pass allocates and picks kernels
     train = timed(True)
     set_recompute(model, False)

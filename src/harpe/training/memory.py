@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 
 
-def set_recompute(model: PreTrainedModel, on: bool) -> None:
+def check_offload(recompute: bool) -> None:
+    """Refuse activations in the host's memory where they are there already, or all would have to go there.
+
+    Raises
+    ------
+    HarpeError
+        Naming the option.
+    """
+    if not recompute:
+        raise HarpeError(
+            "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
+        )
+    if not torch.accelerator.is_available():
+        raise HarpeError(
+            "--offload-activations needs a GPU: without one, activations are in the host's memory already. Leave it "
+            "out."
+        )
+
+
+def set_recompute(model: PreTrainedModel, on: bool, offload: bool = False) -> None:
     """Switch activation (gradient) checkpointing of all layers on or off.
 
     transformers 5.23 renames gradient_checkpointing to activation_checkpointing; both are served.
+
+    Parameters
+    ----------
+    offload
+        Keep what layers start from in the host's memory (transformers 5.23).
 
     Raises
     ------
@@ -23,7 +48,10 @@ def set_recompute(model: PreTrainedModel, on: bool) -> None:
             f"{type(model).__name__} of transformers cannot recompute activations in the backward pass: give "
             "--gradient-checkpointing false."
         )
+    if on and offload and name == "gradient":
+        raise HarpeError("--offload-activations needs transformers 5.23 or newer. Update it, or leave the option out.")
     if on:
-        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+        more = {"offload": True} if offload else {}
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False}, **more)
     elif getattr(model, f"is_{name}_checkpointing"):
         getattr(model, f"{name}_checkpointing_disable")()

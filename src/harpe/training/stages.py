@@ -18,7 +18,7 @@ from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, last_complete, remove_checkpoints, step_of
 from harpe.training.loss import check_training_loss, chunked_loss
-from harpe.training.memory import set_recompute
+from harpe.training.memory import check_offload, set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.pieces import Pieces
 from harpe.training.progress import JsonlLog, Report
@@ -58,6 +58,8 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
                 f"{options.micro_batch} does not divide."
             )
     check_layout(layout, [step_tokens // stage.length for stage in stages], options.micro_batch)
+    if layout.offload:
+        check_offload(options.gradient_checkpointing)
     return steps
 
 
@@ -149,7 +151,7 @@ def _train_stage(
         ranks.on_every_rank(lambda: load_model_state(model, checkpoint, layout))
         return
     set_seed(options.seed)
-    set_recompute(model, options.gradient_checkpointing)
+    set_recompute(model, options.gradient_checkpointing, layout.offload)
     cached = getattr(model.config, "use_cache", None)
     with chunked_loss(model):
         check_training_loss(model)
