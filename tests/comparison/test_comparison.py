@@ -67,8 +67,13 @@ def write(workspace: Path, **changes: Any) -> str:
     return str(path)
 
 
-def run(workspace: Path, out: str = "run", reporter: Reporter | None = None, jobs: int = 1, **changes: Any) -> Path:
-    return compare(CompareOptions(recipe=write(workspace, **changes), out=str(workspace / out), jobs=jobs), reporter)
+def run(
+    workspace: Path, out: str = "run", reporter: Reporter | None = None, jobs: int = 1, ranks: int = 1, **changes: Any
+) -> Path:
+    options = CompareOptions(
+        recipe=write(workspace, **changes), out=str(workspace / out), jobs=jobs, processes_per_row=ranks
+    )
+    return compare(options, reporter)
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             return start(self, job, slot, log)
         log.touch()
         with monkeypatch.context() as patch:
-            patch.setattr("sys.argv", ["worker", str(self._run), job[0].name, str(job[1])])
+            patch.setattr("sys.argv", ["", str(self._run), job[0].name, str(job[1]), self._processes.text()])
             return worker.main()
 
     monkeypatch.setattr(jobs._Workers, "process", process)

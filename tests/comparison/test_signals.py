@@ -16,7 +16,7 @@ import yaml
 from harpe.cli import main as cli
 from harpe.comparison import jobs
 from harpe.comparison.jobs import run_worker
-from harpe.comparison.resources import own_gpu, threads_of, worker_environment
+from harpe.comparison.resources import own_gpus, threads_of, visible_gpus, worker_environment
 from harpe.errors import HarpeError
 from harpe.files import read_json, write_json
 
@@ -81,7 +81,8 @@ def test_a_signal_that_nohup_has_switched_off_stays_off_and_a_launcher_keeps_its
 def test_workers_take_turns_over_the_gpus_that_this_process_may_use(
     visible: str | None, count: int, expected: list[str]
 ) -> None:
-    assert [own_gpu(visible, count, slot) for slot in range(3)] == expected
+    entries = visible_gpus(visible, count)
+    assert [",".join(own_gpus(entries, slot, 1)) for slot in range(3)] == expected
 
 
 def test_threads_that_the_user_asked_for_are_those_of_every_process() -> None:
@@ -120,7 +121,7 @@ STARTS_ANOTHER = """
 import os, subprocess, sys
 if "harpe.distributed.child" in sys.orig_argv:  # as a loader of data or a benchmark does
     child = subprocess.Popen(["sleep", "1000"])
-    name = {folder!r} + f"/{{sys.orig_argv[-2]}}.pids"
+    name = {folder!r} + f"/{{sys.orig_argv[-3]}}.pids"
     open(name + ".new", "w").write(f"{{os.getpid()}} {{child.pid}}")
     os.rename(name + ".new", name)
 """

@@ -1,4 +1,4 @@
-"""The processes of a comparison: one a method and seed, some at a time. None of them, and nothing that they start,
+"""The workers of a comparison: one a method and seed, some at a time. None of them, and nothing that they start,
 outlives this one."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harpe.comparison.resources import worker_environment
-from harpe.comparison.worker import FAILED
+from harpe.comparison.resources import RowProcesses, worker_environment
+from harpe.distributed.launch import FAILED, how_it_ended
 from harpe.files import read_json, write_json
 from harpe.reporter import Reporter
 from harpe.runs.directory import available_cores
@@ -30,10 +30,12 @@ LAST_WORDS = 10.0
 ever."""
 
 
-def run_jobs(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter) -> dict[str, str]:
-    """Run every job in a process; returns the reasons of those that failed. An interruption ends all of them, and then
-    this."""
-    workers = _Workers(run, len(jobs), at_a_time, reporter)
+def run_jobs(
+    run: Path, jobs: Sequence[Job], at_a_time: int, processes: RowProcesses, reporter: Reporter
+) -> dict[str, str]:
+    """Run every job in a worker, which starts the processes of its row where they are several; returns the reasons of
+    those that failed. An interruption ends all of them, and then this."""
+    workers = _Workers(run, len(jobs), at_a_time, processes, reporter)
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(at_a_time) as pool:
         try:
@@ -52,8 +54,9 @@ def run_jobs(run: Path, jobs: Sequence[Job], at_a_time: int, reporter: Reporter)
 class _Workers:
     """What the threads share that wait for a process each."""
 
-    def __init__(self, run: Path, jobs: int, at_a_time: int, reporter: Reporter) -> None:
+    def __init__(self, run: Path, jobs: int, at_a_time: int, processes: RowProcesses, reporter: Reporter) -> None:
         self.failed: dict[str, str] = {}
+        self._processes = processes
         self._run, self._jobs, self._at_a_time, self._reporter = run, jobs, at_a_time, reporter
         self._lock, self._done, self._ending = threading.Lock(), 0, False
         self._slots = list(range(at_a_time))
@@ -91,7 +94,9 @@ class _Workers:
         """Run a worker; its exit code, or None where all is being ended."""
         row, seed = job
         command = [sys.executable, "-m", "harpe.distributed.child", WORKER, str(self._run), row.name, str(seed)]
-        environment = worker_environment(os.environ, slot, self._at_a_time, available_cores())
+        command.append(self._processes.text())
+        cores, count = available_cores(), self._processes.count
+        environment = worker_environment(os.environ, slot, self._at_a_time, cores, count)
         with log.open("w", encoding="utf-8") as errors:
             with self._lock:
                 if self._ending:
@@ -157,17 +162,10 @@ def run_worker(workers: _Workers, run: Path, job: Job, slot: int) -> str | None:
         return None
     if code == FAILED:
         return str(read_json(folder / "failed.json")["reason"])
-    last = (folder / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    reason = f"{_how_it_ended(code)}{': ' + last[-1] if last and code > 0 else ''} (see {folder / 'worker.log'})"
+    log = folder / "worker.log"
+    reason = f"its process {how_it_ended(code, log)} (see {log})"
     write_json(folder / "failed.json", {"reason": reason})
     return reason
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"its process ended with code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"it was killed by signal {-code} ({name}){', as for want of memory' if -code == signal.SIGKILL else ''}"
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:

@@ -1,32 +1,100 @@
-"""Which GPU and how many threads a worker of a comparison gets."""
+"""The processes of a row, and which GPUs and how many threads they get."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
+from harpe.distributed.layout import Layout, check_versions, choose_layout
 from harpe.errors import HarpeError
+from harpe.options.runs import CompareOptions
+from harpe.options.training import LayoutOptions, TrainingSettings
+from harpe.runs.rows import Row
+from harpe.training.stages import check_stages
 
 
-def worker_environment(environment: Mapping[str, str], slot: int, at_a_time: int, cores: int) -> dict[str, str]:
-    """The environment of the worker in a slot: one of the GPUs that this process may use, in turn, and its share of the
-    cores.
+@dataclass(frozen=True, kw_only=True)
+class RowProcesses(LayoutOptions):
+    """Those that train a row with a seed together."""
+
+    count: int = 1
+    threads: int = 1
+    """Of each, where they are several."""
+
+    @classmethod
+    def of(cls, options: CompareOptions, environment: Mapping[str, str], cores: int) -> RowProcesses:
+        """Those that options ask for; HarpeError for what no row could have."""
+        count = options.processes_per_row
+        for name, value in (("--jobs", options.jobs), ("--processes-per-row", count)):
+            if value < 1:
+                raise HarpeError(f"{name} is {value}; it must be at least 1.")
+        if count > 1:
+            check_versions()
+        threads = threads_of(environment.get("OMP_NUM_THREADS")) or max(1, cores // (options.jobs * count))
+        wanted = {field.name: getattr(options, field.name) for field in fields(LayoutOptions)}
+        return cls(count=count, threads=threads, **wanted)
+
+    @classmethod
+    def read(cls, text: str) -> RowProcesses:
+        """What `text` gave."""
+        return cls(**json.loads(text))
+
+    def text(self) -> str:
+        """For the command line of a worker."""
+        return json.dumps(asdict(self))
+
+    def settled(
+        self, rows: Sequence[Row], training: TrainingSettings, fits: Callable[[Layout], bool] = lambda layout: True
+    ) -> RowProcesses:
+        """With what options leave open decided, in one way for all stages of the rows that are trained.
+
+        Raises HarpeError where a row cannot be shared so.
+        """
+        trained = [row.stages for row in rows if row.trained]
+        sequences = [training.step_tokens(stages[-1].length) // stage.length for stages in trained for stage in stages]
+        layout = choose_layout(self.count, self, sequences, training.micro_batch, fits)
+        for stages in trained:
+            check_stages(stages, training, layout)
+        return replace(self, sequence_parallel=layout.sequence_parallel, mlp_tile=layout.mlp_tile)
+
+    @property
+    def layout(self) -> Layout:
+        """How they share a row, where that is settled."""
+        return Layout(self.count, self.sequence_parallel, self.replicas, self.mlp_tile, self.offload_activations)
+
+
+ONE_EACH = RowProcesses(sequence_parallel=1)
+"""A row is trained by the process that measures it."""
+
+
+def worker_environment(
+    environment: Mapping[str, str], slot: int, at_a_time: int, cores: int, processes: int = 1
+) -> dict[str, str]:
+    """The environment of the worker in a slot: as many of the GPUs that this process may use as the row has processes,
+    in turn, and its share of the cores.
 
     One GPU also where a worker is alone: the Trainer would spread a batch over all that it sees, and train on more
     tokens a step.
     """
-    hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in environment
-    variable = "HIP_VISIBLE_DEVICES" if hip else "CUDA_VISIBLE_DEVICES"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    variable, entries = gpus(environment)
     threads = threads_of(environment.get("OMP_NUM_THREADS")) or max(1, cores // at_a_time)
-    own = {variable: own_gpu(environment.get(variable), count, slot), "OMP_NUM_THREADS": str(threads)}
+    own = {variable: ",".join(own_gpus(entries, slot, processes)), "OMP_NUM_THREADS": str(threads)}
     return {**environment, **own, "TOKENIZERS_PARALLELISM": "false"}
 
 
-def own_gpu(visible: str | None, count: int, slot: int) -> str:
-    """What CUDA_VISIBLE_DEVICES is to be for the worker in a slot; "" where there is no GPU, so that a worker finds
-    none either.
+def gpus(environment: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The variable that names the GPUs of a process, and those that this one may use, as it names them."""
+    hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in environment
+    variable = "HIP_VISIBLE_DEVICES" if hip else "CUDA_VISIBLE_DEVICES"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return variable, visible_gpus(environment.get(variable), count)
+
+
+def visible_gpus(visible: str | None, count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name for a worker.
 
     Parameters
     ----------
@@ -37,13 +105,39 @@ def own_gpu(visible: str | None, count: int, slot: int) -> str:
         process gets the first only: each of them can be had by a process of its own.
     """
     if not count:
-        return ""
+        return []
     if visible is None:
-        return str(slot % count)
+        return [str(number) for number in range(count)]
     entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
-    if not all(entry.startswith("MIG-") for entry in entries):
-        entries = entries[:count]
-    return entries[slot % len(entries)]
+    return entries if _are_parts(entries) else entries[:count]
+
+
+def own_gpus(entries: Sequence[str], slot: int, processes: int) -> Sequence[str]:
+    """Those of the worker in a slot, each of whose processes has one; none where there are none, so that a worker finds
+    none either."""
+    first = slot % max(1, len(entries) // processes) * processes
+    return entries[first : first + processes]
+
+
+def check_gpus(environment: Mapping[str, str], processes: int) -> None:
+    """Refuse more processes a row than there are GPUs; any number of them train on a CPU."""
+    _, entries = gpus(environment)
+    if processes == 1 or not entries:
+        return
+    if _are_parts(entries):
+        raise HarpeError(
+            f"--processes-per-row {processes} needs whole GPUs, and this process has parts of one (MIG), which do not "
+            "exchange tensors. Leave it out."
+        )
+    if processes > len(entries):
+        raise HarpeError(
+            f"--processes-per-row {processes} needs as many GPUs, one a process; this process may use {len(entries)}. "
+            "Give a smaller number."
+        )
+
+
+def _are_parts(entries: Sequence[str]) -> bool:
+    return all(entry.startswith("MIG-") for entry in entries)
 
 
 def threads_of(value: str | None) -> int | None:

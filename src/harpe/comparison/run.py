@@ -15,13 +15,15 @@ from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import begun_recipe, read_recipe
-from harpe.comparison.resources import threads_of
+from harpe.comparison.resources import RowProcesses, check_gpus, threads_of
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.summary import summarise
+from harpe.comparison.trial import tried
 from harpe.comparison.worker import source_of, training_options
 from harpe.data.packing import is_packed
 from harpe.data.special_tokens import reading_tokenizer
+from harpe.distributed.layout import ONE_PROCESS
 from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.evaluation.run import check_needles
@@ -30,6 +32,7 @@ from harpe.methods.types import Stage
 from harpe.models.identity import checkpoint_identity
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.runs import CompareOptions
+from harpe.planning.check import MemoryCheck
 from harpe.report.page import write_report
 from harpe.reporter import Reporter
 from harpe.runs.directory import (
@@ -46,6 +49,7 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
+from harpe.training.sequence_parallel import check_installed
 
 
 def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
@@ -54,7 +58,9 @@ def compare(options: CompareOptions, reporter: Reporter | None = None) -> Path:
     Raises HarpeError for a bad recipe or input, before any work starts; at the end, where no method could be measured.
     """
     refuse_several(
-        "harpe compare", "it starts a process for each method and seed itself, --jobs at a time, in turn over the GPUs."
+        "harpe compare",
+        "it starts a process for each method and seed itself (--processes-per-row), --jobs at a time, in turn over the "
+        "GPUs.",
     )
     run = Path(options.out or Path("runs") / Path(options.recipe).stem)
     with nullcontext() if options.plan else held(run):
@@ -65,13 +71,12 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     """`compare` in a directory that is held; its workers work under this lock."""
     changes = {key: getattr(options, key) for key in ("seeds", "model", "data", "evaluation_data")}
     recipe = read_recipe(options.recipe, **changes)
-    if options.jobs < 1:
-        raise HarpeError(f"--jobs is {options.jobs}; it must be at least 1.")
     threads, cores = threads_of(os.environ.get("OMP_NUM_THREADS")), available_cores()
-    if threads is not None and threads * options.jobs > cores:
+    processes, together = RowProcesses.of(options, os.environ, cores), options.jobs * options.processes_per_row
+    if threads is not None and threads * together > cores:
         reporter.say(
-            f"OMP_NUM_THREADS gives each of the {options.jobs} processes {threads} threads, more than the {cores} "
-            "cores have."
+            f"OMP_NUM_THREADS gives each of the {together} processes {threads} threads, more than the {cores} cores "
+            "have."
         )
     if is_packed(recipe.data) and len(recipe.seeds) > 1:
         raise HarpeError(
@@ -94,15 +99,18 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         return found
 
     rows, parameters = make_rows(recipe, source, head_distances), count_parameters(recipe)
+    processes.settled(rows, training_options(recipe, 0, "float32"))  # without memory: --plan may be for other machines
     if options.plan:
         plan = make_plan(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype)).as_dict()
         reporter.say(plan_text(plan))
         return run
+    check_gpus(os.environ, processes.count)
     jobs = [(row, seed) for seed in recipe.seeds for row in rows if row.trained]
     jobs = [(row, 0) for row in rows if not row.trained] + jobs
     _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = resume_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
+    processes, about = _settled(recipe, source, rows, dtype[0], processes)
     added = _new_methods(run, asked) if going_on else None
     if added is None:
         open_run(run, asked, resume=going_on)
@@ -119,6 +127,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         held_out = held_out_of(recipe, source, reporter.say)
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
+        speeds = _speeds(run, recipe, source, rows, dtype[0], processes)
     corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
     plan = {**make_plan(recipe, source, rows, parameters, dtype).as_dict(), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
@@ -127,13 +136,12 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     write_json(run / "plan.json", plan)
     for row in rows:
         write_json(run / row.name / "stages.json", {"stages": [stage.as_dict() for stage in row.stages]})
-    model = source.load()
-    speeds = seconds_per_token(model, training_options(recipe, 0, dtype[0]), recipe.length)
-    del model
     reporter.say(plan_text(plan))
+    for sentence in about:
+        reporter.say(sentence)
     expected = expected_seconds(recipe, source, rows, *speeds)
     reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
-    failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, reporter)
+    failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, processes, reporter)
     for what, reason in failed.items():
         reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)
@@ -145,6 +153,32 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     for sentence in summary["reading"]:
         reporter.say(sentence)
     return run
+
+
+def _settled(
+    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], dtype: str, processes: RowProcesses
+) -> tuple[RowProcesses, list[str]]:
+    """How rows are trained on this machine, and what there is to say of it."""
+    training = training_options(recipe, 0, dtype)
+    if not any(row.trained for row in rows):
+        return processes.settled(rows, training), []
+    memory = MemoryCheck(source.config(), recipe.length, training, processes.count)
+    processes = processes.settled(rows, training, memory.fits)
+    layout = processes.layout
+    if layout.sequence_parallel > 1:
+        check_installed()
+    how = f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe()
+    return processes, ([how] if layout != ONE_PROCESS else []) + memory.check(layout, ignored=True)
+
+
+def _speeds(
+    run: Path, recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], dtype: str, processes: RowProcesses
+) -> tuple[float, float]:
+    """Seconds a token of training and of reading; HarpeError where the model cannot be loaded, or the processes of a
+    row cannot train it."""
+    if processes.count > 1 and any(row.trained for row in rows):
+        return tried(run, recipe, rows, dtype, processes)
+    return seconds_per_token(source.load(), training_options(recipe, 0, dtype), recipe.length, processes.layout)
 
 
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:

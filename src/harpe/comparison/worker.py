@@ -18,10 +18,12 @@ import torch
 
 from harpe.comparison.inputs import Inputs, at_commit, check_rows, data_folder, held_out_of, inputs_of, other
 from harpe.comparison.recipe import begun_recipe
-from harpe.comparison.resources import threads_of
+from harpe.comparison.resources import ONE_EACH, RowProcesses, threads_of
 from harpe.comparison.suites.base import Subject
 from harpe.comparison.suites.registry import asked_suites
 from harpe.data.packing import PackedDataset
+from harpe.distributed.launch import reported, run_ranks
+from harpe.distributed.layout import ONE_PROCESS
 from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl, remove_leftovers, write_json
 from harpe.methods.types import Stage
@@ -34,8 +36,8 @@ from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
 from harpe.training.checkpoints import remove_checkpoints
 
-FAILED = 3
-"""Exit code after failed.json was written."""
+RANKS = "harpe.comparison.ranks"
+"""What each of several processes of a row does."""
 
 
 class Lines(Reporter):
@@ -60,22 +62,16 @@ def source_of(recipe: ComparisonRecipe) -> Source:
     )
 
 
-def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
-    """Train and measure one row; writes record.json at the end."""
+def begun_row(run: Path, plan: dict[str, Any], name: str) -> Row:
+    """A row of a comparison that has begun, with the stages that it began with."""
+    stages = [Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"]]
+    return Row.from_dict(next(method for method in plan["methods"] if method["name"] == name), stages)
+
+
+def work(run: Path, name: str, seed: int, reporter: Reporter, processes: RowProcesses = ONE_EACH) -> None:
+    """Train and measure one row; writes record.json at the end. Several processes are started for the training."""
     plan = read_json(run / "plan.json")
-    recipe = at_commit(begun_recipe(run), plan["inputs"])
-    entry = next(method for method in plan["methods"] if method["name"] == name)
-    stages = tuple(Stage.from_dict(stage) for stage in read_json(run / name / "stages.json")["stages"])
-    row = Row(
-        name,
-        entry["title"],
-        entry["explanation"],
-        stages,
-        entry["method"],
-        entry["source"],
-        entry["control"],
-        entry["options"],
-    )
+    recipe, row = at_commit(begun_recipe(run), plan["inputs"]), begun_row(run, plan, name)
     folder, dtype = run / name / f"seed-{seed}", plan["training"]["dtype"]
     remove_leftovers(folder)  # of a worker that was killed while the comparison, which holds the directory, went on
     source = source_of(recipe)
@@ -85,8 +81,12 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     data = PackedDataset(data_folder(run, seed, recipe.length), recipe.length) if row.trained else None
     model = recipe.model
     if row.changes:
+        if row.trained and processes.count > 1 and not (folder / "model").exists():
+            arguments = [str(run), name, str(seed), processes.text()]
+            run_ranks(processes.count, RANKS, arguments, folder / "logs", threads=processes.threads)
         options = training_options(recipe, seed, dtype)
-        model = str(train_row(folder, row, source, data, options, recipe.length, reporter))
+        layout = processes.layout if processes.count == 1 else ONE_PROCESS
+        model = str(train_row(folder, row, source, data, options, recipe.length, reporter, layout=layout))
         for stage in folder.glob("stage-*"):
             remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
     started = time.monotonic()
@@ -95,7 +95,8 @@ def work(run: Path, name: str, seed: int, reporter: Reporter) -> None:
     for suite, settings in asked_suites(recipe.evaluation):
         suite.score(settings, subject, folder / "scores", reporter)
     spent = _record(folder, row, data, time.monotonic() - started)
-    check_rows(run, plan | {"methods": [entry], "seeds": [seed]})
+    entries = [method for method in plan["methods"] if method["name"] == name]
+    check_rows(run, plan | {"methods": entries, "seeds": [seed]})
     write_json(folder / "record.json", {**spent, "inputs": inputs})
 
 
@@ -151,20 +152,14 @@ def _check_gpu() -> None:
 def main() -> int:
     """One worker, as `harpe.comparison.jobs` starts it; returns the exit code."""
     run, name, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    processes = RowProcesses.read(sys.argv[4])
     torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS")) or torch.get_num_threads())
     folder = run / name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "failed.json").unlink(missing_ok=True)
-    try:
+
+    def checked() -> None:
         _check_gpu()
-        work(run, name, seed, Lines())
-    except HarpeError as error:
-        write_json(folder / "failed.json", {"reason": str(error)})
-        return FAILED
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        write_json(
-            folder / "failed.json",
-            {"reason": f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}."},
-        )
-        return FAILED
-    return 0
+        work(run, name, seed, Lines(), processes)
+
+    return reported(folder / "failed.json", checked)

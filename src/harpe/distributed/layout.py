@@ -105,12 +105,12 @@ def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> 
     world, parts, replicas = layout.world, layout.sequence_parallel, layout.replicas
     if parts < 1 or world % parts:
         raise HarpeError(
-            f"--sequence-parallel {parts} does not divide the {world} {_processes(world)} that were started: every "
+            f"--sequence-parallel {parts} does not divide the {world} {_processes(world)} of the training: every "
             "sequence is shared by as many processes as it says."
         )
     if replicas < 1 or world % replicas:
         raise HarpeError(
-            f"--replicas {replicas} does not divide the {world} {_processes(world)} that were started: every replica "
+            f"--replicas {replicas} does not divide the {world} {_processes(world)} of the training: every replica "
             "of the weights is divided among as many processes as the others."
         )
     if layout.mlp_tile < 0:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from harpe.options.measuring import NeedleOptions
 from harpe.options.shared import Dtype, Recorded
+from harpe.options.training import LayoutOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(LayoutOptions):
     """Train and measure several methods from one checkpoint on the same tokens, and write the tables with intervals.
 
     The recipe is a YAML file (recipes/ has examples). A method that fails is recorded and does not stop the others.
@@ -69,8 +70,10 @@ class CompareOptions:
     evaluation_data: str | None = None
     """Held-out texts, instead of the recipe's."""
     jobs: int = 1
-    """Methods that are worked on at a time, each on one GPU in turn, and with its share of the cores (or
-    OMP_NUM_THREADS threads)."""
+    """Methods that are worked on at a time, each on one GPU in turn (or --processes-per-row), and with its share of the
+    cores (or OMP_NUM_THREADS threads)."""
+    processes_per_row: int = 1
+    """Processes that train a method together, one a GPU, with the result of one. One of them measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOptions:
-    """How the processes of a launcher (torchrun, accelerate launch, srun) share a training, and its memory. The result
-    does not depend on it, so that a run may go on with other ones."""
+    """How several processes (those of torchrun, accelerate launch or srun, or of a row of a comparison) share a
+    training, and its memory. The result does not depend on it, so that a run may go on with other ones."""
 
     sequence_parallel: int = 0
     """Processes that share a sequence; 0: as few as leave every process something to do and, by the plan, fit the
