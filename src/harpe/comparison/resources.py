@@ -63,7 +63,7 @@ class RowProcesses(LayoutOptions):
     @property
     def layout(self) -> Layout:
         """How they share a row, where that is settled."""
-        return Layout(self.count, self.sequence_parallel, self.replicas, self.mlp_tile, self.offload_activations)
+        return choose_layout(self.count, self, sequences=(), micro_batch=1)
 
 
 ONE_EACH = RowProcesses(sequence_parallel=1)
