@@ -3,7 +3,8 @@
     python scripts/benchmark_loss.py --tokens 16384 --vocabulary 32000
 
 The rivals apply `lm_head` themselves, 2,048 positions at a time or by torch's own `linear_cross_entropy` (2.13), and
-know nothing of scales and caps. All run in turn in one process; the memory is the growth of its peak in one pass (on a GPU that of the allocator).
+know nothing of scales and caps. All run in turn in one process; the memory is the growth of its peak in one pass (on a
+GPU that of the allocator).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_every_make_target_exists() -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_accepted(recipe: Path) -> None:
     text = recipe.read_text()
-    commands = re.findall(r"^# +(harpe (?:extend|compare|prepare) .*?)(?:  .*)?$", text, re.M)
+    commands = re.findall(r"^# +(?:torchrun .* -m )?(harpe (?:extend|compare|prepare) .*?)(?:  .*)?$", text, re.M)
     assert commands
     for command in commands:
         command = command.replace(f"recipes/{recipe.name}", str(recipe))

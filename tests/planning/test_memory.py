@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harpe.files import read_json
 from harpe.planning.devices import read_devices
 from harpe.planning.memory import FLOAT32, StateBytes, plan_memory
 from harpe.planning.settings import Settings
@@ -57,6 +58,17 @@ def test_plans_are_near_published_peaks(
     name: str, length: int, states: StateBytes, more: dict[str, Any], ring: float, published: float
 ) -> None:
     assert planned(name, length, "8xH100", 8, states, **more) + ring == pytest.approx(published, rel=0.2)
+
+
+def test_plans_are_near_what_one_gpu_took() -> None:
+    """Two lengths of 1.2 billion parameters on an H200, whose results are committed, within 5%."""
+    results = Path(__file__).parents[2] / "benchmarks" / "2026-11-26-steps-gpu.json"
+    cases = [case for case in read_json(results)["cases"] if case["way"] == "harpe"]
+    measured = {case["length"]: case["peak_bytes"] / 1e9 for case in cases}
+    assert sorted(measured) == [32768, 131072]
+    assert {length: planned("Llama-3.2-1B", length, "1xH200", 1) for length in measured} == pytest.approx(
+        measured, rel=0.05
+    )
 
 
 @pytest.mark.slow
