@@ -74,7 +74,7 @@ def page(by_length: list[str], by_kind: list[str]) -> str:
 
 The fewest GPUs that a training fits on: planned, not measured. What stands behind the plans:
 
-* Measured: small trainings on CPUs, by one, two and four processes, [within 5% of their
+* Measured: small trainings on CPUs, by one, two and four processes, [within 8% of their
   plans](../benchmarks/2026-11-26-plan.md); 1.2 billion parameters on one H200, [25.7 GB at 32,768 tokens and 54.5 GB at
   131,072](../benchmarks/2026-11-26-steps-gpu.md), whose plans are the first two cells.
 * Published by others: four peaks on eight H100 (ALST at 1.1M tokens, three of TRL) lie within 20%. Of ALST's other
