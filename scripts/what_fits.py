@@ -83,10 +83,10 @@ The fewest GPUs that a training fits on: planned, not measured. What stands behi
 
 Counted are float32 weights and moments of AdamW, bfloat16 arithmetic, activations recomputed, and one sequence a step,
 or one for every group of processes where more cannot share one. {RESERVE:.0%} of a device are left free for what is not
-counted (`--reserve`). A cell is what `harpe plan MODEL --length N --devices 1x{MAIN}` answers: of 1, 2, 4 … devices
-how many, how many of them share a sequence (`--sequence-parallel`, sp), sequences a step where they are several
-(`--batch-tokens`), whether feed-forward layers work in tiles (`--mlp-tile 4096`), and gigabytes on the fullest device.
-Above sp {NODE} attention's exchanges cross nodes, which takes time and no memory. Fewer may do with
+counted (`--reserve`). A cell is what `harpe plan MODEL --length N --devices 1x{MAIN}` answers without offloading: of
+1, 2, 4 … devices how many, how many of them share a sequence (`--sequence-parallel`, sp), sequences a step where they
+are several (`--batch-tokens`), whether feed-forward layers work in tiles (`--mlp-tile 4096`), and gigabytes on the
+fullest device. Above sp {NODE} attention's exchanges cross nodes, which takes time and no memory. Fewer may do with
 `--offload-activations`.
 
 ## {MAIN}

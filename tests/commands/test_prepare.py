@@ -191,6 +191,7 @@ def recipe(workspace: Path, **changes: Any) -> str:
     return str(workspace / "recipe.yaml")
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_all_stages_on_the_stream_of_its_seed(workspace: Path) -> None:
     data = PackedDataset(prepared(workspace, "texts-7", length=512))
     path = recipe(

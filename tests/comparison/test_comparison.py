@@ -316,6 +316,7 @@ def test_a_recipe_that_is_no_yaml_is_told(tmp_path: Path) -> None:
 # -- runs
 
 
+@pytest.mark.slow
 def test_stages_and_one_stage_train_on_the_same_tokens_in_the_same_order(workspace: Path) -> None:
     folder = run(workspace, methods=["none", "abf", "abf-staged"], jobs=2)
     one, staged = (read_json(folder / name / "seed-0" / "record.json") for name in ("abf", "abf-staged"))

@@ -61,6 +61,7 @@ def test_angles_in_bfloat16_are_found(documents: torch.Tensor) -> None:
     assert found.interval().low > 0.01 and found.p_value() < 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has new positions")
 def test_a_twin_that_differs_by_rounding_stays_near(documents: torch.Tensor) -> None:
     """A stock model with another attention: other kernels, the same function. The losses differ, so the interval has a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harpe.options.training import LayoutOptions, TrainingSettings
 from harpe.planning import check as check_module
 from harpe.planning import trace
 from harpe.planning.check import MemoryCheck, these_devices
+from harpe.planning.devices import _limits
 from harpe.reporter import Reporter
 
 OPTIONS: dict[str, Any] = {"model": "embedded", "length": 512, "data": "embedded", "tokens": 1024, "dtype": "float32"}
@@ -81,7 +83,7 @@ def test_sequences_are_shared_and_then_cut_in_tiles_as_memory_asks_for(machine: 
 
     def chosen(size: int) -> Layout:
         machine(size)
-        return choose_layout(2, LayoutOptions(), [2], 1, MemoryCheck(small(), 16384, settings, 2).fits)
+        return choose_layout(2, LayoutOptions(), [2], 1, MemoryCheck(small(), 16384, settings, 2).filled)
 
     machine(10**12)
     memory = MemoryCheck(small(), 16384, settings, 2)
@@ -91,7 +93,7 @@ def test_sequences_are_shared_and_then_cut_in_tiles_as_memory_asks_for(machine: 
     # two processes of one machine, and a fifth to spare
     assert chosen(enough := int(2 * plans[1].total / 0.8) + 2000) == Layout(2, 2)
     assert chosen(int(2 * plans[2].total / 0.8) + 2000) == Layout(2, 2, mlp_tile=MLP_TILE)
-    assert chosen(enough // 4) == Layout(2, 1)  # nothing fits: refused as the plainest layout
+    assert chosen(enough // 4) == Layout(2, 2, mlp_tile=MLP_TILE)  # nothing fits: what needs least
 
 
 def test_families_whose_sequences_cannot_be_shared_are_not_shared_for_memory(machine: Any) -> None:
@@ -99,7 +101,45 @@ def test_families_whose_sequences_cannot_be_shared_are_not_shared_for_memory(mac
     config = small(family="gemma3_text", sliding_window=64, layer_types=["sliding_attention", "full_attention"])
     settings = TrainingSettings(tokens=2048, batch_tokens=2048, dtype="float32")
     memory = MemoryCheck(config, 1024, settings, 2)
-    assert not memory.fits(Layout(2, 2)) and choose_layout(2, LayoutOptions(), [2], 1, memory.fits) == Layout(2, 1)
+    assert memory.filled(Layout(2, 2)) == math.inf
+    chosen = choose_layout(2, LayoutOptions(), [2], 1, memory.filled)
+    assert chosen.sequence_parallel == 1
+
+
+def test_layers_that_are_no_feed_forward_layers_are_left_alone(machine: Any) -> None:
+    """LFM2's convolutions have matrices and look at several tokens."""
+    settings = TrainingSettings(tokens=4096, batch_tokens=2048, dtype="float32")
+    config = small(family="lfm2", layer_types=["conv", "full_attention"])
+    machine(2_000_000)
+    memory = MemoryCheck(config, 2048, settings, 1)
+    assert memory.plan(Layout(mlp_tile=512)) is not None and not memory.trouble
+
+
+def test_a_training_that_fits_with_nothing_to_spare_is_not_refused(machine: Any) -> None:
+    settings = TrainingSettings(tokens=32768, batch_tokens=16384, dtype="float32")
+    machine(10**12)
+    needed = MemoryCheck(small(), 16384, settings, 1).plan(Layout(mlp_tile=MLP_TILE))
+    assert needed is not None
+    machine(int(needed.total * 1.1))
+    memory = MemoryCheck(small(), 16384, settings, 1)
+    layout = choose_layout(1, LayoutOptions(), [1], 1, memory.filled)
+    assert layout.mlp_tile == MLP_TILE
+    (told,) = memory.check(layout, ignored=False)
+    assert "little to spare" in told
+
+
+def test_limits_of_control_groups_of_both_versions_count(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("5:cpu,memory:/slurm/job\n1:name=systemd:/x\n0::/user/step\n")
+    found = [str(path.relative_to(tmp_path)) for path in _limits(tmp_path, own)]
+    assert found == [
+        "memory/slurm/job/memory.limit_in_bytes",
+        "memory/slurm/memory.limit_in_bytes",
+        "memory/memory.limit_in_bytes",
+        "user/step/memory.max",
+        "user/memory.max",
+        "memory.max",
+    ]
 
 
 def test_processes_of_one_machine_share_its_memory(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +147,4 @@ def test_processes_of_one_machine_share_its_memory(machine: Any, monkeypatch: py
     assert these_devices(4).memory == 2000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of two machines
     assert these_devices(4).memory == 4000
+    assert these_devices(4, trainings=2).memory == 2000

@@ -32,6 +32,7 @@ def run_cases(**environment: str) -> str:
     return found.stdout
 
 
+@pytest.mark.slow
 def test_every_claim_holds_in_tritons_interpreter() -> None:
     out = run_cases(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     assert int(re.findall(r"(\d+) passed", out)[0]) >= 60, out

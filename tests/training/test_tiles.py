@@ -14,7 +14,7 @@ from harpe.models.layers import feed_forward_layers
 from harpe.planning.live import LiveBytes
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
-from harpe.training.tiles import check_tiles, mlp_tiles
+from harpe.training.tiles import _Tiled, check_tiles, mlp_tiles
 
 
 def gradients(
@@ -78,6 +78,29 @@ def test_no_tensor_of_a_feed_forward_layer_is_as_long_as_the_sequence(make_tiny:
         peaks.append(live.peak)
     width = model.config.intermediate_size
     assert peaks[1] < peaks[0] - 4 * 4096 * width * 4  # four at least, float32
+
+
+def test_many_tiles_hold_no_more_than_two(make_tiny: Any) -> None:
+    """Gradients of a tile's weights are gone before the next: planned is one tile."""
+    layer, peaks = make_tiny("llama").model.layers[0].mlp, []
+    weights = list(layer.parameters())
+    for count in (1, 2, 4):  # tokens, and tiles
+        states = torch.randn(1, count, 64, requires_grad=True)
+        with LiveBytes() as live:
+            _Tiled.apply(layer.forward, 1, states, *weights).sum().backward()
+        peaks.append(live.peak)
+        layer.zero_grad()
+    assert max(peaks) - min(peaks) < 0.3 * sum(weight.nbytes for weight in weights)
+
+
+def test_modules_are_left_as_they_were(make_tiny: Any) -> None:
+    """Also one that two layers share, and one that has a `forward` of its own."""
+    model = make_tiny("llama")
+    model.model.layers[1].mlp = shared = model.model.layers[0].mlp
+    own = shared.forward = shared.forward
+    with mlp_tiles(model, 4):
+        assert shared.forward is not own
+    assert vars(shared)["forward"] is own
 
 
 def test_layers_that_give_more_than_states_or_look_at_other_tokens_are_refused(

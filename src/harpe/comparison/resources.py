@@ -47,7 +47,7 @@ class RowProcesses(LayoutOptions):
         return json.dumps(asdict(self))
 
     def settled(
-        self, rows: Sequence[Row], training: TrainingSettings, fits: Callable[[Layout], bool] = lambda layout: True
+        self, rows: Sequence[Row], training: TrainingSettings, filled: Callable[[Layout], float] = lambda layout: 0.0
     ) -> RowProcesses:
         """With what options leave open decided, in one way for all stages of the rows that are trained.
 
@@ -55,7 +55,7 @@ class RowProcesses(LayoutOptions):
         """
         trained = [row.stages for row in rows if row.trained]
         sequences = [training.step_tokens(stages[-1].length) // stage.length for stages in trained for stage in stages]
-        layout = choose_layout(self.count, self, sequences, training.micro_batch, fits)
+        layout = choose_layout(self.count, self, sequences, training.micro_batch, filled)
         for stages in trained:
             check_stages(stages, training, layout)
         return replace(self, sequence_parallel=layout.sequence_parallel, mlp_tile=layout.mlp_tile)

@@ -49,6 +49,7 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
+from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed
 
 
@@ -110,7 +111,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = resume_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
-    processes, about = _settled(recipe, source, rows, dtype[0], processes)
+    processes, about = _settled(recipe, source, rows, dtype[0], processes, options.jobs)
     added = _new_methods(run, asked) if going_on else None
     if added is None:
         open_run(run, asked, resume=going_on)
@@ -156,17 +157,19 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
 
 
 def _settled(
-    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], dtype: str, processes: RowProcesses
+    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], dtype: str, processes: RowProcesses, jobs: int
 ) -> tuple[RowProcesses, list[str]]:
-    """How rows are trained on this machine, and what there is to say of it."""
+    """How rows are trained on this machine, `jobs` at a time, and what there is to say of it."""
     training = training_options(recipe, 0, dtype)
     if not any(row.trained for row in rows):
         return processes.settled(rows, training), []
-    memory = MemoryCheck(source.config(), recipe.length, training, processes.count)
-    processes = processes.settled(rows, training, memory.fits)
+    memory = MemoryCheck(source.config(), recipe.length, training, processes.count, jobs)
+    processes = processes.settled(rows, training, memory.filled)
     layout = processes.layout
     if layout.sequence_parallel > 1:
         check_installed()
+    if layout.offload:
+        check_accelerator()
     how = f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe()
     return processes, ([how] if layout != ONE_PROCESS else []) + memory.check(layout, ignored=True)
 

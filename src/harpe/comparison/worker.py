@@ -83,7 +83,11 @@ def work(run: Path, name: str, seed: int, reporter: Reporter, processes: RowProc
     if row.changes:
         if row.trained and processes.count > 1 and not (folder / "model").exists():
             arguments = [str(run), name, str(seed), processes.text()]
-            run_ranks(processes.count, RANKS, arguments, folder / "logs", threads=processes.threads)
+            try:
+                run_ranks(processes.count, RANKS, arguments, folder / "logs", threads=processes.threads)
+            except HarpeError:
+                if not (folder / "model").exists():  # else one of them failed when all was done
+                    raise
         options = training_options(recipe, seed, dtype)
         layout = processes.layout if processes.count == 1 else ONE_PROCESS
         model = str(train_row(folder, row, source, data, options, recipe.length, reporter, layout=layout))

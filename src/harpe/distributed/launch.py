@@ -113,15 +113,16 @@ def run_ranks(
 
 def _failure(ranks: Sequence[subprocess.Popen[bytes]], failed: Path) -> tuple[int, int]:
     """Wait for the end of all; number and exit code of the one that failed, killed ones first, or zeros."""
-    while not (bad := _bad(ranks)):
+    while not (first := _bad(ranks)):
         if all(each.poll() == 0 for each in ranks):
             return 0, 0
         time.sleep(POLL)
     until = time.monotonic() + GRACE
     while time.monotonic() < until and not failed.is_file() and any(each.poll() is None for each in ranks):
         time.sleep(POLL)
-    killed = {rank: code for rank, code in _bad(ranks).items() if code < 0}
-    return next(iter((killed or bad).items()))
+    # libraries abort where another process is missing
+    killed = {rank: code for rank, code in _bad(ranks).items() if code < 0 and code != -signal.SIGABRT}
+    return next(iter((killed or first).items()))
 
 
 def _bad(ranks: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:

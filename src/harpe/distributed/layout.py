@@ -129,17 +129,20 @@ def choose_layout(
     options: LayoutOptions,
     sequences: Sequence[int],
     micro_batch: int,
-    fits: Callable[[Layout], bool] = lambda layout: True,
+    filled: Callable[[Layout], float] = lambda layout: 0.0,
 ) -> Layout:
     """The layout that options ask for, not yet checked.
 
     What they leave to us, by 0, is the fewest processes a sequence that leave none without work, and whole sequences in
-    feed-forward layers; where that does not fit, the first that does, by more processes, then by tiles.
+    feed-forward layers; where that does not fit, the first that does, by more processes, then by tiles; where none
+    does, that which needs least.
 
     Parameters
     ----------
     sequences
         Of a step, for every stage.
+    filled
+        The share that a layout needs of what it may fill of a device; infinite where the model cannot have it.
     """
     if options.sequence_parallel:
         parts = [options.sequence_parallel]
@@ -149,7 +152,12 @@ def choose_layout(
     tiles = [options.mlp_tile] if options.mlp_tile else [0, MLP_TILE]
     offload = options.offload_activations
     layouts = [Layout(world, number, options.replicas, tile, offload) for tile in tiles for number in parts]
-    return next(filter(fits, layouts), layouts[0])
+    needs: list[float] = []
+    for layout in layouts:
+        needs.append(filled(layout))
+        if needs[-1] <= 1:
+            return layout
+    return layouts[needs.index(min(needs))]
 
 
 def _processes(count: int) -> str:

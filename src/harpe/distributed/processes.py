@@ -224,6 +224,8 @@ def _adopt_slurm() -> None:
     assert first is not None
     given.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
     given.setdefault("MASTER_PORT", str(20_000 + job % 40_000))
+    if found := re.match(r"\d+", given.get("SLURM_STEP_TASKS_PER_NODE", "")):  # 2(x4): two on each of four nodes
+        given.setdefault("LOCAL_WORLD_SIZE", found[0])
     given |= {"WORLD_SIZE": tasks, "RANK": given["SLURM_PROCID"], "LOCAL_RANK": given.get("SLURM_LOCALID", "0")}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedConfig
@@ -19,22 +22,25 @@ from harpe.planning.trace import Tracer
 from harpe.training.sequence_parallel import check_sequence_parallel
 
 
-def these_devices(processes: int) -> Devices:
-    """The devices of a training: as many as processes, each like that of this one; processes on CPUs have equal shares
-    of the memory of their machine."""
+def these_devices(processes: int, trainings: int = 1) -> Devices:
+    """The devices of one of several trainings: as many as processes, each like that of this one; processes on CPUs have
+    equal shares of the memory of their machine."""
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
-        words = found.name.replace("RTX ", "RTX").replace("-", " ").split()
+        words = found.name.replace("-", " ").split()
+        words += [one + other for one, other in pairwise(words)]  # RTX 4090
         return Devices(processes, next((word for word in words if word in PEAKS), "GPU"), found.total_memory)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    return Devices(processes, "CPU", machine_memory() // neighbours)
+    return Devices(processes, "CPU", machine_memory() // (neighbours * trainings))
 
 
 class MemoryCheck:
     """The plans of one training in the layouts that it may have."""
 
-    def __init__(self, config: PreTrainedConfig, length: int, training: TrainingSettings, processes: int) -> None:
-        self.length, self.training, self.devices = length, training, these_devices(processes)
+    def __init__(
+        self, config: PreTrainedConfig, length: int, training: TrainingSettings, processes: int, trainings: int = 1
+    ) -> None:
+        self.length, self.training, self.devices = length, training, these_devices(processes, trainings)
         self.trouble = ""
         """Why nothing is planned, where nothing is."""
         self._plans: dict[Layout, MemoryPlan] = {}
@@ -51,19 +57,22 @@ class MemoryCheck:
             except HarpeError:
                 raise  # a layout that the model cannot have
             except Exception as error:  # as above
+                if layout.mlp_tile:
+                    raise HarpeError(f"--mlp-tile {layout.mlp_tile} cannot be planned ({_line(error)}).") from error
                 self.trouble = _line(error)
         return None if self.trouble else self._plans[layout]
 
-    def fits(self, layout: Layout) -> bool:
-        """Whether the model can be trained so, with some memory to spare."""
+    def filled(self, layout: Layout) -> float:
+        """The share that a training needs of what it may fill of a device: 1 at most where it fits with some memory to
+        spare, infinite where the model cannot be trained so, 0 where it is not known."""
         if self.trouble:
-            return True
+            return 0.0
         try:
             check_sequence_parallel(self._tracer.model, layout.sequence_parallel, self.length)
             plan = self.plan(layout)
         except HarpeError:
-            return False
-        return plan is None or plan.fits
+            return math.inf
+        return plan.total / self.devices.usable if plan is not None else 0.0
 
     def check(self, layout: Layout, ignored: bool) -> list[str]:
         """Sentences about the memory of a training.
@@ -79,7 +88,8 @@ class MemoryCheck:
         told = describe(plan)
         if plan.total > self.devices.memory and not ignored:
             change = smallest_change(self._tracer, self.length, self.devices, self._settings(layout))
-            how = f"It fits with {change[0]}" if change else "Take a shorter --length"
+            options = re.sub(r"--devices (\d+)\S*", r"--nproc-per-node \1 (torchrun)", change[0]) if change else ""
+            how = f"It fits with {options}" if change else "Take a shorter --length"
             raise HarpeError(f"The memory does not suffice. {told} {how}, or train all the same with --ignore-memory.")
         if not plan.fits:
             told += " That is little to spare: what is not tensors comes on top."

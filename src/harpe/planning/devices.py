@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from harpe.errors import HarpeError
 
@@ -104,11 +107,20 @@ def read_devices(text: str, reserve: float = RESERVE) -> Devices:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory, or of the part that its control group may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = file.read().strip()
-        return min(total, int(limit)) if limit.isdigit() else total
-    except OSError:
-        return total
+    """Bytes of this machine's memory, or of the part that its control groups may use."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _limits():
+        with suppress(OSError):
+            text = path.read_text().strip()
+            found += [int(text)] if text.isdigit() else []
+    return min(found)
+
+
+def _limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
+    """Files with the limits of the control groups of this process, of both versions, from its own to the outermost."""
+    lines = own.read_text().splitlines() if own.is_file() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        if not controllers or "memory" in controllers.split(","):
+            group = top / place.lstrip("/")
+            yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(top))

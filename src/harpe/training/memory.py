@@ -8,18 +8,14 @@ from transformers import PreTrainedModel
 from harpe.errors import HarpeError
 
 
-def check_offload(recompute: bool) -> None:
-    """Refuse activations in the host's memory where they are there already, or all would have to go there.
+def check_accelerator() -> None:
+    """Refuse activations in the host's memory where they are there already.
 
     Raises
     ------
     HarpeError
         Naming the option.
     """
-    if not recompute:
-        raise HarpeError(
-            "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
-        )
     if not torch.accelerator.is_available():
         raise HarpeError(
             "--offload-activations needs a GPU: without one, activations are in the host's memory already. Leave it "

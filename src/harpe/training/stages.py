@@ -18,7 +18,7 @@ from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, last_complete, remove_checkpoints, step_of
 from harpe.training.loss import check_training_loss, chunked_loss
-from harpe.training.memory import check_offload, set_recompute
+from harpe.training.memory import set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.pieces import Pieces
 from harpe.training.progress import JsonlLog, Report
@@ -58,8 +58,10 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
                 f"{options.micro_batch} does not divide."
             )
     check_layout(layout, [step_tokens // stage.length for stage in stages], options.micro_batch)
-    if layout.offload:
-        check_offload(options.gradient_checkpointing)
+    if layout.offload and not options.gradient_checkpointing:
+        raise HarpeError(
+            "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
+        )
     return steps
 
 

@@ -58,19 +58,34 @@ class _Tiled(torch.autograd.Function):
         of_states = torch.empty_like(states)
         sums = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in ctx.weights]
         for piece in pieces(states.shape[1], ctx.tile):
-            part = states[:, piece].detach().contiguous().requires_grad_()
-            with torch.enable_grad(), torch.autocast(*ctx.autocast):
-                out = ctx.run(part)
-            found = torch.autograd.grad(out, (part, *ctx.weights), slope[:, piece], allow_unused=True)
-            of_states[:, piece] = found[0]
-            for sum_, value in zip(sums, found[1:], strict=True):
-                if value is not None:  # an expert that no token of the tile went to
-                    sum_ += value
+            of_states[:, piece] = _of_tile(ctx, states[:, piece], slope[:, piece], sums)
         weights = (sum_.to(weight.dtype) for sum_, weight in zip(sums, ctx.weights, strict=True))
         return None, None, of_states, *weights
 
 
-def _in_tiles(module: nn.Module, whole: Forward, tile: int, states: torch.Tensor) -> torch.Tensor:
+def _of_tile(ctx: Any, states: torch.Tensor, slope: torch.Tensor, sums: list[torch.Tensor]) -> torch.Tensor:
+    """The gradient of a tile's states; those of the weights are added to `sums`, and gone before the next tile."""
+    part = states.detach().contiguous().requires_grad_()
+    with torch.enable_grad(), torch.autocast(*ctx.autocast):
+        out = ctx.run(part)
+    of_part, *found = torch.autograd.grad(out, (part, *ctx.weights), slope, allow_unused=True)
+    for sum_, value in zip(sums, found, strict=True):
+        if value is not None:  # an expert that no token of the tile went to
+            sum_ += value
+    return of_part
+
+
+def _states(*args: Any, **more: Any) -> torch.Tensor:
+    """What a feed-forward layer is called with; HarpeError for anything but states [B, S, W]."""
+    if len(args) == 1 and not more and isinstance(args[0], torch.Tensor) and args[0].dim() == 3:
+        return args[0]
+    raise HarpeError(
+        "Feed-forward layers that are given more than states of tokens cannot work in tiles. Leave --mlp-tile out."
+    )
+
+
+def _in_tiles(module: nn.Module, whole: Forward, tile: int, *args: Any, **more: Any) -> torch.Tensor:
+    states = _states(*args, **more)
     if states.shape[1] <= tile:
         return whole(states)
     weights = [weight for weight in module.parameters() if weight.requires_grad]
@@ -81,13 +96,16 @@ def _in_tiles(module: nn.Module, whole: Forward, tile: int, states: torch.Tensor
 @contextmanager
 def _forwards(modules: list[nn.Module], made: Callable[[nn.Module], Any]) -> Iterator[None]:
     """Within the context `made(module)` is what a module calls in the place of its `forward`."""
-    for module in modules:
-        module.forward = made(module)
+    before = {module: vars(module).get("forward") for module in modules}
     try:
+        for module in before:
+            module.forward = made(module)
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own
 
 
 @contextmanager
@@ -111,7 +129,8 @@ def check_tiles(model: PreTrainedModel, tile: int) -> None:
         return
     apart: list[float] = []
 
-    def compared(whole: Forward, states: torch.Tensor) -> torch.Tensor:
+    def compared(whole: Forward, *args: Any, **more: Any) -> torch.Tensor:
+        states = _states(*args, **more)
         out, tiled = whole(states), _Tiled.apply(whole, 5, states)
         apart.append(float((out - tiled).abs().max() / out.abs().max().clamp(min=1e-12)))
         return out
@@ -122,7 +141,7 @@ def check_tiles(model: PreTrainedModel, tile: int) -> None:
     with _forwards(feed_forward_layers(model), lambda module: partial(compared, module.forward)):
         model(input_ids=ids, labels=ids)
     model.train(training)
-    if not max(apart) < TOLERANCE:
+    if not apart or not all(value < TOLERANCE for value in apart):
         raise HarpeError(
             f"The feed-forward layers of a {model.config.model_type} look at other tokens: in tiles they give other "
             "states. Leave --mlp-tile out."
