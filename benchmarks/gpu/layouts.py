@@ -3,8 +3,8 @@ tokens/s and memory, on the GPUs of one machine.
 
     python benchmarks/gpu/layouts.py MODEL TEXTS --length 32768 --out FOLDER      (8 GPUs, 50 steps each, below an hour)
 
-MODEL and TEXTS are those of `harpe extend`. Each of the two trainings wants 40 bytes of free disk a parameter (320 GB for
-8B) and leaves 14. One that was cut off goes on when the command is given again. What the script writes is
+MODEL and TEXTS are those of `harpe extend`. Each of the two trainings wants 40 bytes of free disk a parameter (320 GB
+for 8B) and leaves 14. One that was cut off goes on when the command is given again. What the script writes is
 FOLDER/layouts.json; benchmarks/README.md says what stands there.
 """
 
