@@ -121,7 +121,7 @@ def test_processes_share_a_sequence_where_one_of_the_stages_or_the_memory_asks_f
     training = TrainingSettings(tokens=2048, batch_tokens=256)
     found = [RowProcesses(count=count).settled(rows, training) for count in (2, 4, 8)]
     assert [each.layout.sequence_parallel for each in found] == [1, 2, 4]
-    small = RowProcesses(count=2).settled(rows, training, lambda each: each.sequence_parallel == 2)
+    small = RowProcesses(count=2).settled(rows, training, lambda each: 2.0 - (each.sequence_parallel == 2))
     assert small.layout == Layout(2, 2)
     assert RowProcesses(count=3, sequence_parallel=3).settled(rows[:1], training).layout == Layout(3, 3)
     with pytest.raises(HarpeError, match="A step has 4 sequences, and 3 are read"):  # the first stage's
