@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -49,6 +48,7 @@ from harpe.planning.memory import plan_memory
 from harpe.planning.settings import Settings
 from harpe.runs.directory import _processor
 from harpe.training.stages import train_stages
+from random_tokens import Random
 
 ROOT = Path(__file__).parent.parent
 STOCK, HARPE = WAYS = ("transformers", "harpe")
@@ -85,23 +85,6 @@ CASES = {
     "vocabulary-16k": Case("4 layers of width 256, vocabulary of 32,000, 16,384 tokens", 16_384, _small(256, 32_000)),
     "tiny": Case("for trying this script", 256, _small(64, 500)),
 }
-
-
-class Random(Dataset[Any]):
-    """Sequences of random tokens."""
-
-    def __init__(self, count: int, length: int, vocabulary: int) -> None:
-        self.count, self.length, self.vocabulary = count, length, vocabulary
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(0, self.vocabulary, (self.length,), generator=torch.Generator().manual_seed(index))
-        return {"input_ids": ids, "labels": ids}
-
-    def cut(self, length: int) -> Random:
-        return Random(self.count, length, self.vocabulary)
 
 
 class Clock(TrainerCallback):

@@ -26,7 +26,6 @@ from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harpe.distributed.layout import Layout
@@ -41,6 +40,7 @@ from harpe.planning.memory import plan_memory
 from harpe.planning.settings import Settings
 from harpe.positions import rotation
 from harpe.training.stages import train_stages
+from random_tokens import Random
 
 ALLOWED = 0.1
 
@@ -93,23 +93,6 @@ CASES = {
     "sequence-parallel": Case(processes=2, parts=2, vocabulary=4000, length=4096),
     "both": Case(processes=4, parts=2, length=2048, sequences=4, micro_batch=2),
 }
-
-
-class Random(Dataset[Any]):
-    """Sequences of random tokens."""
-
-    def __init__(self, count: int, length: int, vocabulary: int) -> None:
-        self.count, self.length, self.vocabulary = count, length, vocabulary
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(0, self.vocabulary, (self.length,), generator=torch.Generator().manual_seed(index))
-        return {"input_ids": ids, "labels": ids}
-
-    def cut(self, length: int) -> Random:
-        return Random(self.count, length, self.vocabulary)
 
 
 class Held(LiveBytes):
