@@ -2,14 +2,16 @@
 
     python scripts/benchmark_loss.py --tokens 16384 --vocabulary 32000
 
-The rivals apply `lm_head` themselves, 2,048 positions at a time or by torch's own `linear_cross_entropy` (2.13), and
-know nothing of scales and caps. All run in turn in one process; the memory is the growth of its peak in one pass (on a
-GPU that of the allocator).
+The rivals apply `lm_head` themselves, 2,048 positions at a time, by torch's own `linear_cross_entropy` (2.13) or by
+Liger's (on CUDA, where liger-kernel is installed), and know nothing of scales and caps. Weights are float32; bfloat16
+is that of autocast, for torch's function that of its arguments. All run in turn in one process; the memory is the
+growth of its peak in one pass (on a GPU that of the allocator).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import statistics
@@ -49,8 +51,18 @@ def rival(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 def fused(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """torch's function, in the chunks that it takes by itself; gradients are formed in the forward pass."""
     states, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), labels[:, 1:].reshape(-1)
+    dtype = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else states.dtype
     options = torch.nn.LinearCrossEntropyOptions()
-    return F.linear_cross_entropy(states, model.lm_head.weight, targets, options=options)
+    return F.linear_cross_entropy(states.to(dtype), model.lm_head.weight.to(dtype), targets, options=options)
+
+
+def liger(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Liger's kernel; gradients are formed in the forward pass."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    states, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), labels[:, 1:].reshape(-1)
+    found = liger_fused_linear_cross_entropy(states, model.lm_head.weight, targets)
+    return found[0] if isinstance(found, tuple) else found
 
 
 WAYS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -59,6 +71,8 @@ WAYS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 if hasattr(F, "linear_cross_entropy"):
     WAYS["torch's linear_cross_entropy"] = fused
+if DEVICE == "cuda" and importlib.util.find_spec("liger_kernel"):
+    WAYS["Liger"] = liger
 
 
 def made(tokens: int, vocabulary: int, width: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
@@ -75,14 +89,18 @@ def made(tokens: int, vocabulary: int, width: int) -> tuple[Any, torch.Tensor, t
     return model, hidden, torch.randint(0, vocabulary, (1, tokens), device=DEVICE)
 
 
-def one(way: str, backward: bool, model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+def one(
+    way: str, backward: bool, mixed: bool, model: Any, hidden: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, float]:
     """Seconds and loss of one pass; gradients are dropped."""
     start = time.perf_counter()
-    with torch.set_grad_enabled(backward):
+    with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
         loss = WAYS[way](model, hidden, labels)
     if backward:
         loss.backward()
     value = loss.item()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     hidden.grad = None
@@ -113,9 +131,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", default="benchmarks")
     options = parser.parse_args()
-    given = made(options.tokens, options.vocabulary, options.width)
+    given = (options.dtype == "bfloat16", *made(options.tokens, options.vocabulary, options.width))
     rows: list[dict[str, Any]] = []
     for backward in (False, True):
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -130,7 +149,7 @@ def main() -> None:
             row = {"way": way, "pass": "forward and backward" if backward else "forward", "seconds": seconds[way]}
             rows.append({**row, "median": statistics.median(seconds[way]), "mib": memory, "loss": values[way]})
             print(
-                f"{row['pass']}, {way}: {rows[-1]['median']:.2f} s, {memory:.0f} MiB, loss {values[way]:.6f}",
+                f"{row['pass']}, {way}: {rows[-1]['median']:.3f} s, {memory:.0f} MiB, loss {values[way]:.6f}",
                 flush=True,
             )
     facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
@@ -141,18 +160,19 @@ def main() -> None:
         "vocabulary": options.vocabulary,
         "width": options.width,
         "repeats": options.repeats,
+        "dtype": options.dtype,
     }
-    stem = Path(options.out) / f"{date.today()}-loss"
+    stem = Path(options.out) / f"{date.today()}-loss{'-gpu' if DEVICE == 'cuda' else ''}-{options.dtype}"
     write_json(stem.with_suffix(".json"), {"environment": facts, **sizes, "rows": rows})
     table = [
-        f"| {r['pass']} | {r['way']} | {r['median']:.2f} | {min(r['seconds']):.2f} to {max(r['seconds']):.2f} | "
+        f"| {r['pass']} | {r['way']} | {r['median']:.3f} | {min(r['seconds']):.3f} to {max(r['seconds']):.3f} | "
         f"{r['mib']:.0f} |"
         for r in rows
     ]
     lines = [
         f"# The loss through the family's own forward, beside the plain output layer ({date.today()})\n",
         f"{options.tokens:,} tokens, a vocabulary of {options.vocabulary:,}, hidden states of {options.width}, "
-        "float32;",
+        f"{options.dtype};",
         f"median of {options.repeats} passes each, in turn in one process. The plain output layer in chunks of 2,048 "
         "positions",
         "is how the loss was formed before; it gives another loss than the model's own wherever a family scales or "

@@ -75,8 +75,9 @@ def page(by_length: list[str], by_kind: list[str]) -> str:
 The fewest GPUs that a training fits on: planned, not measured. What stands behind the plans:
 
 * Measured: small trainings on CPUs, by one, two and four processes, [within 8% of their
-  plans](../benchmarks/2026-11-26-plan.md); 1.2 billion parameters on one H200, [25.7 GB at 32,768 tokens and 54.5 GB at
-  131,072](../benchmarks/2026-11-26-steps-gpu.md), whose plans are the first two cells.
+  plans](../benchmarks/2026-11-26-plan.md); steps of 1.2 billion parameters at 32k and 128k tokens, and of LLaMA-2-7B at
+  128k, on one H200, whole, in tiles and offloaded: [0.89 to 1.00 times their
+  plans](../benchmarks/2026-11-26-steps-ways-gpu.md).
 * Published by others: four peaks on eight H100 (ALST at 1.1M tokens, three of TRL) lie within 20%. Of ALST's other
   figures the plans are 1.2 to 1.6 times: its fused layers keep less.
 * Not measured: anything on several GPUs. All cells with more than one device are such plans.

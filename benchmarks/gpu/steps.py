@@ -1,13 +1,15 @@
-"""Optimiser steps of a Llama of 1.2 billion parameters: harpe's way beside transformers' with one base; tokens/s and
-peak memory.
+"""Optimiser steps of a Llama on one GPU: harpe's ways beside transformers' with one base; tokens/s and peak memory,
+with what `harpe plan` says of both.
 
     python benchmarks/gpu/steps.py --result DATE-steps-gpu
+    python benchmarks/gpu/steps.py --shape 7B --lengths 131072 --ways offloaded+tiles --steps 1 --result DATE-steps-gpu
 
-Both train float32 weights under bfloat16 autocast with fused AdamW, recompute the activations of every layer, clip
-gradients, and see the same random tokens. harpe's way has a base for every key/value head and forms its loss in pieces;
-transformers' has its own `model(ids, labels=ids).loss`. Each way and length is measured in turn: one step to warm up,
-then `--steps` whose median counts. A way that does not fit into the memory of the GPU is reported as such. A later call
-with the same --result goes on.
+All train float32 weights under bfloat16 autocast with fused AdamW, recompute the activations of every layer, clip
+gradients, and see the same random tokens. harpe's ways have a base for every key/value head and form their loss in
+pieces; offloaded is `--offload-activations`, tiles `--mlp-tile 4096`. transformers' has its own `model(ids,
+labels=ids).loss`. Each way and length is measured in turn: one step to warm up, then `--steps` whose median counts. A
+way that does not fit into the memory of the GPU is reported as such. Planned seconds are those of `harpe plan` at its
+own utilisation. A later call with the same --result goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import gc
 import platform
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,18 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harpe._version import __version__
+from harpe.distributed.layout import Layout
 from harpe.files import read_json, write_json, write_text
 from harpe.models.install import install
+from harpe.planning.check import these_devices
+from harpe.planning.devices import PEAKS
+from harpe.planning.memory import plan_memory
+from harpe.planning.settings import Settings, activations
+from harpe.planning.time import plan_time
+from harpe.planning.trace import Tracer
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
+from harpe.training.tiles import mlp_tiles
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1B": {
@@ -40,6 +51,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 16,
         "num_attention_heads": 32,
     },
+    "7B": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -48,26 +68,46 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
     },
 }
-"""1B: Llama 3.2 1B. tiny: for trying this script on a CPU. Both have 8 key/value heads and tied embeddings."""
-WAYS = ("transformers", "harpe")
+"""1B: Llama 3.2 1B. 7B: LLaMA-2-7B. tiny: for trying this script on a CPU."""
+STOCK = "transformers"
+WAYS = {
+    "harpe": Layout(),
+    "offloaded": Layout(offload=True),
+    "tiles": Layout(mlp_tile=4096),
+    "offloaded+tiles": Layout(offload=True, mlp_tile=4096),
+}
+"""harpe's, beside transformers'."""
+
+
+def config_of(way: str, shape: str) -> LlamaConfig:
+    sizes = {"num_key_value_heads": 8, "tie_word_embeddings": True, **SHAPES[shape]}
+    heads = sizes["num_key_value_heads"]
+    bases = [1e6 + 4e6 * head / heads for head in range(heads)]
+    rope = {"rope_type": "default"} if way == STOCK else {"rope_type": "harpe", "bases": bases}
+    return LlamaConfig(**sizes, max_position_embeddings=131_072, rope_parameters={"rope_theta": 1e6, **rope})
 
 
 def model_of(way: str, shape: str, device: str) -> LlamaForCausalLM:
-    """The same random weights for both ways."""
-    bases = [1e6 + 4e6 * head / 8 for head in range(8)]
-    rope = {"rope_type": "default"} if way == "transformers" else {"rope_type": "harpe", "bases": bases}
-    config = LlamaConfig(
-        **SHAPES[shape],
-        num_key_value_heads=8,
-        max_position_embeddings=131_072,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_theta": 1e6, **rope},
-    )
+    """The same random weights for all ways."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(config)
-    set_recompute(model, True)
+        model = LlamaForCausalLM(config_of(way, shape))
+    set_recompute(model, True, way in WAYS and WAYS[way].offload)
     return model.train()
+
+
+def planned(way: str, shape: str, length: int, device: str) -> dict[str, Any]:
+    """Bytes of tensors and seconds a step by `harpe plan`."""
+    layout, devices, tracer = WAYS[way], these_devices(1), Tracer(config_of(STOCK, shape))
+    settings = Settings(
+        sequence_parallel=1, activations=activations(recompute=True, offload=layout.offload), mlp_tile=layout.mlp_tile
+    )
+    time_ = plan_time(tracer, length, length, replace(devices, peak=PEAKS.get(devices.name)), settings)
+    return {
+        "planned_bytes": plan_memory(tracer, length, devices, settings).total,
+        "planned_seconds": time_.hours and time_.hours * 3600,
+        "operations": time_.operations,
+    }
 
 
 def measure(way: str, shape: str, length: int, steps: int, device: str) -> dict[str, Any]:
@@ -80,7 +120,10 @@ def measure(way: str, shape: str, length: int, steps: int, device: str) -> dict[
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     generator = torch.Generator().manual_seed(1)
     seconds, losses = [], []
-    with chunked_loss(model) if way == "harpe" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if way in WAYS:
+            stack.enter_context(chunked_loss(model))
+            stack.enter_context(mlp_tiles(model, WAYS[way].mlp_tile))
         for _ in range(steps + 1):
             ids = torch.randint(0, SHAPES[shape]["vocab_size"], (1, length), generator=generator).to(device)
             start = time.perf_counter()
@@ -102,19 +145,22 @@ def markdown(value: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
         f"# Training steps on one GPU ({value['date']})\n",
-        "| model | tokens | way | s a step | tokens/s | peak, GB | first loss |",
+        "| model | tokens | way | s a step | planned | tokens/s | peak, GB | planned | first loss |",
     ]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for case in value["cases"]:
         name = f"| {case['shape']} | {case['length']:,} | {case['way']} | "
         if "seconds" in case:
             median = statistics.median(case["seconds"])
             peak = case["peak_bytes"] / 1e9
+            bytes_, time_ = case.get("planned_bytes"), case.get("planned_seconds")
+            plan = f"{time_:.1f}" if time_ else "", f"{bytes_ / 1e9:.1f}" if bytes_ else ""
+            speed = f"{case['length'] / median:,.0f}"
             lines.append(
-                name + f"{median:.2f} | {case['length'] / median:,.0f} | {peak:.1f} | {case['losses'][0]:.5f} |"
+                name + f"{median:.2f} | {plan[0]} | {speed} | {peak:.1f} | {plan[1]} | {case['losses'][0]:.5f} |"
             )
         else:
-            lines.append(name + f"{case['failed']} | | | |")
+            lines.append(name + f"{case['failed']} | | | | | |")
     facts = "; ".join(f"{key} {fact}" for key, fact in value["environment"].items())
     about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
     return "\n".join([*lines, "", about, "", f"Made with `python benchmarks/gpu/steps.py`. {facts}.", ""])
@@ -125,6 +171,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--shape", choices=list(SHAPES), default="1B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32_768, 131_072])
+    parser.add_argument("--ways", choices=[STOCK, *WAYS], nargs="+", default=[STOCK, *WAYS])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     args = parser.parse_args()
@@ -143,10 +190,12 @@ def main() -> None:
             raise SystemExit(f"{args.result}.json was measured elsewhere: name another --result.")
         value = before
     for length in args.lengths:
-        for way in WAYS:
+        for way in args.ways:
             case: dict[str, Any] = {"shape": args.shape, "length": length, "way": way}
             if any(case.items() <= other.items() for other in value["cases"]):
                 continue
+            if way in WAYS:
+                case |= planned(way, args.shape, length, args.device)
             try:
                 case |= measure(way, args.shape, length, args.steps, args.device)
             except torch.OutOfMemoryError:
