@@ -33,11 +33,12 @@ from harpe.distributed.processes import join
 from harpe.methods.types import Stage, per_head_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_model
-from harpe.options.training import TrainingSettings
+from harpe.options.training import LoraOptions, TrainingSettings
 from harpe.planning.devices import Devices
 from harpe.planning.live import LiveBytes
 from harpe.planning.memory import plan_memory
 from harpe.planning.settings import Settings
+from harpe.planning.trace import Tracer
 from harpe.positions import rotation
 from harpe.training.stages import train_stages
 from random_tokens import Random
@@ -59,6 +60,7 @@ class Case:
     micro_batch: int = 1
     recompute: bool = True
     dtype: str = "float32"
+    lora_rank: int = 0
 
     def config(self) -> Any:
         return AutoConfig.for_model(
@@ -70,6 +72,7 @@ class Case:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
+            dtype="bfloat16",
         )
 
     def planned(self) -> int:
@@ -81,7 +84,8 @@ class Case:
             batch_tokens=self.sequences * self.length,
             dtype=self.dtype,
         )
-        return plan_memory(self.config(), self.length, Devices(self.processes, "CPU", 10**10), settings).total
+        tracer = Tracer(self.config(), LoraOptions(lora_rank=self.lora_rank).adapters)
+        return plan_memory(tracer, self.length, Devices(self.processes, "CPU", 10**10), settings).total
 
 
 CASES = {
@@ -89,6 +93,8 @@ CASES = {
     "accumulated": Case(sequences=2),
     "kept": Case(recompute=False),
     "tiles": Case(vocabulary=4000, length=16384, tile=1024),
+    "adapters": Case(lora_rank=8, vocabulary=4000),
+    "adapters in bfloat16": Case(lora_rank=8, dtype="bfloat16", vocabulary=4000, length=4096),
     "data-parallel": Case(processes=2, sequences=2),
     "sequence-parallel": Case(processes=2, parts=2, vocabulary=4000, length=4096),
     "both": Case(processes=4, parts=2, length=2048, sequences=4, micro_batch=2),
@@ -142,6 +148,7 @@ def measure(name: str, checkpoint: Path, folder: Path) -> None:
         micro_batch=case.micro_batch,
         gradient_checkpointing=case.recompute,
         dtype=case.dtype,
+        lora_rank=case.lora_rank,
     )
     data = Random(2 * case.sequences, case.length, case.vocabulary)
     with patch.object(rotation, "_scratch", FreshTiles()), Held() as held:

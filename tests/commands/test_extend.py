@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
+from harpe.cli.main import main
 from harpe.commands.evaluate import evaluate
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
@@ -259,3 +260,24 @@ def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytes
     with pytest.raises(HarpeError, match=r"needs about .* GB .* are free"):
         run(workspace)
     assert not (workspace / "run").exists()
+
+
+def test_adapters_are_told_of_planned_merged_and_resumed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The saved model has the names and shapes of the original, and differs from it by matrices of low rank."""
+    arguments = [f"{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    given = ["extend", str(workspace / "model"), f"--data={workspace / 'texts'}", *(f"--{each}" for each in arguments)]
+    assert main([*given, "--lora-rank=2", f"--out={workspace / 'run'}"]) == 0
+    told = capsys.readouterr()
+    assert "adapters of rank 2 (alpha 4) on all linear layers, norms and embeddings" in told.out + told.err
+    before, after = (
+        load_file(place / "model.safetensors") for place in (workspace / "model", workspace / "run/harpe/model")
+    )
+    assert {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in after.items()}
+    change = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+    assert 1 <= torch.linalg.matrix_rank(change, rtol=1e-3) <= 2
+    shutil.rmtree(workspace / "run/harpe/model")
+    assert main([*given, f"--out={workspace / 'run'}", "--resume"]) == 2
+    assert "lora_rank: 2 there, 0 now" in capsys.readouterr().err
+    assert main([*given, "--lora-rank=2", f"--out={workspace / 'run'}", "--resume"]) == 0
+    again = load_file(workspace / "run/harpe/model/model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in after.items())

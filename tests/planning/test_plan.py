@@ -107,3 +107,26 @@ def test_devices_are_read() -> None:
     assert read_devices("H200").memory == 141 * 10**9
     with pytest.raises(HarpeError, match="write A100-80GB"):
         read_devices("A100")
+
+
+def test_adapters_need_no_gradients_and_moments_of_what_is_frozen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """LLaMA-2-7B in bfloat16: 2 bytes a frozen weight, 16 one that is trained."""
+    config = config_of("Llama-2-7B")
+    config.dtype = "bfloat16"
+    config.save_pretrained(tmp_path)
+    plan = ["plan", str(tmp_path), "--length=32768", "--devices=1xH100", "--lora-rank=16", "--json"]
+    assert main(plan) == 0
+    value = json.loads(capsys.readouterr().out)
+    trained, every = value["trained_parameters"], value["parameters"]
+    shapes = {(4096, 4096): 4, (4096, 11008): 3}
+    adapters = 32 * 16 * sum(count * sum(shape) for shape, count in shapes.items())
+    assert every == 6_738_415_616
+    assert trained == adapters + 32_000 * 4096 + 65 * 4096
+    frozen = every - (trained - adapters)
+    assert value["parts"]["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
+    assert value["parts"]["moments"] == 8 * trained
+    assert value["fits"]
+    assert main([*plan[:3], "--devices=8xH100", "--lora-rank=16"]) == 2
+    assert "one process" in capsys.readouterr().err

@@ -36,6 +36,7 @@ from harpe.runs.preflight import (
 from harpe.runs.rows import Row, extended_row, make_row
 from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
+from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed, check_sequence_parallel
 from harpe.training.stages import check_stages
@@ -127,10 +128,11 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
     facts = model_facts(options.model, revision, source.geometry)
     row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, head_distances), notes)
     parameters = source.parameters()
-    check_space(run, parameters)
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
+    check_lora(training.adapters)
     sequences = [training.step_tokens(options.length) // stage.length for stage in row.stages]
     memory = MemoryCheck(source.config(), options.length, training, processes)
+    check_space(run, parameters, trained=memory.trained)
     layout = choose_layout(processes, options, sequences, training.micro_batch, memory.filled)
     check_stages(row.stages, training, layout)
     if layout.sharded:
@@ -139,7 +141,8 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
         check_installed()
     if layout.offload:
         check_accelerator()
-    about = [*([layout.describe()] if layout != ONE_PROCESS else []), *memory.check(layout, options.ignore_memory)]
+    about = memory.notes + ([layout.describe()] if layout != ONE_PROCESS else [])
+    about += memory.check(layout, options.ignore_memory)
     tell_environment(run, reporter)
     return _Decided(source, row, training, reason, layout, about, parameters, bases, notes)
 

@@ -20,6 +20,7 @@ from harpe.planning.settings import Settings, activations
 from harpe.planning.time import multiplied_parameters, plan_time
 from harpe.planning.trace import Tracer
 from harpe.report.wording import duration
+from harpe.training.lora import check_lora
 
 
 def plan(options: PlanOptions) -> dict[str, Any]:
@@ -43,7 +44,9 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     config = load_config(options.model, options.revision)
     check_sliding_window(config, options.model, options.length, "keep")
     read_geometry(config, options.model)  # refuses what cannot be extended
-    tracer = Tracer(config)
+    options.check_adapters()
+    check_lora(options.adapters)
+    tracer = Tracer(config, options.adapters)
     chosen, memory = choose_plan(tracer, options.length, devices, settings)
     change = None if memory.fits else smallest_change(tracer, options.length, devices, settings)
     tokens = options.tokens or chosen.sequences(options.length) * options.length
@@ -51,7 +54,8 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": options.model,
-        "parameters": sum(parameter.numel() for parameter in tracer.model.parameters()),
+        "parameters": tracer.parameters,
+        "trained_parameters": tracer.trained,
         "multiplied_parameters": multiplied_parameters(tracer),
         "length": options.length,
         "devices": {"count": devices.count, "name": devices.name, "bytes": devices.memory, "usable": devices.usable},

@@ -49,6 +49,7 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
+from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed
 
@@ -163,6 +164,7 @@ def _settled(
     training = training_options(recipe, 0, dtype)
     if not any(row.trained for row in rows):
         return processes.settled(rows, training), []
+    check_lora(training.adapters)
     memory = MemoryCheck(source.config(), recipe.length, training, processes.count, jobs)
     processes = processes.settled(rows, training, memory.filled)
     layout = processes.layout
@@ -171,7 +173,7 @@ def _settled(
     if layout.offload:
         check_accelerator()
     how = f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe()
-    return processes, ([how] if layout != ONE_PROCESS else []) + memory.check(layout, ignored=True)
+    return processes, memory.notes + ([how] if layout != ONE_PROCESS else []) + memory.check(layout, ignored=True)
 
 
 def _speeds(

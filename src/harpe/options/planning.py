@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from harpe.options.training import LayoutOptions
+from harpe.options.training import LayoutOptions, LoraOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(LayoutOptions):
+class PlanOptions(LayoutOptions, LoraOptions):
     """Whether a training fits on devices, with which options, and how long it takes.
 
     Read from config.json alone; no weights are loaded.

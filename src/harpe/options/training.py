@@ -9,8 +9,47 @@ from typing import Any, Literal
 from harpe.errors import HarpeError
 
 
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters in the place of whole weights."""
+
+    rank: int
+    alpha: int
+    """The rank times what they are multiplied by."""
+    embeddings: bool
+    """Whether norms and embeddings are trained whole beside them."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class LoraOptions:
+    """What is trained of the weights."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA) on all linear layers, merged into the weights at the end; 0: train all
+    weights."""
+    lora_alpha: int = 0
+    """Adapters are scaled by this / rank; 0: twice the rank, LongLoRA's."""
+    lora_embeddings: bool = True
+    """With --lora-rank, train norms and embeddings whole, as LongLoRA does for long contexts."""
+
+    @property
+    def adapters(self) -> Adapters | None:
+        if not self.lora_rank:
+            return None
+        return Adapters(self.lora_rank, self.lora_alpha or 2 * self.lora_rank, self.lora_embeddings)
+
+    def check_adapters(self) -> None:
+        """Raise HarpeError for numbers that cannot be."""
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise HarpeError(
+                f"--lora-rank is {self.lora_rank} and --lora-alpha {self.lora_alpha}; neither may be below 0."
+            )
+        if not self.lora_rank and self.lora_alpha:
+            raise HarpeError(f"--lora-alpha {self.lora_alpha} scales adapters, and there are none: give --lora-rank.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(LoraOptions):
     """What a user may set. A field that is added here is a flag of `harpe extend` and a key of recipes. The learning
     rate and AdamW's 0.9 and 0.95 are the paper's; what else there is, it does not give, and is our choice."""
 
@@ -85,6 +124,7 @@ class TrainingSettings(TrainingOptions):
 
     def check(self, length: int) -> None:
         """Raise HarpeError for settings that cannot work at a sequence length."""
+        self.check_adapters()
         if self.learning_rate <= 0:
             raise HarpeError(f"--learning-rate is {self.learning_rate}; it must be above 0.")
         if not 0 <= self.warmup_share <= 1:

@@ -19,6 +19,7 @@ from harpe.planning.fit import smallest_change
 from harpe.planning.memory import PARTS, MemoryPlan, plan_memory
 from harpe.planning.settings import Settings, activations
 from harpe.planning.trace import Tracer
+from harpe.training.lora import lora_note
 from harpe.training.sequence_parallel import check_sequence_parallel
 
 
@@ -45,9 +46,20 @@ class MemoryCheck:
         """Why nothing is planned, where nothing is."""
         self._plans: dict[Layout, MemoryPlan] = {}
         try:
-            self._tracer = Tracer(config)
+            self._tracer = Tracer(config, training.adapters)
         except Exception as error:  # of the model's own code, whatever it is: a training does not depend on its plan
             self.trouble = _line(error)
+
+    @property
+    def trained(self) -> int | None:
+        """Parameters that are trained; None where it is not known."""
+        return None if self.trouble else self._tracer.trained
+
+    @property
+    def notes(self) -> list[str]:
+        """What is trained of the model, where that is not all."""
+        adapters = self.training.adapters
+        return [lora_note(self._tracer.model, adapters)] if adapters and not self.trouble else []
 
     def plan(self, layout: Layout) -> MemoryPlan | None:
         """The memory of the fullest device; None where it could not be planned (`trouble`)."""

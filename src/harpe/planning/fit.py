@@ -30,6 +30,8 @@ def check_plan(tracer: Tracer, length: int, devices: Devices, settings: Settings
         Naming the options.
     """
     settings.check(length)
+    if tracer.adapters and devices.count > 1:
+        raise HarpeError(f"--lora-rank trains by one process: plan it for one device, not {devices.count} (--devices).")
     layout = Layout(devices.count, settings.sequence_parallel, settings.replicas, settings.mlp_tile)
     check_layout(layout, [settings.sequences(length)], settings.micro_batch)
     check_sequence_parallel(tracer.model, layout.sequence_parallel, length)

@@ -95,6 +95,10 @@ def sharded(parameters: Iterable[torch.Tensor], shards: int) -> int:
     return sum(-(-p.shape[0] // shards) * math.prod(p.shape[1:]) if p.dim() else 1 for p in parameters)
 
 
+def _trained(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
 class _Plan:
     """The moments of a step, one after the other."""
 
@@ -131,8 +135,8 @@ class _Plan:
 
     def _moments(self) -> Iterable[tuple[str, dict[str, float]]]:
         every = [p for layer in self.layers for p in layer] + self.outside
-        share, states = sharded(every, self.shards), self.states
-        fixed = {"weights": states.weights * share, "moments": states.moments * share}
+        share, states = sharded(_trained(every), self.shards), self.states
+        fixed = {"weights": self._weights(every), "moments": states.moments * share}
         all_gradients = states.gradients * share
         head, count = self.tracer.head(self.way), len(self.layers)
         offloaded = self.settings.activations == "offloaded"
@@ -153,7 +157,7 @@ class _Plan:
         for number in reversed(range(count)):
             found, own = self.tracer.layer(number, self.way), self.layers[number]
             size = sum(p.numel() for p in own)
-            made = 0 if self.way.accumulated else size * self.way.parameters.itemsize
+            made = 0 if self.way.accumulated else sharded(_trained(own), 1) * self.way.parameters.itemsize
             plain = self._without_exchange(number).peak
             gathered = 0.0
             if not self.alone:
@@ -172,7 +176,7 @@ class _Plan:
                     "exchange": found.peak - plain,
                 },
             )
-            later += states.gradients * sharded(own, self.shards)
+            later += states.gradients * sharded(_trained(own), self.shards)
         gathered = 0.0 if self.alone else (self.arithmetic + SUMS) * outer
         yield (
             "the end of the backward pass",
@@ -184,6 +188,11 @@ class _Plan:
             },
         )
         yield "the optimiser's step", {**fixed, "gradients": all_gradients}
+
+    def _weights(self, every: list[torch.Tensor]) -> float:
+        halved = self.tracer.halved if self.way.autocast else set()
+        half = sharded([p for p in every if id(p) in halved], self.shards)
+        return self.states.weights * (sharded(every, self.shards) - half) + 2 * half
 
     def _kept(self, layers: int) -> int:
         return sum(self.tracer.layer(number, self.way).kept for number in range(layers))
@@ -198,9 +207,9 @@ class _Plan:
             return self.arithmetic * sum(p.numel() for p in self.outside)
         if not self.way.autocast:
             return 0
-        return self.arithmetic * sum(p.numel() for layer in self.layers for p in layer if p.dim() > 1)
+        return self.arithmetic * sum(p.numel() for layer in self.layers for p in _trained(layer) if p.dim() > 1)
 
     def _head_gradients(self) -> float:
         """The gradient of the output layer, formed with the loss, and whole until the end."""
         weight = self.tracer.model.get_output_embeddings().weight
-        return weight.numel() * self.way.parameters.itemsize
+        return weight.numel() * self.way.parameters.itemsize if weight.requires_grad else 0

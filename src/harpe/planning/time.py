@@ -36,17 +36,19 @@ class TimePlan:
 
 def multiplied_parameters(tracer: Tracer) -> int:
     """Parameters that a token is multiplied by: matrices of layers, those experts that it is sent to, and the output
-    layer. Embeddings are looked up."""
+    layer. Embeddings are looked up. What is not trained counts two thirds: it has no gradient to be formed."""
     config = text_config(tracer.config)
     chosen = next((value for name in EXPERTS if (value := getattr(config, name, None))), None)
     total = 0.0
     for layer in tracer.layers:
         for parameter in layer.parameters():
+            share = 1.0 if parameter.requires_grad else 2 / 3
             if parameter.dim() == 3 and chosen:  # all experts in one tensor
-                total += parameter.numel() * min(1.0, chosen / parameter.shape[0])
+                total += share * parameter.numel() * min(1.0, chosen / parameter.shape[0])
             elif parameter.dim() > 1:
-                total += parameter.numel()
-    return int(total) + tracer.model.get_output_embeddings().weight.numel()
+                total += share * parameter.numel()
+    head = tracer.model.get_output_embeddings().weight
+    return int(total + head.numel() * (1.0 if head.requires_grad else 2 / 3))
 
 
 def sequence_operations(tracer: Tracer, length: int) -> float:

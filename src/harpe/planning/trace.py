@@ -23,9 +23,11 @@ from transformers.integrations import moe
 from harpe.models import head
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.models.layers import decoder_layers
+from harpe.options.training import Adapters
 from harpe.planning.live import LiveBytes
 from harpe.planning.stand_ins import FLASH, install_flash
 from harpe.training import tiles
+from harpe.training.lora import frozen_linear_layers, insert_adapters
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 
@@ -100,10 +102,25 @@ def needs_masks(config: PreTrainedConfig, length: int) -> bool:
 
 
 class Tracer:
-    """Traces layers of one configuration; equal questions are answered once."""
+    """Traces layers of one configuration; equal questions are answered once.
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    Parameters
+    ----------
+    adapters
+        That it is trained by.
+    """
+
+    def __init__(self, config: PreTrainedConfig, adapters: Adapters | None = None) -> None:
         self.config, self.model = config, meta_model(config)
+        self.parameters = self.model.num_parameters()
+        """Of the model that is saved."""
+        self.adapters = adapters
+        if adapters:
+            insert_adapters(self.model, adapters)
+        frozen = frozen_linear_layers(self.model) if adapters else []
+        self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.halved = {id(each.weight) for each in frozen} if config.dtype == torch.bfloat16 else set()
+        """Weights that bfloat16 arithmetic holds in bfloat16 (`harpe.training.lora.frozen_in_bfloat16`)."""
         self.owner, self.name = decoder_layers(self.model)
         self.layers = list(getattr(self.owner, self.name))
         self.kinds = [self._kind(number) for number in range(len(self.layers))]
@@ -196,6 +213,9 @@ class Tracer:
             install_flash(way.parts)
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         model.to(way.parameters)  # type: ignore[arg-type]
+        if self.halved and way.autocast:
+            for layer in frozen_linear_layers(model):
+                layer.to(torch.bfloat16)
         with ExitStack() as stack:
             for place, name, answer in ASKED:
                 if hasattr(place, name):
@@ -207,7 +227,8 @@ class Tracer:
                     set_recompute(model, True)
                 if way.accumulated:
                     for parameter in model.parameters():
-                        parameter.grad = torch.empty_like(parameter)
+                        if parameter.requires_grad:
+                            parameter.grad = torch.empty_like(parameter)
                 stack.enter_context(tiles.mlp_tiles(model, way.mlp_tile if numbers else 0))
                 live = LiveBytes()
                 with live:

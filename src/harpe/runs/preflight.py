@@ -21,6 +21,7 @@ from harpe.reporter import Reporter
 from harpe.runs.directory import check_disk, resume_dtype, write_environment
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, packed
+from harpe.training.lora import adapt, frozen_in_bfloat16
 from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.sequence_parallel import sequence_parallel
@@ -93,10 +94,11 @@ def check_budget(options: TrainingSettings, data: PackedDataset) -> None:
         )
 
 
-def check_space(run: Path, parameters: int, rows: int = 1) -> None:
-    """Room for two checkpoints (float32 weights and two moments), one being written, and the model, for every trained
-    row."""
-    check_disk(run, rows * parameters * 4 * (3 * 3 + 1) + 50_000_000, "Training with its checkpoints")
+def check_space(run: Path, parameters: int, rows: int = 1, trained: int | None = None) -> None:
+    """Room for two checkpoints (float32 weights that are `trained`, all by default, and two moments), one being
+    written, and the model, for every trained row."""
+    checkpoints = 3 * 3 * (parameters if trained is None else trained)
+    check_disk(run, rows * 4 * (checkpoints + parameters) + 50_000_000, "Training with its checkpoints")
 
 
 def seconds_per_token(
@@ -107,7 +109,8 @@ def seconds_per_token(
     ranks: Processes = ALONE,
 ) -> tuple[float, float]:
     """Seconds a token of training and of reading, of all processes together, measured on one sequence of random tokens;
-    the model stays as it is."""
+    the model stays as it is, but for adapters that it is to be trained by."""
+    adapt(model, options)
     vocabulary, size = int(text_config(model.config).vocab_size), length // layout.sequence_parallel
     ids = torch.randint(0, vocabulary, (options.micro_batch, size), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
@@ -122,6 +125,7 @@ def seconds_per_token(
             stack.enter_context(chunked_loss(model))
             stack.enter_context(sequence_parallel(model, layout))
             stack.enter_context(mlp_tiles(model, layout.mlp_tile))
+            stack.enter_context(frozen_in_bfloat16(model, options))
             stack.enter_context(torch.set_grad_enabled(training))
             with torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
                 loss = model(**batch).loss

@@ -17,6 +17,7 @@ from harpe.models.apply import apply_encoding
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, last_complete, remove_checkpoints, step_of
+from harpe.training.lora import adapt, check_lora, frozen_in_bfloat16, merge
 from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
@@ -57,6 +58,12 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
                 f"A step of stage {number} has {step_tokens // stage.length} sequences, which --micro-batch "
                 f"{options.micro_batch} does not divide."
             )
+    check_lora(options.adapters)
+    if options.adapters and layout.sharded:
+        raise HarpeError(
+            "--lora-rank trains by one process: the weights of several are sharded before adapters can join them. "
+            "Start one process, or leave the option out."
+        )
     check_layout(layout, [step_tokens // stage.length for stage in stages], options.micro_batch)
     if layout.offload and not options.gradient_checkpointing:
         raise HarpeError(
@@ -79,7 +86,7 @@ def train_stages(
     report: Report | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> PreTrainedModel:
-    """Train `model` in place through `stages` and return it.
+    """Train `model` in place through `stages` and return it, with its adapters merged where it was trained by some.
 
     All stages read one stream of tokens, each where the one before ended, cut into sequences of its length: a method in
     several stages sees the tokens of one in a single stage, in the same order. So do all layouts.
@@ -115,6 +122,7 @@ def train_stages(
             f"Training needs {sum(steps) * step_tokens // target} sequences of {target} tokens, the corpus gives "
             f"{len(data)}. Lower --tokens or give more --data: no text is repeated unasked."
         )
+    adapt(model, options)
     for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
         done = sum(steps[: number - 1])
         schedule = Schedule(options, done, sum(steps)) if options.schedule == "carried" else Schedule(options, 0, count)
@@ -132,6 +140,7 @@ def train_stages(
         arguments_ = arguments(place, options, layout, a_step, count)
         _train_stage(model, pieces, arguments_, options, place, count, schedule, log, layout, ranks, tell)
         check_outcome(model, pieces, a_step, options, place, before, layout, ranks)
+    merge(model)
     return model
 
 
@@ -159,7 +168,11 @@ def _train_stage(
         check_training_loss(model)
         check_exchange(model, layout)
         check_tiles(model, layout.mlp_tile)
-        with sequence_parallel(model, layout), mlp_tiles(model, layout.mlp_tile):
+        with (
+            sequence_parallel(model, layout),
+            mlp_tiles(model, layout.mlp_tile),
+            frozen_in_bfloat16(model, options),
+        ):
             trainer = StageTrainer(
                 schedule, layout, ranks, model=model, args=arguments_, train_dataset=pieces, callbacks=[log]
             )

@@ -30,6 +30,8 @@ from harpe.training.checkpoints import load_weights
 
 MODEL, OPTIMIZER = "model", "optimizer"
 """Folders inside a checkpoint."""
+TRAINED = StateDictOptions(ignore_frozen_params=True)
+"""Weights that adapters stand for are those of the checkpoint that training began with."""
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 """Moments by the names of their parameters: groups of parameters depend on the layout, names do not."""
 
@@ -43,7 +45,7 @@ def save_state(model: PreTrainedModel, optimizer: Optimizer, folder: Path, layou
         When the disk of any process is full.
     """
     moments = _tensors(get_optimizer_state_dict(model, optimizer, options=FLAT))
-    for name, state in ((MODEL, _untied(model, get_model_state_dict(model))), (OPTIMIZER, moments)):
+    for name, state in ((MODEL, _untied(model, get_model_state_dict(model, options=TRAINED))), (OPTIMIZER, moments)):
         writer = HuggingFaceStorageWriter(str(folder / name), save_distributed=True)
         with full_disk_told(folder), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it may be
@@ -64,7 +66,8 @@ def load_model_state(model: PreTrainedModel, folder: Path, layout: Layout) -> No
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         load_weights(model, folder)  # of a version that wrote whole models
         return
-    _load(_untied(model, get_model_state_dict(model)), folder / MODEL, layout)  # into the model's own tensors
+    state = get_model_state_dict(model, options=TRAINED)  # the model's own tensors, which are read into
+    _load(_untied(model, state), folder / MODEL, layout)
 
 
 def load_optimizer_state(model: PreTrainedModel, optimizer: Optimizer, folder: Path, layout: Layout) -> None:
