@@ -20,12 +20,13 @@ from harpe.cli.main import main
 from harpe.commands.evaluate import evaluate
 from harpe.data.packing import PackedDataset
 from harpe.errors import HarpeError
-from harpe.files import read_json
+from harpe.files import read_json, read_jsonl
 from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_tokenizer
 from harpe.options.measuring import EvaluateOptions
 from harpe.report.read.run import read_run
 from harpe.runs.scored import check_models
+from harpe.training.documents import _Spans
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -281,3 +282,30 @@ def test_adapters_are_told_of_planned_merged_and_resumed(workspace: Path, capsys
     assert main([*given, "--lora-rank=2", f"--out={workspace / 'run'}", "--resume"]) == 0
     again = load_file(workspace / "run/harpe/model/model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in after.items())
+
+
+def test_documents_of_packed_texts_are_kept_apart(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they start in the sequences is what attention is told; the losses are other ones than without."""
+    (workspace / "short").mkdir()
+    for number in range(100):
+        (workspace / "short" / f"{number}.txt").write_text(
+            f"the number {number} comes after others. " * (5 + number % 7)
+        )
+    seen: list[torch.Tensor] = []
+    kept = _Spans.set
+
+    def seeing(spans: _Spans, documents: torch.Tensor) -> None:
+        seen.append(documents)
+        kept(spans, documents)
+
+    monkeypatch.setattr(_Spans, "set", seeing)
+    for mask in ("none", "restart"):
+        run(workspace, mask, data=str(workspace / "short"), document_mask=mask)
+    (folder,) = (workspace / "restart/data").iterdir()
+    packed = PackedDataset(folder)
+    trained = [row for batch in seen if batch.shape[1] == SETTINGS["length"] for row in batch]
+    starts = [[0, *((row[1:] != row[:-1]).nonzero().flatten() + 1).tolist()] for row in trained[:16]]
+    assert starts == [packed.document_starts(i).tolist() for i in range(16)] and max(map(len, starts)) > 1
+    losses = [read_jsonl(workspace / mask / "harpe/stage-1/log.jsonl")[0]["loss"] for mask in ("none", "restart")]
+    assert losses[0] != losses[1]
+    assert "document_mask: restart" in (workspace / "restart/recipe.yaml").read_text()

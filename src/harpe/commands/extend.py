@@ -36,6 +36,7 @@ from harpe.runs.preflight import (
 from harpe.runs.rows import Row, extended_row, make_row
 from harpe.runs.source import Source, open_source
 from harpe.runs.train import train_row
+from harpe.training.documents import document_notes
 from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed, check_sequence_parallel
@@ -141,7 +142,8 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
         check_installed()
     if layout.offload:
         check_accelerator()
-    about = memory.notes + ([layout.describe()] if layout != ONE_PROCESS else [])
+    about = [*document_notes(training.document_mask), *memory.notes]
+    about += [layout.describe()] if layout != ONE_PROCESS else []
     about += memory.check(layout, options.ignore_memory)
     tell_environment(run, reporter)
     return _Decided(source, row, training, reason, layout, about, parameters, bases, notes)

@@ -49,6 +49,7 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
+from harpe.training.documents import document_notes
 from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed
@@ -172,8 +173,10 @@ def _settled(
         check_installed()
     if layout.offload:
         check_accelerator()
-    how = f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe()
-    return processes, memory.notes + ([how] if layout != ONE_PROCESS else []) + memory.check(layout, ignored=True)
+    told = [*document_notes(training.document_mask), *memory.notes]
+    if layout != ONE_PROCESS:
+        told.append(f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe())
+    return processes, told + memory.check(layout, ignored=True)
 
 
 def _speeds(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harpe.errors import HarpeError
+
+DocumentMask = Literal["none", "restart", "run-on"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class TrainingOptions(LoraOptions):
     """Sequences in one forward pass; the rest of a step is accumulated."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    document_mask: DocumentMask = "none"
+    """Whether a token sees its own document only. none: all of its sequence, as the paper has it. restart: its own, and
+    every document begins at position 0. run-on: its own, at the positions of the sequence."""
     save_every: int = 100
     """Steps between checkpoints."""
 
@@ -139,6 +144,8 @@ class TrainingSettings(TrainingOptions):
                 f"--tokens {self.tokens} is less than one step of {self.step_tokens(length)} tokens; give more tokens, "
                 "or a smaller --batch-tokens."
             )
+        if self.document_mask not in get_args(DocumentMask):
+            raise HarpeError(f"--document-mask is {self.document_mask}; choose {', '.join(get_args(DocumentMask))}.")
         if self.dtype not in ("bfloat16", "float32"):
             raise HarpeError(f"--dtype is {self.dtype}; choose auto, bfloat16 or float32.")
         if self.step_tokens(length) // length % self.micro_batch:

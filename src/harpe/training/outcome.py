@@ -15,6 +15,7 @@ from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
 from harpe.options.training import TrainingSettings
+from harpe.training.documents import inside_documents
 from harpe.training.loss import chunked_loss
 from harpe.training.pieces import Pieces
 from harpe.training.sequence_parallel import sequence_parallel
@@ -73,6 +74,7 @@ def check_outcome(
     with (
         chunked_loss(model),
         sequence_parallel(model, layout),
+        inside_documents(model, options.document_mask),
         torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"),
     ):
         for number in ranks.share(batches):  # as accelerate deals them out

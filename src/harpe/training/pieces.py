@@ -19,7 +19,8 @@ class Pieces(Dataset[dict[str, torch.Tensor]]):
     Parameters
     ----------
     sequences
-        Items with `input_ids` and `labels`, int64 [S]; labels of -100 are no targets.
+        Items with `input_ids` and `labels`, int64 [S]; labels of -100 are no targets. `documents` and `position_ids`
+        are cut as they are.
     parts
         Pieces of a sequence; must divide S.
     """
@@ -40,4 +41,5 @@ class Pieces(Dataset[dict[str, torch.Tensor]]):
         cut = slice(part * size, (part + 1) * size)
         targets = F.pad(item["labels"][1:], (0, 1), value=-100)[cut]
         piece = {"input_ids": ids[cut], "labels": targets, "shift_labels": targets}
-        return piece | {"position_ids": torch.arange(len(ids))[cut]} if self.parts > 1 else piece
+        piece |= {key: value[cut] for key, value in item.items() if key in ("documents", "position_ids")}
+        return {"position_ids": torch.arange(len(ids))[cut], **piece} if self.parts > 1 else piece

@@ -17,6 +17,7 @@ from harpe.models.apply import apply_encoding
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, last_complete, remove_checkpoints, step_of
+from harpe.training.documents import Documents, check_document_mask, check_documents, inside_documents
 from harpe.training.lora import adapt, check_lora, frozen_in_bfloat16, merge
 from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
@@ -65,6 +66,7 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
             "Start one process, or leave the option out."
         )
     check_layout(layout, [step_tokens // stage.length for stage in stages], options.micro_batch)
+    check_document_mask(options.document_mask, list(stages), layout.sequence_parallel)
     if layout.offload and not options.gradient_checkpointing:
         raise HarpeError(
             "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
@@ -131,9 +133,10 @@ def train_stages(
         apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
         # also of attentions that methods bring, which know nothing of pieces
         check_sequence_parallel(model, layout.sequence_parallel, stage.length)
-        pieces = Pieces(
-            Subset(data.cut(stage.length), range(first, last)), layout.sequence_parallel, options.micro_batch
-        )
+        cut: Dataset[Any] = data.cut(stage.length)
+        if options.document_mask != "none":
+            cut = Documents(cut, options.document_mask)
+        pieces = Pieces(Subset(cut, range(first, last)), layout.sequence_parallel, options.micro_batch)
         place, a_step = folder / f"stage-{number}", step_tokens // stage.length
         before = weight_norm(model)
         log = JsonlLog(place / "log.jsonl", step_tokens, report)
@@ -168,9 +171,11 @@ def _train_stage(
         check_training_loss(model)
         check_exchange(model, layout)
         check_tiles(model, layout.mlp_tile)
+        check_documents(model, options.document_mask)
         with (
             sequence_parallel(model, layout),
             mlp_tiles(model, layout.mlp_tile),
+            inside_documents(model, options.document_mask),
             frozen_in_bfloat16(model, options),
         ):
             trainer = StageTrainer(
