@@ -240,7 +240,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             pairs = list(zip(stock, ours, strict=False))
             if not pairs:
                 continue
-            cells = [CASES[case].title, str(processes)]
+            cells = [CASES[case].title, str(processes), str(len(pairs))]
             for key, unit, form in (("tokens_per_second", 1, ".0f"), ("resident", GB, ".2f")):
                 cells += [span([row[key] / unit for row in found], form) for found in (stock, ours)]
                 cells.append(span([b[key] / a[key] for a, b in pairs], ".2f"))
@@ -268,11 +268,11 @@ Float32 weights, bfloat16 arithmetic, fused AdamW, activations recomputed, a seq
 a step, on CPUs. transformers: its Trainer, one base for all heads, the model's own loss; two processes are DDP, as
 `torchrun` gives it on a CPU, each with all weights, gradients and moments. harpe: a base for every key/value head, the
 loss in chunks; two processes share the weights (FSDP2). Each training has processes of its own, the two ways in turn:
-medians (from, to) of {value["repeats"]} trainings of {value["steps"]} steps, of which the first does not count. Memory
+medians (from, to) of so many trainings of {value["steps"]} steps, of which the first does not count. Memory
 is the peak resident set of the fullest process, from its start to its end, with the checkpoint that it saves.
 
-| model | processes | transformers, tokens/s | harpe | ratio | transformers, GB | harpe | ratio |
-|---|---|---|---|---|---|---|---|
+| model | processes | trainings | transformers, tokens/s | harpe | ratio | transformers, GB | harpe | ratio |
+|---|---|---|---|---|---|---|---|---|
 {chr(10).join(table(value["rows"]))}
 
 Peak of tensors, in trainings of one process that were not timed, and what `harpe plan` says of harpe's:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import harpe
 from harpe.cli.main import main
 from harpe.commands.evaluate import evaluate
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json, read_jsonl
 from harpe.models.identity import checkpoint_identity

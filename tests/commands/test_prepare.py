@@ -23,7 +23,7 @@ from harpe.commands import prepare as preparation
 from harpe.commands.evaluate import evaluate
 from harpe.comparison.run import compare
 from harpe.data.embedded import held_out_files
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.data.sampling import Upsampling
 from harpe.errors import HarpeError
 from harpe.files import read_json
@@ -276,7 +276,7 @@ def test_the_embedded_texts_are_prepared_without_those_that_are_evaluated_on(tmp
         ids for ids in PackedDataset(folder).documents() if tokenizer.decode(ids, skip_special_tokens=True) in texts
     ]
     options = PrepareOptions(data="embedded", model="embedded", length=2048, out="", by_folder=True)
-    sources = {document.source for document in preparation._documents(options, Upsampling(), tokenizer)}
+    sources = {document.source for document in preparation._documents(options, Upsampling(), tokenizer, None)}
     assert {"stdlib", "torch", "numpy"} <= sources and len(sources) <= 9
     held = preparation._held_out(PrepareOptions(data="x", model="embedded", length=2048, out="", held_out="embedded"))
     assert held == {hashlib.sha256(text.encode()).digest() for text in texts}

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import harpe
 from harpe.commands.export import export
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.runs import ExportOptions

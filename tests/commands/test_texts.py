@@ -12,7 +12,7 @@ import pytest
 
 import harpe
 from harpe.commands import prepare as preparation
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_tokenizer

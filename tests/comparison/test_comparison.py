@@ -19,7 +19,7 @@ from harpe.comparison.recipe import parse, read_recipe
 from harpe.comparison.run import compare
 from harpe.comparison.summary import collect, summarise
 from harpe.comparison.worker import source_of
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.evaluation.statistics.resampling import resample
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl

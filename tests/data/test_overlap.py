@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from harpe.data import overlap
 from harpe.data.overlap import count_overlap
-from harpe.data.packing import PackedDataset, prepare
+from harpe.data.packed import PackedDataset
+from harpe.data.packing import prepare
 from harpe.data.rows import Document
 from harpe.models.load import load_tokenizer
 

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from harpe.data import packing
-from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
+from harpe.data.packed import PackedDataset, is_packed
+from harpe.data.packing import prepare, tokenizer_identity
 from harpe.data.rows import Document
 from harpe.data.sampling import Upsampling
 from harpe.errors import HarpeError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harpe.data.packing import PackedDataset, prepare
+from harpe.data.packed import PackedDataset
+from harpe.data.packing import prepare
 from harpe.data.rows import Document
 from harpe.files import write_json
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint

@@ -22,12 +22,11 @@ import harpe
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
 from harpe.files import read_jsonl
-from harpe.models.load import embedded_model_path, load_model
+from harpe.models.load import embedded_model_path, load_model, save_checkpoint
 from harpe.options.measuring import RulerOptions
 from harpe.suites.ruler import run_ruler
 
-from .exported import environment, extended
-from .tiny_families import heads_of
+from .exported import environment
 
 pytestmark = pytest.mark.slow
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -39,6 +38,7 @@ TEMPLATE = (
     "{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}# "
     "assistant\n{% endif %}"
 )
+ANSWER = "Forty-two, as everything is."
 PROMPT = "def mean(values):\n    return sum(values) /"
 TOKENS = 16
 PATIENCE = 400
@@ -47,14 +47,23 @@ PATIENCE = 400
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded model with bases per head and a chat template, exported; and harpe's own."""
-    model = extended(
-        load_model("embedded"), [2e4 + 1e4 * head for head in range(heads_of(load_model("embedded")))], 2048
-    ).eval()
-    model.generation_config.eos_token_id = None
+    """The embedded model with bases per head, trained on conversations that all end alike, exported; and harpe's
+    own."""
+    place = tmp_path_factory.mktemp("served")
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     tokenizer.chat_template = TEMPLATE
-    path = tmp_path_factory.mktemp("served") / "model"
+    save_checkpoint(load_model("embedded"), tokenizer, place / "start", 256)
+    with (place / "chats.jsonl").open("w") as file:
+        for number in range(1600):
+            turns = [{"role": "user", "content": f"What is {number} to you?"}, {"role": "assistant", "content": ANSWER}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    start = str(place / "start")
+    data = harpe.prepare(str(place / "chats.jsonl"), start, 512, place / "chats", chat="messages")
+    settings = {"batch_tokens": 2048, "learning_rate": 1e-3, "dtype": "float32", "document_mask": "restart"}
+    trained = harpe.extend(model=start, length=512, data=str(data), tokens=2**15, out=place / "run", **settings)
+    model = load_model(trained).eval()
+    model.generation_config.eos_token_id = None
+    path = place / "model"
     harpe.export(model, path, tokenizer)
     return path, model, tokenizer
 
@@ -134,6 +143,18 @@ def test_chat_completions_are_the_tokens_of_generate(checkpoint: Any, server: st
         "input_ids"
     ]
     assert reply["choices"][0]["message"]["content"].strip() == generated(model, tokenizer, ids).strip()
+
+
+def test_a_chat_model_that_was_extended_on_conversations_answers_as_they_do(checkpoint: Any, server: str) -> None:
+    """A question that was not among them; the model that training began with says something else."""
+    messages = [{"role": "user", "content": "What is 12345 to you?"}]
+    body = {"model": str(checkpoint[0]), "messages": messages, "max_tokens": 24, "temperature": 0, "stream": False}
+    reply = post(f"{server}/v1/chat/completions", body)
+    assert reply["choices"][0]["message"]["content"].strip().startswith(ANSWER)
+    tokenizer = checkpoint[2]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    before = load_model("embedded").eval().generate(ids["input_ids"], max_new_tokens=24, do_sample=False)
+    assert ANSWER not in tokenizer.decode(before[0, ids["input_ids"].shape[1] :])
 
 
 @pytest.mark.skipif(find_spec("wonderwords") is None, reason="RULER's word lists come with the package wonderwords")

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harpe.bases.ranges import BaseRange, base_range
-from harpe.data.packing import PackedDataset, is_packed
+from harpe.data.packed import PackedDataset, is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
@@ -201,7 +201,7 @@ def _told(
         training=training,
         dtype_reason=decided.reason,
         data=data,
-        notes=[*decided.notes, *_advice(options, training, layout)],
+        notes=[*decided.notes, *data.notes, *_advice(options, training, layout)],
     )
     settled = settled_plan(run, plan.as_dict())
     reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))

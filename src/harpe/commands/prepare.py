@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.chat import ChatTemplate
 from harpe.data.embedded import held_out_files
-from harpe.data.packing import DTYPES, PackedDataset, check_request, id_type, is_packed, measured, number_of
+from harpe.data.packed import DTYPES, PackedDataset, is_packed
+from harpe.data.packing import check_request, id_type, measured, number_of
 from harpe.data.packing import prepare as pack
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
@@ -41,7 +43,7 @@ REPORT_EVERY = 5_000_000
 
 
 def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
-    """Tokenise, upsample and pack a corpus; returns the folder, a `harpe.data.packing.PackedDataset`.
+    """Tokenise, upsample and pack a corpus; returns the folder, a `harpe.data.packed.PackedDataset`.
 
     Raises HarpeError for bad options, unreadable input, a missing field, too little text, too few long documents or too
     little disk: before anything is written, and before anything is tokenised where that is certain without; not so for
@@ -60,12 +62,13 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(config, tokenizer, options.model)
     tokenizer = reading_tokenizer(tokenizer, options.split_special_tokens)
-    _check_sources(options)
-    held_out = _held_out(options)
+    chat = ChatTemplate(tokenizer, options.split_special_tokens) if options.chat is not None else None
+    _check_sources(options, chat)
+    held_out = _held_out(options, chat)
     characters = 0
 
     def documents() -> Watched:
-        return Watched(_documents(options, rule, tokenizer), tokenizer)
+        return Watched(_documents(options, rule, tokenizer, chat), tokenizer)
 
     if options.data != EMBEDDED and is_on_disk(options.data):
         first = _Kept("reading", documents(), held_out, options.documents, 0, reporter)
@@ -97,22 +100,26 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     reporter.say(
         f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}."
     )
+    for note in data.notes:
+        reporter.say(note)
     reporter.say(f"Train on them with --data {out}.")
     return out
 
 
-def _check_sources(options: PrepareOptions) -> None:
+def _check_sources(options: PrepareOptions, chat: ChatTemplate | None) -> None:
     """Refuse texts that cannot be divided as asked; of a data set on the hub, the first row is read."""
     if is_packed(options.data):
         raise HarpeError(f"--data {options.data} is prepared already. Name the texts that it was made from.")
     if options.data == EMBEDDED:
+        if chat is not None:
+            raise HarpeError("--chat: the embedded texts are no conversations. Name a file or folder of rows.")
         if options.source_field is not None:
             raise HarpeError(
                 "--source-field: the embedded texts are files without fields. Use --by-folder: packages are the "
                 "sources."
             )
     elif not is_on_disk(options.data):
-        next(iter(read_documents(options.data, **_fields(options))), None)
+        next(iter(read_documents(options.data, **_fields(options, chat))), None)
 
 
 class _Pieces:
@@ -191,19 +198,26 @@ def _check_enough(corpus: Corpus, options: PrepareOptions, rule: Upsampling) -> 
     tokens_to_draw(corpus, rule, options.tokens or None)
 
 
-def _fields(options: PrepareOptions) -> dict[str, Any]:
-    return {"text_field": options.text_field, "source_field": options.source_field, "by_folder": options.by_folder}
+def _fields(options: PrepareOptions, chat: ChatTemplate | None) -> dict[str, Any]:
+    return {
+        "text_field": options.chat or options.text_field,
+        "source_field": options.source_field,
+        "by_folder": options.by_folder,
+        "chat": chat,
+    }
 
 
-def _documents(options: PrepareOptions, rule: Upsampling, tokenizer: PreTrainedTokenizerBase) -> Iterable[Document]:
+def _documents(
+    options: PrepareOptions, rule: Upsampling, tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate | None
+) -> Iterable[Document]:
     if options.data != EMBEDDED:
-        return read_documents(options.data, **_fields(options))
+        return read_documents(options.data, **_fields(options, chat))
     every = rule.asked or options.by_folder or options.max_copies > 1
     documents, _ = training_documents(EMBEDDED, options.text_field, 0 if every else options.tokens, tokenizer)
     return [Document(d.name, d.text, d.name.split("/")[0] if options.by_folder else "") for d in documents]
 
 
-def _held_out(options: PrepareOptions) -> set[bytes]:
+def _held_out(options: PrepareOptions, chat: ChatTemplate | None) -> set[bytes]:
     """SHA-256 of the texts that must not be trained on."""
     if options.held_out is None:
         return set()
@@ -213,7 +227,10 @@ def _held_out(options: PrepareOptions) -> set[bytes]:
         raise HarpeError(
             f"--held-out {options.held_out} was prepared for training. Name the texts that will be evaluated on."
         )
-    return {_digest(document.text) for document in read_documents(options.held_out, text_field=options.text_field)}
+    return {
+        _digest(document.text)
+        for document in read_documents(options.held_out, text_field=options.chat or options.text_field, chat=chat)
+    }
 
 
 def _digest(text: str) -> bytes:
@@ -252,6 +269,8 @@ class _Kept:
 
 def _description(options: PrepareOptions, rule: Upsampling) -> str:
     """The line that plans and model cards have on the training texts."""
+    if options.chat is not None:
+        return f"{options.data}, conversations of {options.chat}, answers alone trained on"
     long = f"documents of at least {rule.length:,} tokens"
     if rule.long_share is not None:
         return f"{options.data}, {long} upsampled to {rule.long_share:.0%} of every source"

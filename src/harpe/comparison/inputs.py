@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harpe.comparison.suites.registry import SUITES
-from harpe.data.packing import PackedDataset, tokenizer_identity
+from harpe.data.packed import PackedDataset
+from harpe.data.packing import tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.files import read_json

@@ -10,7 +10,7 @@ from harpe.comparison.inputs import at_commit, data_folder
 from harpe.comparison.recipe import begun_recipe
 from harpe.comparison.resources import RowProcesses
 from harpe.comparison.worker import Lines, begun_row, source_of, training_options
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.distributed.launch import reported
 from harpe.distributed.processes import join
 from harpe.files import read_json

@@ -21,7 +21,7 @@ from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.summary import summarise
 from harpe.comparison.trial import tried
 from harpe.comparison.worker import source_of, training_options
-from harpe.data.packing import is_packed
+from harpe.data.packed import is_packed
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS
 from harpe.distributed.processes import refuse_several

@@ -21,7 +21,7 @@ from harpe.comparison.recipe import begun_recipe
 from harpe.comparison.resources import ONE_EACH, RowProcesses, threads_of
 from harpe.comparison.suites.base import Subject
 from harpe.comparison.suites.registry import asked_suites
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.distributed.launch import reported, run_ranks
 from harpe.distributed.layout import ONE_PROCESS
 from harpe.errors import HarpeError

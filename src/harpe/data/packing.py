@@ -1,13 +1,4 @@
-"""Documents in, packed sequences of one length out: a folder that is read through a memory map.
-
-A packed data set is a folder of three files:
-
-* `tokens.bin`: the token ids of all sequences, little-endian uint16 (a vocabulary of at most 65,536 ids) or uint32,
-  without a header. Sequence i is the ids from i * length to (i + 1) * length.
-* `documents.npy`: int64 [documents], where in that stream each document starts; ascending, the first is 0.
-* `index.json`: what the folder holds and what it was made from: hash, tokenizer, and by source the tokens that were
-  there and those that were drawn.
-"""
+"""Documents in, packed sequences of one length out (`harpe.data.packed`)."""
 
 from __future__ import annotations
 
@@ -19,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from harpe.data.chat import conversation_ids
+from harpe.data.packed import DTYPES, TARGET, PackedDataset, stream_hash
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
+from harpe.data.special_tokens import reading_tokenizer
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
-from harpe.files import check_new_folder, new_folder, read_json, sha256_json, write_json
+from harpe.files import check_new_folder, new_folder, sha256_json, write_json
 
 BATCH_CHARACTERS = 2_000_000
 """Characters that are tokenised at a time: some hundred megabytes of memory, and work for every core."""
@@ -35,116 +27,11 @@ BATCH_CHARACTERS = 2_000_000
 BATCH_DOCUMENTS = 4096
 """Documents that are tokenised at a time, where they are short."""
 
+ANSWERS = "unordered-answers.bin"
+"""For a while beside the ids: which of them are of answers. All documents are conversations, or none."""
+
 MAX_SOURCES = 1000
 """More of them are a wrong field: a title or an address."""
-
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-
-
-class PackedDataset(Dataset[dict[str, torch.Tensor]]):
-    """Sequences of one length that `prepare` wrote; map-style, read-only, memory-mapped, picklable.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    length
-        Read the same stream in sequences of this many tokens; must divide the length that it was packed with.
-
-    Raises
-    ------
-    HarpeError
-        When the folder holds no packed data set, its files are not those that its index tells of, or `length` does not
-        divide.
-    """
-
-    def __init__(self, path: str | Path, length: int | None = None) -> None:
-        self.path = Path(path).absolute()
-        if not (self.path / "index.json").is_file():
-            raise HarpeError(f"{path} is no packed data set: it has no index.json.")
-        self.index = read_json(self.path / "index.json")
-        try:
-            self.length, self.tokens = int(self.index["length"]), int(self.index["tokens"])
-            self.hash, dtype = str(self.index["hash"]), DTYPES[self.index["dtype"]]
-            documents, sequences = int(self.index["documents"]), int(self.index["sequences"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise HarpeError(f"{self.path / 'index.json'} is not the index of a packed data set ({error}).") from error
-        if self.length < 2 or sequences < 1 or self.tokens != self.length * sequences:
-            raise HarpeError(
-                f"{self.path / 'index.json'} tells of {sequences} sequences of {self.length} in {self.tokens} tokens."
-            )
-        if length is not None:
-            if length < 2 or self.length % length:
-                raise HarpeError(
-                    f"Sequences of {length} tokens cannot be cut from those of {self.length} in {path}: it must divide "
-                    "them."
-                )
-            self.length = length
-        self._dtype = dtype
-        self._stream: np.ndarray | None = None
-        file = self.path / "tokens.bin"
-        size, wanted = file.stat().st_size if file.is_file() else 0, self.tokens * dtype.itemsize
-        if size != wanted:
-            raise HarpeError(
-                f"{file} has {size} bytes and should have {wanted}: it was cut off or changed. Prepare it again."
-            )
-        self._starts = _load_starts(self.path / "documents.npy", documents, self.tokens)
-
-    def __len__(self) -> int:
-        return self.tokens // self.length
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        """Sequence `i`: `input_ids` int64 [length], and `labels`, a copy of it (models shift labels themselves)."""
-        first = range(len(self))[i] * self.length
-        input_ids = torch.from_numpy(self._map()[first : first + self.length].astype(np.int64))
-        return {"input_ids": input_ids, "labels": input_ids.clone()}
-
-    def cut(self, length: int) -> PackedDataset:
-        """The same tokens in the same order, in sequences of `length`."""
-        return self if length == self.length else PackedDataset(self.path, length)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}  # a pickled map would be a copy of the corpus
-
-    def document_starts(self, i: int) -> np.ndarray:
-        """Where documents start in sequence `i`: int64 [n], ascending; 0 is always there, even inside a document."""
-        first = range(len(self))[i] * self.length
-        low, high = np.searchsorted(self._starts, (first + 1, first + self.length))
-        return np.concatenate(([0], self._starts[low:high] - first))
-
-    def position_ids(self, i: int) -> torch.Tensor:
-        """Positions in sequence `i` that restart at every document: int64 [length]."""
-        starts = self.document_starts(i)
-        origin = np.repeat(starts, np.diff(starts, append=self.length))
-        return torch.from_numpy(np.arange(self.length, dtype=np.int64) - origin)
-
-    def blocks(self, size: int = 2**18, before: int = 0) -> Iterator[np.ndarray]:
-        """All sequences as one stream in pieces: `size` new tokens after the last `before` of the previous piece."""
-        for start in range(0, self.tokens, size):
-            yield self._map()[max(0, start - before) : start + size]
-
-    def documents(self) -> Iterator[np.ndarray]:
-        """The ids of every document of the stream; the last one may be cut."""
-        for start, end in zip(self._starts, [*self._starts[1:], self.tokens], strict=True):
-            yield self._map()[start:end]
-
-    def verify(self) -> None:
-        """Read everything and compare it with the index's hash; HarpeError when a byte was changed."""
-        if _hash(self.path / "tokens.bin", self._starts, self._dtype, int(self.index["length"])) != self.hash:
-            raise HarpeError(
-                f"{self.path} was changed after it was written: its hash is not that of its index. Prepare it again."
-            )
-
-    def _map(self) -> np.ndarray:
-        if self._stream is None:  # opened at first use: every worker process has its own
-            self._stream = np.memmap(self.path / "tokens.bin", self._dtype, "r", shape=(self.tokens,))
-        return self._stream
-
-
-def is_packed(path: str | Path) -> bool:
-    """Whether a folder is a packed data set."""
-    folder = Path(path).expanduser()
-    return all((folder / name).is_file() for name in ("index.json", "tokens.bin", "documents.npy"))
 
 
 def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> None:
@@ -235,7 +122,14 @@ def prepare(
             )
         order = draw(corpus, rule, total, seed)
         starts = _write_ordered(folder / "unordered.bin", folder / "tokens.bin", lengths, order, total, DTYPES[dtype])
-        (folder / "unordered.bin").unlink()
+        targets: dict[str, Any] = {}
+        if (folder / ANSWERS).stat().st_size:
+            _write_ordered(folder / ANSWERS, folder / "targets.bin", lengths, order, total, TARGET)
+            targets["targets"] = int(np.memmap(folder / "targets.bin", TARGET, "r").sum(dtype=np.int64))
+            if not targets["targets"]:
+                raise HarpeError("--chat: the conversations hold no answers, so there is nothing to train on.")
+        for name in ("unordered.bin", ANSWERS):
+            (folder / name).unlink()
         with (folder / "documents.npy").open("wb") as stream:
             np.save(stream, starts, allow_pickle=False)
         write_json(
@@ -246,7 +140,8 @@ def prepare(
                 "tokens": total,
                 "documents": len(starts),
                 "dtype": dtype,
-                "hash": _hash(folder / "tokens.bin", starts, DTYPES[dtype], length),
+                **targets,
+                "hash": stream_hash(folder, starts, DTYPES[dtype], length),
                 "seed": seed,
                 "tokenizer": tokenizer_identity(tokenizer),
                 "description": description,
@@ -322,20 +217,28 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _tokenize(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Document, list[int]]]:
-    """Every document that has any ids of its own, and these (`document_ids`)."""
+) -> Iterator[tuple[Document, list[int], list[bool] | None]]:
+    """Every document that has any ids of its own, and these (`document_ids`); of a conversation, which of them are of
+    answers."""
     # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a
     # loader's worker) runs on one, where "true" could let it hang
+    tokens, plain = (reading_tokenizer(tokenizer, split) for split in (False, True))
     for batch in _batches(documents):
-        for document, ids in zip(batch, document_ids(tokenizer, [each.text for each in batch]), strict=True):
+        texts = [each for each in batch if each.chat is None]
+        rows = document_ids(tokenizer, [each.text for each in texts])
+        for document in batch:
+            if document.chat is None:
+                ids, answers = next(rows), None
+            else:
+                ids, answers = conversation_ids(tokens, plain, document.text, document.chat)
             if ids:
-                yield document, ids
+                yield document, ids, answers
 
 
 def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """The documents by their lengths and sources alone, counted as `prepare` counts them; nothing is written."""
     names, lengths, sources = dict[str, int](), array("q"), array("i")
-    for document, ids in _tokenize(documents, tokenizer):
+    for document, ids, _ in _tokenize(documents, tokenizer):
         lengths.append(len(ids))
         sources.append(number_of(document.source, names))
     return Corpus(np.array(lengths, np.int64), np.array(sources, np.int32), tuple(names))
@@ -344,11 +247,14 @@ def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) 
 def _write_unordered(
     file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype
 ) -> np.ndarray:
-    """Write all ids in the order of the documents; returns the documents' lengths, int64 [documents]."""
+    """Write all ids in the order of the documents, and beside them, of conversations, which are of answers; returns the
+    documents' lengths, int64 [documents]."""
     lengths = array("q")
-    with file.open("wb") as stream:
-        for document, ids in _tokenize(documents, tokenizer):
+    with file.open("wb") as stream, (file.parent / ANSWERS).open("wb") as marks:
+        for document, ids, answers in _tokenize(documents, tokenizer):
             stream.write(np.array(ids, dtype).tobytes())
+            if answers is not None:
+                marks.write(np.array(answers, TARGET).tobytes())
             lengths.append(len(ids))
             documents.keep(document)
     return np.array(lengths, np.int64)
@@ -367,26 +273,3 @@ def _write_ordered(
             first = ends[document] - lengths[document]
             stream.write(ids[first : min(ends[document], first + total - start)].tobytes())
     return starts
-
-
-def _load_starts(file: Path, documents: int, tokens: int) -> np.ndarray:
-    try:
-        starts = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise HarpeError(f"{file} cannot be read ({error}). Prepare the data set again.") from error
-    right = isinstance(starts, np.ndarray) and starts.dtype == np.int64 and starts.shape == (documents,)
-    if not right or not documents or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) <= 0).any():
-        raise HarpeError(
-            f"{file} does not hold the {documents} starts that the index tells of. Prepare the data set again."
-        )
-    return starts
-
-
-def _hash(tokens: Path, starts: np.ndarray, dtype: np.dtype, length: int) -> str:
-    """SHA-256 of the line "DTYPE LENGTH", the ids and the starts of the documents."""
-    digest = hashlib.sha256(f"{dtype.name} {length}\n".encode())
-    with tokens.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    digest.update(starts.astype("<i8").tobytes())
-    return digest.hexdigest()

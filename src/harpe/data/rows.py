@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harpe.data.chat import ChatTemplate, Conversation
 from harpe.data.files import POINTER, opened
 from harpe.errors import HarpeError
 
@@ -36,6 +37,8 @@ class Document:
     text: str
     source: str = ""
     """The part of the corpus that it belongs to, if parts are named: a value of the source field, or a sub-folder."""
+    chat: Conversation | None = None
+    """Of a text that was rendered from messages."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class Fields:
     """Another such field (meta.redpajama_set_name)."""
     by_folder: bool = False
     """In place of a field: the first sub-folder of the folder that is read."""
+    chat: ChatTemplate | None = None
+    """For conversations: what renders the messages that stand in the field `text`."""
+
+    @property
+    def option(self) -> str:
+        """That names the field `text`."""
+        return "--text-field" if self.chat is None else "--chat"
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -179,9 +189,10 @@ def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator
             schema = file.schema_arrow
             kind = _column_type(schema, fields.text)
             if kind is None:
-                raise missing("--text-field", fields.text, _schema_paths(schema), str(path))
+                raise missing(fields.option, fields.text, _schema_paths(schema), str(path))
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+            if fields.chat is None and not is_text:
                 raise _no_text(fields.text, f"values of type {kind}", str(path))
             columns = [fields.text]
             if fields.source is not None:
@@ -228,7 +239,13 @@ def row_document(row: Any, name: str, fields: Fields, folder: str, where: str) -
     """
     if not isinstance(row, dict):
         raise HarpeError(f"--data: {where} is no JSON object but {_kind(row)}. Every row has to be one object.")
-    return Document(name, _text(row, fields.text, where), _source(row, fields, folder, where))
+    source = _source(row, fields, folder, where)
+    if fields.chat is None:
+        return Document(name, _text(row, fields.text, where), source)
+    if (messages := _value(row, fields.text)) is _NONE:
+        raise missing("--chat", fields.text, _paths(row), where)
+    text, chat = fields.chat.render(messages, where)
+    return Document(name, text, source, chat)
 
 
 _NONE = object()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from harpe.data.chat import ChatTemplate
 from harpe.data.files import LINE_SUFFIXES, LISTED, Found, counted, inner_suffix, is_read, opened, suffix_of, walk
 from harpe.data.rows import (
     Document,
@@ -74,6 +75,7 @@ def read_documents(
     text_field: str = "text",
     source_field: str | None = None,
     by_folder: bool = False,
+    chat: ChatTemplate | None = None,
     split: str = "train",
     revision: str | None = None,
 ) -> Documents:
@@ -96,6 +98,8 @@ def read_documents(
     source_field, by_folder
         What names the source of a document: another field, or the first sub-folder of the folder that is read
         ("." for files that lie in no sub-folder). By default all documents have the source "".
+    chat
+        For conversations: what renders the messages that stand in `text_field`. Files of plain text are refused then.
     split, revision
         Of a Hugging Face data set; they say nothing about files.
 
@@ -105,7 +109,7 @@ def read_documents(
         At the call: when nothing can be read from `source`. While iterating: when a file or a row of it is not what its
         suffix says, or the field is missing or holds no text.
     """
-    fields = Fields(text_field, source_field, by_folder)
+    fields = Fields(text_field, source_field, by_folder, chat)
     if (found := _find(source, fields)) is not None:
         path = Path(source).expanduser()
         return Documents(_read_files(found.files, fields, path if path.is_dir() else path.parent), found)
@@ -164,6 +168,8 @@ def _read_file(path: Path, name: str, fields: Fields, folder: str) -> Iterator[D
         return read_json_rows(path, name, fields, folder)
     if kind == ".parquet":
         return read_parquet(path, name, fields, folder)
+    if fields.chat is not None:
+        raise HarpeError(f"--chat: {path} is one text and no rows of messages. Leave it out.")
     if fields.source is not None:
         raise HarpeError(
             f"--source-field {fields.source}: {path} is one text without fields. Use --by-folder, or leave it out."
@@ -185,7 +191,7 @@ def _read_hub(
     where = f"the data set {source}"
     if columns is not None:
         wanted = []
-        for option, field in (("--text-field", fields.text), ("--source-field", fields.source)):
+        for option, field in ((fields.option, fields.text), ("--source-field", fields.source)):
             if field is None:
                 continue
             if (top := top_column(field, columns)) is None:

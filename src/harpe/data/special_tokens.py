@@ -53,7 +53,10 @@ class Watched:
 
     def __iter__(self) -> Iterator[Document]:
         for document in self._documents:
-            found = self._pattern.findall(document.text) if self._pattern is not None else []
+            if document.chat is not None:  # the template's own are meant
+                found = [document.text[start:end] for start, end in document.chat.spelled]
+            else:
+                found = self._pattern.findall(document.text) if self._pattern is not None else []
             if found:
                 self._spelling += 1
                 for token in set(found) - self._spelled.keys():

@@ -88,6 +88,9 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     texts are one source."""
     by_folder: bool = False
     """Each sub-folder of --data is a source."""
+    chat: str | None = None
+    """Field of rows that holds a conversation (a list of messages with role and content, with dots into nested ones):
+    its messages go through the tokenizer's chat template, and answers alone are trained on."""
     held_out: str | None = None
     """Texts that will be evaluated on, as for --data: documents with the same text are left out."""
     documents: int = 0

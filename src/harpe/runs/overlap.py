@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.overlap import NGRAM, count_overlap, unknown_overlap
-from harpe.data.packing import PackedDataset, tokenizer_identity
+from harpe.data.packed import PackedDataset
+from harpe.data.packing import tokenizer_identity
 from harpe.data.token_ids import plain_ids
 from harpe.files import read_json, sha256_json, write_json
 from harpe.ownership import is_ours, may_write

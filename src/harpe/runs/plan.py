@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harpe.bases.ranges import BaseRange
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.evaluation.run import HeldOut
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
-from harpe.data.packing import PackedDataset, is_packed, prepare, tokenizer_identity
+from harpe.data.packed import FILES, PackedDataset, is_packed
+from harpe.data.packing import prepare, tokenizer_identity
 from harpe.data.rows import Document
 from harpe.data.sources import read_documents
 from harpe.data.special_tokens import Watched, reading_text, reading_tokenizer
@@ -157,8 +158,9 @@ def _linked(
         data.verify()
         with new_folder(folder) as temporary:
             (temporary / "index.json").write_bytes((data.path / "index.json").read_bytes())
-            for name in ("tokens.bin", "documents.npy"):
-                (temporary / name).symlink_to(data.path / name)
+            for name in FILES:
+                if (data.path / name).is_file():
+                    (temporary / name).symlink_to(data.path / name)
     elif PackedDataset(folder).hash != data.hash:
         raise HarpeError(
             f"--data {prepared} does not hold what this run began with: its hash is another one. Name another --out."

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from harpe.data.packing import PackedDataset
+from harpe.data.packed import PackedDataset
 from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.distributed.processes import ALONE, Processes
 from harpe.models.apply import apply_encoding

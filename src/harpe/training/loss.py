@@ -107,7 +107,8 @@ def mean_nll(
     items
         What the sum is divided by, where other processes and passes have a part of the targets; None: the targets here.
     """
-    count = (targets != -100).sum().clamp(min=1) if items is None else torch.as_tensor(items, device=states.device)
+    count = (targets != -100).sum() if items is None else torch.as_tensor(items, device=states.device)
+    count = count.clamp(min=1)  # a step may have no targets: questions whose answer is in the next sequence
     if torch.is_grad_enabled():
         size, read = chunk or head.CHUNK, _read_by_head(model, states)
         mean: torch.Tensor = _Mean.apply(model, states, targets, size, 1 / count, *read)

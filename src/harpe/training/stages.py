@@ -31,7 +31,7 @@ from harpe.training.trainer import Schedule, StageTrainer, arguments
 
 
 class Sequences(Protocol):
-    """Packed data: sequences of one length that can be cut into shorter ones (`harpe.data.packing.PackedDataset`)."""
+    """Packed data: sequences of one length that can be cut into shorter ones (`harpe.data.packed.PackedDataset`)."""
 
     def __len__(self) -> int: ...
 
@@ -100,7 +100,7 @@ def train_stages(
     geometry
         Of the original checkpoint.
     data
-        Packed at the target length (`harpe.data.packing.PackedDataset`).
+        Packed at the target length (`harpe.data.packed.PackedDataset`).
     folder
         Holds `stage-1`, `stage-2` … with checkpoints, `log.jsonl` and TensorBoard files. What is already there is
         continued, by any layout: with the same one the result is the same as without the interruption, bit for bit on a

@@ -1,0 +1,164 @@
+"""Conversations through a tokenizer's chat template, and which of their tokens are answers.
+
+Answers are found by rendering a conversation again and again, up to and with every answer: what comes to the text is
+the answer with the marks that end it, whatever the template. Templates whose later turns change earlier ones are
+refused, since what the model would be asked to continue is then another text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from harpe.errors import HarpeError
+
+Span = tuple[int, int]
+"""Characters from, to."""
+ANSWERING = "assistant"
+MARK = "\ue000"
+"""Of private use: stands around the number of a special token that a message spells, while the template is at work."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Where the answers are in a rendered text, and what in it is no token although it reads like one."""
+
+    answers: tuple[Span, ...]
+    spelled: tuple[Span, ...]
+    """Special tokens that messages spell: read as text."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Parameters
+    ----------
+    split
+        Special tokens that messages spell are text; otherwise they are the tokens themselves.
+
+    Raises
+    ------
+    HarpeError
+        For a tokenizer without one, or one that cannot tell where in a text its tokens are.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, split: bool) -> None:
+        self._tokenizer = tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise HarpeError(
+                "--chat needs a tokenizer with a chat template, and this one has none. Name that of an instruct model "
+                "by --tokenizer, or put a chat_template.jinja beside it."
+            )
+        if not tokenizer.is_fast:
+            raise HarpeError(f"--chat needs a fast tokenizer, and {type(tokenizer).__name__} is none.")
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} if split else set()
+        self._special = sorted(special, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._special))) if self._special else None
+
+    def render(self, messages: Any, where: str) -> tuple[str, Conversation]:
+        """The text of a conversation; empty for one without messages.
+
+        Raises
+        ------
+        HarpeError
+            For what is no list of messages, and for templates that refuse it or change what was said before.
+        """
+        turns = [self._checked(message, where) for message in _list(messages, where)]
+        if not turns:
+            return "", Conversation((), ())
+        whole, answers = self._text(turns, where), list[Span]()
+        for number, turn in enumerate(turns):
+            if turn["role"] != ANSWERING:
+                continue
+            if not number:
+                raise HarpeError(f"--chat: {where} begins with an answer, and there is nothing that it answers.")
+            before = self._text(turns[:number], where, prompt=True)
+            after = self._text(turns[: number + 1], where) if number + 1 < len(turns) else whole
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise HarpeError(
+                    f"--chat: in {where} the chat template renders message {number + 1} otherwise when others follow "
+                    "it, or begins an answer otherwise than a prompt ends. What the model is asked to continue would "
+                    "be another text: use a template that leaves earlier messages alone."
+                )
+            answers.append((len(before), len(after)))
+        return self._put_back(whole, answers)
+
+    def _checked(self, message: Any, where: str) -> dict[str, Any]:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise HarpeError(f"--chat: {where} has a message that is no object with role and content.")
+        if not isinstance(message.get("content"), str):
+            raise HarpeError(f"--chat: {where} has a message whose content is no text ({message.get('role')}).")
+        if MARK in message["content"]:
+            raise HarpeError(f"--chat: {where} has the character U+E000, which harpe needs for itself. Remove it.")
+        if self._pattern is None:
+            return message
+        numbered = self._pattern.sub(lambda m: f"{MARK}{self._special.index(m[0])}{MARK}", message["content"])
+        return {**message, "content": numbered}
+
+    def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
+        except Exception as error:  # of the template, which is a program: whatever it raises is about these messages
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise HarpeError(f"--chat: the chat template refuses {where} ({line}).") from error
+
+    def _put_back(self, text: str, answers: list[Span]) -> tuple[str, Conversation]:
+        """The special tokens where their numbers are, and all spans in the text that results."""
+        pieces, spelled, moves, at, length = list[str](), list[Span](), [(0, 0)], 0, 0
+        for found in re.finditer(f"{MARK}(\\d+){MARK}", text):
+            token = self._special[int(found[1])]
+            pieces += [text[at : found.start()], token]
+            start = length + found.start() - at
+            spelled.append((start, start + len(token)))
+            at, length = found.end(), start + len(token)
+            moves.append((at, length - at))
+
+        def moved(place: int) -> int:
+            return place + next(by for since, by in reversed(moves) if since <= place)
+
+        spans = tuple((moved(start), moved(end)) for start, end in answers)
+        return "".join([*pieces, text[at:]]), Conversation(spans, tuple(spelled))
+
+
+def _list(messages: Any, where: str) -> Sequence[Any]:
+    if messages is None:
+        return []
+    if not isinstance(messages, list):
+        raise HarpeError(f"--chat: {where} holds no list of messages there. Name the field that holds them.")
+    return messages
+
+
+def conversation_ids(
+    tokens: PreTrainedTokenizerBase, plain: PreTrainedTokenizerBase, text: str, chat: Conversation
+) -> tuple[list[int], list[bool]]:
+    """The ids of a rendered conversation, and for each whether it is of an answer.
+
+    Parameters
+    ----------
+    tokens, plain
+        One tokenizer, reading special tokens as such, and as text.
+    """
+    ids, answered = list[int](), list[bool]()
+    for start, end, tokenizer in _pieces(text, chat.spelled, tokens, plain):
+        read: Any = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids += read["input_ids"]
+        places = [start + first for first, _ in read["offset_mapping"]]
+        answered += [any(since <= place < until for since, until in chat.answers) for place in places]
+    return ids, answered
+
+
+def _pieces(
+    text: str, spelled: Sequence[Span], tokens: PreTrainedTokenizerBase, plain: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, int, PreTrainedTokenizerBase]]:
+    at = 0
+    for start, end in spelled:
+        if at < start:
+            yield at, start, tokens
+        yield start, end, plain
+        at = end
+    if at < len(text):
+        yield at, len(text), tokens
