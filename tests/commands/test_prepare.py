@@ -278,7 +278,9 @@ def test_the_embedded_texts_are_prepared_without_those_that_are_evaluated_on(tmp
     options = PrepareOptions(data="embedded", model="embedded", length=2048, out="", by_folder=True)
     sources = {document.source for document in preparation._documents(options, Upsampling(), tokenizer, None)}
     assert {"stdlib", "torch", "numpy"} <= sources and len(sources) <= 9
-    held = preparation._held_out(PrepareOptions(data="x", model="embedded", length=2048, out="", held_out="embedded"))
+    held = preparation._held_out(
+        PrepareOptions(data="x", model="embedded", length=2048, out="", held_out="embedded"), None
+    )
     assert held == {hashlib.sha256(text.encode()).digest() for text in texts}
 
 
