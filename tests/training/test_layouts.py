@@ -156,12 +156,12 @@ def test_losses_gradients_and_weights_are_those_of_one_process(
 ) -> None:
     alone, found = outcome(trained, f"{model}-alone"), outcome(trained, name)
     assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)  # tiles were 1.1e-5 apart at 3.0 on one processor
-    assert found["grad_norm"] == pytest.approx(alone["grad_norm"], abs=1e-4)
+    assert found["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     expected = load_file(trained / f"{model}-alone" / "model" / "model.safetensors")
     got = load_file(trained / name / "model" / "model.safetensors")
     assert got.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, atol=2e-4, rtol=0, msg=key)
+        torch.testing.assert_close(got[key], value, atol=1e-3, rtol=0, msg=key)  # of a hundredth a step
     config = json.loads((trained / name / "model" / "config.json").read_text())
     assert config == json.loads((trained / f"{model}-alone" / "model" / "config.json").read_text())
 
