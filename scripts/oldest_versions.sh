@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Runs the tests in the oldest versions that pyproject.toml admits (constraints-oldest.txt), in an environment of its own.
+# Runs the tests in the oldest versions that pyproject.toml admits (constraints-oldest.txt), in an environment of its
+# own.
 #
 #     scripts/oldest_versions.sh            (make oldest; half an hour on two cores)
 #     scripts/oldest_versions.sh -k scaling tests/models          what follows goes to pytest, and replaces both groups
 #
-# PYTHON picks the interpreter (3.11 or 3.12; the default is the first found, 3.12 before 3.11), TORCH another build of the same torch.
+# PYTHON picks the interpreter (3.11 or 3.12; the default is the first found, 3.12 before 3.11), TORCH another build of
+# the same torch.
 # The environment is build/oldest/pythonX.Y; it is made once and again when the constraints or pyproject.toml change.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What is measured on one GPU, in parts of minutes: benchmarks/gpu/run.sh FOLDER [PART …]; default: all. Parts that were cut off go on.
+# What is measured on one GPU, in parts of minutes: benchmarks/gpu/run.sh FOLDER [PART …]; default: all but `seven`.
+# Parts that were cut off go on.
 #
 #   kernel  the Triton kernel's claims on this GPU
 #   rope    one rotation and whole steps beside transformers and, where liger-kernel is installed, Liger
 #   loss    the loss in pieces beside the plain output layer
 #   steps   optimiser steps of 1.2 billion parameters at 32k and 128k tokens
-#   seven   the same of 7 billion parameters at 128k tokens, with inputs of layers in the host's memory: for a GPU of 141 GB
+#   seven   the same of 7 billion parameters at 128k tokens, with layers' inputs in the host's memory: needs 141 GB
 #   whole   `harpe quickstart`: training, evaluation, the comparison of two rows, report
 set -uo pipefail
 out=$(realpath -m "${1:?name a folder for the results}")
@@ -28,14 +29,17 @@ for name in "${@:-kernel rope loss steps whole}"; do
     case $one in
       kernel) part kernel python3 -m pytest -q -rs -p no:cacheprovider tests/positions/kernel_cases.py ;;
       rope)
-        part rope python3 benchmarks/rope.py --device cuda --seconds 0.4 --lengths 4096 16384 131072 --result "$out/$day-rope-gpu"
+        part rope python3 benchmarks/rope.py --device cuda --seconds 0.4 --lengths 4096 16384 131072 \
+          --result "$out/$day-rope-gpu"
         ;;
       loss)
-        part loss python3 scripts/benchmark_loss.py --dtype bfloat16 --width 2048 --vocabulary 128256 --tokens 32768 --out "$out"
+        part loss python3 scripts/benchmark_loss.py --dtype bfloat16 --width 2048 --vocabulary 128256 --tokens 32768 \
+          --out "$out"
         ;;
       steps) part steps python3 benchmarks/gpu/steps.py --result "$out/$day-steps-gpu" ;;
       seven)
-        part seven python3 benchmarks/gpu/steps.py --shape 7B --lengths 131072 --ways offloaded+tiles --steps 1 --result "$out/$day-steps-gpu"
+        part seven python3 benchmarks/gpu/steps.py --shape 7B --lengths 131072 --ways offloaded+tiles --steps 1 \
+          --result "$out/$day-steps-gpu"
         ;;
       whole) part whole python3 -m harpe quickstart --out "$out/quickstart" ;;
       *)

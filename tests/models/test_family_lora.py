@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harpe.methods.types import per_head_encoding
 from harpe.models.apply import apply_encoding
@@ -12,9 +13,29 @@ from harpe.options.training import Adapters
 from harpe.training.lora import insert_adapters, merge
 from harpe.training.loss import chunked_loss
 
-from .tiny_families import FAMILIES, REPRESENTATIVES, bases_of, tiny
+from .tiny_families import FAMILIES, MOE, REPRESENTATIVES, bases_of, tiny
 
 IDS = torch.arange(3, 63)[None]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "granitemoe"])
+def test_experts_have_no_adapters_in_deep_models_either(family: str) -> None:
+    """peft takes other ways with more than twenty layers to adapt, and knows the experts of some families."""
+    changes = {"shared_expert_intermediate_size": 32, **MOE} if family == "qwen2_moe" else MOE
+    config = AutoConfig.for_model(
+        family, vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, **changes,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = {name for name, each in model.named_modules() if isinstance(each, torch.nn.Linear) and each is not head}
+    assert len(linear) > 20
+    names = list(model.state_dict())
+    insert_adapters(model, Adapters(4, 8, embeddings=False))
+    adapted = {name.partition(".lora_")[0] for name, each in model.named_parameters() if each.requires_grad}
+    assert adapted == linear
+    merge(model)
+    assert list(model.state_dict()) == names
 
 
 @pytest.mark.parametrize(

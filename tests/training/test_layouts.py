@@ -35,7 +35,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
         {"name": "sequence-parallel", "model": "plain", "parts": 2},
         {"name": "tiles", "model": "plain", "parts": 2, "mlp_tile": 6},
         {"name": "bfloat16", "model": "plain", "dtype": "bfloat16"},
-        {"name": "documents", "model": "plain", "document_mask": "restart"},
+        {"name": "documents", "model": "tied", "document_mask": "restart"},
         {"name": "resumed-by-the-same", "model": "plain", "of": "data-parallel"},
         {"name": "resumed-of-one", "model": "tied", "of": "tied-alone"},
     ],
@@ -62,7 +62,7 @@ ALONE_CASES: list[dict[str, Any]] = [
     {"name": "plain-alone", "model": "plain"},
     {"name": "tied-alone", "model": "tied"},
     {"name": "bfloat16-alone", "model": "plain", "dtype": "bfloat16"},
-    {"name": "documents-alone", "model": "plain", "document_mask": "restart"},
+    {"name": "documents-alone", "model": "tied", "document_mask": "restart"},
 ]
 
 

@@ -25,7 +25,7 @@ from harpe.training.lora import insert_adapters, merge
 from harpe.training.loss import chunked_loss
 from harpe.training.stages import check_stages
 
-from .test_stages import Counting, Stop, options, train, weights
+from .test_stages import Breaking, Stop, options, train, weights
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "phi3", "gpt_neox", "mixtral", "glm4"]
 IDS = torch.randint(1, 90, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -103,13 +103,6 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit_and_its_checkpoints_
     make_tiny: Any, tmp_path: Path
 ) -> None:
     expected = weights(train(make_tiny, tmp_path / "whole", **LORA))
-
-    class Breaking(Counting):
-        def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-            if i == 27:
-                raise Stop
-            return super().__getitem__(i)
-
     with pytest.raises(Stop):
         train(make_tiny, tmp_path / "broken", Breaking(200), **LORA)
     place = last_complete(tmp_path / "broken" / "stage-1")

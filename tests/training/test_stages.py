@@ -101,18 +101,20 @@ class Stop(Exception):
     pass
 
 
+class Breaking(Counting):
+    """Breaks off in the middle of an accumulated step."""
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        if i == 27:
+            raise Stop
+        return super().__getitem__(i)
+
+
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_path: Path, family: str) -> None:
     """The interruption comes from the data, in the middle of an accumulated step. Experts have other names on the hub
     than in the model."""
     expected = weights(train(make_tiny, tmp_path / "whole", family=family))
-
-    class Breaking(Counting):
-        def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-            if i == 27:
-                raise Stop
-            return super().__getitem__(i)
-
     with pytest.raises(Stop):
         train(make_tiny, tmp_path / "broken", Breaking(200), family=family)
     assert last_complete(tmp_path / "broken" / "stage-1").name == "checkpoint-4"  # type: ignore[union-attr]

@@ -92,12 +92,21 @@ class ChatTemplate:
             raise HarpeError(f"--chat: {where} has a message that is no object with role and content.")
         if not isinstance(message.get("content"), str):
             raise HarpeError(f"--chat: {where} has a message whose content is no text ({message.get('role')}).")
-        if MARK in message["content"]:
+        return {key: self._numbered(value, where) for key, value in message.items()}
+
+    def _numbered(self, value: Any, where: str) -> Any:
+        """With numbers for special tokens, in all texts of a message: templates also write thoughts and calls."""
+        if isinstance(value, dict):
+            return {key: self._numbered(each, where) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._numbered(each, where) for each in value]
+        if not isinstance(value, str):
+            return value
+        if MARK in value:
             raise HarpeError(f"--chat: {where} has the character U+E000, which harpe needs for itself. Remove it.")
         if self._pattern is None:
-            return message
-        numbered = self._pattern.sub(lambda m: f"{MARK}{self._special.index(m[0])}{MARK}", message["content"])
-        return {**message, "content": numbered}
+            return value
+        return self._pattern.sub(lambda m: f"{MARK}{self._special.index(m[0])}{MARK}", value)
 
     def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False) -> str:
         try:
@@ -144,11 +153,24 @@ def conversation_ids(
     """
     ids, answered = list[int](), list[bool]()
     for start, end, tokenizer in _pieces(text, chat.spelled, tokens, plain):
-        read: Any = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids += read["input_ids"]
-        places = [start + first for first, _ in read["offset_mapping"]]
-        answered += [any(since <= place < until for since, until in chat.answers) for place in places]
+        found, places = _read(tokenizer, text[start:end], inside=start > 0)
+        ids += found
+        answered += [any(since <= start + place < until for since, until in chat.answers) for place in places]
     return ids, answered
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> tuple[list[int], list[int]]:
+    """Ids of a piece of a text, and the character that each begins with; `inside` of a text no space is put before it,
+    as SentencePiece does before whole ones."""
+    given: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    for lead in ("\n", "a", "1") if inside else ():
+        before: Any = tokenizer(lead, **given)["input_ids"]
+        read: Any = tokenizer(lead + text, **given)
+        if before and read["input_ids"][: len(before)] == before:  # else it grew together with what follows
+            places = [max(0, first - len(lead)) for first, _ in read["offset_mapping"][len(before) :]]
+            return read["input_ids"][len(before) :], places
+    read = tokenizer(text, **given)
+    return read["input_ids"], [first for first, _ in read["offset_mapping"]]
 
 
 def _pieces(

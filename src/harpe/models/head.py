@@ -70,14 +70,14 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, **inputs: Any) -> t
     return states
 
 
-def within(model: PreTrainedModel, work: Callable[[], T]) -> T:
+def within(model: PreTrainedModel, work: Callable[[], T], **inputs: Any) -> T:
     """What `work` gives, run as the model's forward: where weights are sharded (FSDP), those outside of the layers are
-    whole there and nowhere else."""
+    whole there and nowhere else. `inputs` are for the model's hooks."""
     found: list[T] = []
     before = vars(model).get("forward")
-    model.forward = lambda: found.append(work())
+    model.forward = lambda **_: found.append(work())
     try:
-        model()
+        model(**inputs)
     finally:
         vars(model).pop("forward", None)
         if before is not None:

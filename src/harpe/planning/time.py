@@ -19,6 +19,8 @@ from harpe.planning.trace import Tracer
 UTILIZATION = 0.3
 """Of published trainings at such lengths: 0.34 (TRL, Qwen3-8B at 1M on 8 H100, 380 s a step), 0.16 and 0.14
 (torchtitan, Llama-3.1-8B at 128k and 256k), 0.24 and 0.38 (EasyContext, LLaMA-2-7B at 128k and 512k on 8 A100)."""
+FROZEN = 2 / 3
+"""Work on a weight that is not trained, of that on one that is: its own gradient is not formed."""
 EXPERTS = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
 
 
@@ -34,21 +36,21 @@ class TimePlan:
     cost: float | None
 
 
-def multiplied_parameters(tracer: Tracer) -> int:
+def multiplied_parameters(tracer: Tracer, frozen: float = 1.0) -> int:
     """Parameters that a token is multiplied by: matrices of layers, those experts that it is sent to, and the output
-    layer. Embeddings are looked up. What is not trained counts two thirds: it has no gradient to be formed."""
+    layer. Embeddings are looked up. What is not trained counts as `frozen`."""
     config = text_config(tracer.config)
     chosen = next((value for name in EXPERTS if (value := getattr(config, name, None))), None)
     total = 0.0
     for layer in tracer.layers:
         for parameter in layer.parameters():
-            share = 1.0 if parameter.requires_grad else 2 / 3
+            share = 1.0 if parameter.requires_grad else frozen
             if parameter.dim() == 3 and chosen:  # all experts in one tensor
                 total += share * parameter.numel() * min(1.0, chosen / parameter.shape[0])
             elif parameter.dim() > 1:
                 total += share * parameter.numel()
     head = tracer.model.get_output_embeddings().weight
-    return int(total + head.numel() * (1.0 if head.requires_grad else 2 / 3))
+    return int(total + head.numel() * (1.0 if head.requires_grad else frozen))
 
 
 def sequence_operations(tracer: Tracer, length: int) -> float:
@@ -62,7 +64,7 @@ def sequence_operations(tracer: Tracer, length: int) -> float:
     for number in range(len(tracer.layers)):
         reach = min(length, window) if types and types[number] == "sliding_attention" else length
         pairs += reach * reach / 2 + (length - reach) * reach
-    return 6.0 * multiplied_parameters(tracer) * length + 3 * 4 * width * pairs
+    return 6.0 * multiplied_parameters(tracer, FROZEN) * length + 3 * 4 * width * pairs
 
 
 def plan_time(

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
 from harpe.models.geometry import text_config
-from harpe.models.head import hidden_states
+from harpe.models.head import hidden_states, within
 from harpe.options.training import DocumentMask
 
 NAME = "harpe_documents"
@@ -202,10 +202,11 @@ def check_documents(model: PreTrainedModel, mask: DocumentMask) -> None:
     other[:, :FIRST] = ids[:, :FIRST].flip(1)
     numbers = (torch.arange(TOKENS)[None] >= FIRST).long()
     model.eval()
-    with inside_documents(model, mask) as spans:
-        assert spans is not None
-        spans.set(numbers)
-        states, changed = (hidden_states(model, each).float() for each in (ids, other))
+    with inside_documents(model, mask):
+        states, changed = (
+            within(model, lambda ids=each: hidden_states(model, ids), documents=numbers).float()  # type: ignore[misc]
+            for each in (ids, other)
+        )
     model.train(training)
     apart = (states - changed).abs().amax(-1)[0] / states.abs().max()
     if not apart[FIRST:].max() < TOLERANCE < apart[:FIRST].max():
