@@ -32,6 +32,7 @@ from harpe.options.extend import PrepareOptions
 from harpe.options.measuring import EvaluateOptions
 from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
+from harpe.runs.corpus import TextCorpus
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -276,12 +277,12 @@ def test_the_embedded_texts_are_prepared_without_those_that_are_evaluated_on(tmp
         ids for ids in PackedDataset(folder).documents() if tokenizer.decode(ids, skip_special_tokens=True) in texts
     ]
     options = PrepareOptions(data="embedded", model="embedded", length=2048, out="", by_folder=True)
-    sources = {document.source for document in preparation._documents(options, Upsampling(), tokenizer, None)}
+    sources = {document.source for document in TextCorpus(options, tokenizer, Upsampling()).reading("", 0, Reporter())}
     assert {"stdlib", "torch", "numpy"} <= sources and len(sources) <= 9
-    held = preparation._held_out(
-        PrepareOptions(data="x", model="embedded", length=2048, out="", held_out="embedded"), None
-    )
-    assert held == {hashlib.sha256(text.encode()).digest() for text in texts}
+    options = PrepareOptions(data="x", model="embedded", length=2048, out="", held_out="embedded")
+    assert TextCorpus(options, tokenizer, Upsampling())._left_out == {
+        hashlib.sha256(text.encode()).digest() for text in texts
+    }
 
 
 def test_only_the_first_documents_are_read_where_asked(workspace: Path, sources: Path) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 import harpe
-from harpe.commands import prepare as preparation
 from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_tokenizer
 from harpe.reporter import Reporter
-from harpe.runs import texts
+from harpe.runs import foretell, texts
 from harpe.runs.texts import held_out_texts
 
 DENSE = "𐌰𐌱𐌲𐌳𐌴 𐌵𐌶𐌷 " * 30  # Gothic letters are in no vocabulary here: four tokens each
@@ -78,11 +77,11 @@ def test_what_is_foretold_from_characters_refuses_nothing_that_is_enough(workspa
 
 
 def test_pieces_of_a_source_are_spread_over_it() -> None:
-    pieces = preparation._Pieces()
+    pieces = foretell._Pieces()
     for letter in "abcdefghij":
         pieces.add(letter * 1_000_000)
     counts = {letter: sum(letter in piece for piece in pieces._pieces) for letter in "abcdefghij"}
-    assert len(pieces._pieces) <= preparation.PIECES
+    assert len(pieces._pieces) <= foretell.PIECES
     assert min(counts.values()) >= 0.8 * max(counts.values()) > 0
 
 

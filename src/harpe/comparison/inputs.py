@@ -16,7 +16,7 @@ from typing import Any
 
 from harpe.comparison.suites.registry import SUITES
 from harpe.data.packed import PackedDataset
-from harpe.data.packing import tokenizer_identity
+from harpe.data.token_ids import tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.files import read_json

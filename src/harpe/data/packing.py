@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from harpe.data.chat import conversation_ids
 from harpe.data.packed import DTYPES, TARGET, PackedDataset, stream_hash
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
-from harpe.data.special_tokens import reading_tokenizer
-from harpe.data.token_ids import document_ids
+from harpe.data.shards import Say, shard, silent, tokenise_shard
+from harpe.data.token_ids import id_type, tokenizer_identity
+from harpe.data.tokenised import Tokenised, number_of
 from harpe.errors import HarpeError
-from harpe.files import check_new_folder, new_folder, sha256_json, write_json
-
-BATCH_CHARACTERS = 2_000_000
-"""Characters that are tokenised at a time: some hundred megabytes of memory, and work for every core."""
-
-BATCH_DOCUMENTS = 4096
-"""Documents that are tokenised at a time, where they are short."""
-
-ANSWERS = "unordered-answers.bin"
-"""For a while beside the ids: which of them are of answers. All documents are conversations, or none."""
-
-MAX_SOURCES = 1000
-"""More of them are a wrong field: a title or an address."""
+from harpe.files import check_new_folder, new_folder, remove_folder, write_json
 
 
 def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> None:
@@ -59,18 +48,21 @@ def prepare(
     max_tokens: int | None = None,
     upsampling: Upsampling | None = None,
     description: str = "",
-    details: Callable[[], dict[str, Any]] | None = None,
+    details: Callable[[], dict[str, Any]] = dict,
+    request: dict[str, Any] | None = None,
+    say: Say = silent,
 ) -> PackedDataset:
     """Tokenise documents, shuffle them, and write them end to end in sequences of `length` tokens.
 
     A document is its ids with what the tokenizer begins texts with, and then the end-of-sequence id, once
     (`document_ids`): where begin and end are the same id, one stands between two documents. No text is repeated unless
-    `upsampling` allows it; what is left after the last whole sequence is dropped.
+    `upsampling` allows it; what is left after the last whole sequence is dropped, and so are sequences without a token
+    that is trained on.
 
-    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds one batch
-    of texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The folder
-    appears when it is complete. A killed run leaves a hidden folder `.NAME.*.partial` beside it, which the next one of
-    that name removes.
+    All documents are read, even with `max_tokens`: which of them come first is drawn among all. Memory holds two
+    batches of texts and about 100 bytes a document; the disk holds the ids twice while they are put in order. The
+    folder appears when it is complete. What a killed run has tokenised lies in `unfinished(out)`, where the next one
+    goes on.
 
     Parameters
     ----------
@@ -89,187 +81,177 @@ def prepare(
     description
         A line on what the corpus is, for the index.
     details
-        Called when all documents were read; what it returns is added to the index.
+        Called when all documents were read; what it returns, of counts, is added to the index.
+    request
+        What names the documents: a killed run goes on only with the same ones.
+    say
+        Is told where a killed run goes on.
 
     Raises
     ------
     HarpeError
         When `out` is taken, the documents give less than one sequence or too little for `upsampling`, the disk is full,
-        or an option is out of range.
+        an option is out of range, or a killed run had other documents.
     """
-    out, rule = Path(out), upsampling or Upsampling()
+    out = Path(out)
     check_request(length, out, seed, max_tokens)
-    rule.check()
+    (upsampling or Upsampling()).check()
+    if upsampling is None:  # no source is told from another
+        documents = (replace(document, source="") for document in documents)
+    with shard(out, 1, 1) as folder:
+        part = tokenise_shard(documents, tokenizer, folder, request or {}, details, say)
+        data = pack([part], tokenizer, length, out, seed, max_tokens, upsampling, {"description": description})
+        remove_folder(folder)
+    return data
+
+
+def pack(
+    parts: Sequence[Tokenised],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    out: Path,
+    seed: int,
+    max_tokens: int | None,
+    upsampling: Upsampling | None,
+    index: dict[str, Any],
+) -> PackedDataset:
+    """Put tokenised documents in order, those of all parts as one corpus, and write them to `out`; arguments as those
+    of `prepare`. `index` is added to the index, and so are the accounts of the parts, their counts added up."""
+    rule, dtype = upsampling or Upsampling(), id_type(tokenizer)
+    corpus = _corpus(parts)
+    available = corpus.tokens
+    if not available:
+        raise HarpeError("--data gave no documents with text in them.")
+    if available < length:
+        raise HarpeError(
+            f"--data gave {available} tokens in {len(corpus.lengths)} documents, and one sequence needs {length}. Give "
+            "more --data, or lower --length."
+        )
+    wanted = max_tokens if upsampling or not max_tokens else min(available, max_tokens)
+    total = tokens_to_draw(corpus, rule, wanted) // length * length
+    if not total:
+        raise HarpeError(
+            f"The upsampling leaves less than one sequence of {length} tokens. Give more --data, or allow more "
+            "--max-copies."
+        )
+    order = draw(corpus, rule, total, seed)
+    starts = np.concatenate(([0], np.cumsum(corpus.lengths[order])[:-1]))
+    starts = starts[starts < total]
     with new_folder(out) as folder:
-        dtype = id_type(tokenizer)
-        reading = _Reading(documents, one_source=upsampling is None)
-        lengths = _write_unordered(folder / "unordered.bin", reading, tokenizer, DTYPES[dtype])
-        corpus = Corpus(lengths, np.array(reading.sources, np.int32), tuple(reading.names))
-        available = corpus.tokens
-        if not available:
-            raise HarpeError("--data gave no documents with text in them.")
-        if available < length:
-            raise HarpeError(
-                f"--data gave {available} tokens in {len(lengths)} documents, and one sequence needs {length}. Give "
-                "more --data, or lower --length."
-            )
-        wanted = max_tokens if upsampling or not max_tokens else min(available, max_tokens)
-        total = tokens_to_draw(corpus, rule, wanted) // length * length
-        if not total:
-            raise HarpeError(
-                f"The upsampling leaves less than one sequence of {length} tokens. Give more --data, or allow more "
-                "--max-copies."
-            )
-        order = draw(corpus, rule, total, seed)
-        starts = _write_ordered(folder / "unordered.bin", folder / "tokens.bin", lengths, order, total, DTYPES[dtype])
+        _write(parts, "tokens.bin", folder / "tokens.bin", corpus.lengths, order, starts, total, DTYPES[dtype])
         targets: dict[str, Any] = {}
-        if (folder / ANSWERS).stat().st_size:
-            _write_ordered(folder / ANSWERS, folder / "targets.bin", lengths, order, total, TARGET)
-            targets["targets"] = int(np.memmap(folder / "targets.bin", TARGET, "r").sum(dtype=np.int64))
-            if not targets["targets"]:
-                raise HarpeError("--chat: the conversations hold no answers, so there is nothing to train on.")
-        for name in ("unordered.bin", ANSWERS):
-            (folder / name).unlink()
+        if any(part.masked for part in parts):
+            _write(parts, "masked.bin", folder / "targets.bin", corpus.lengths, order, starts, total, TARGET)
+            starts, targets = _targets(folder, starts, length, DTYPES[dtype])
         with (folder / "documents.npy").open("wb") as stream:
             np.save(stream, starts, allow_pickle=False)
+        sequences = total // length - targets.get("sequences_left_out", 0)
         write_json(
             folder / "index.json",
             {
                 "length": length,
-                "sequences": total // length,
-                "tokens": total,
+                "sequences": sequences,
+                "tokens": sequences * length,
                 "documents": len(starts),
                 "dtype": dtype,
                 **targets,
                 "hash": stream_hash(folder, starts, DTYPES[dtype], length),
                 "seed": seed,
                 "tokenizer": tokenizer_identity(tokenizer),
-                "description": description,
-                "corpus": {"sha256": reading.digest.hexdigest(), "documents": len(lengths), "tokens": available},
+                **index,
+                "corpus": {
+                    "sha256": f"{sum(part.digest for part in parts) % 2**256:064x}",
+                    "documents": len(corpus.lengths),
+                    "tokens": available,
+                },
                 "sources": describe_draw(corpus, rule, total, order),
-                **(details() if details else {}),
+                **_added([part.account for part in parts]),
             },
         )
     return PackedDataset(out)
 
 
-def number_of(source: str, names: dict[str, int]) -> int:
-    """The number of a source; a new one gets the next. HarpeError for more sources than a corpus has."""
-    if len(names) == MAX_SOURCES and source not in names:
-        raise HarpeError(
-            f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values."
-        )
-    return names.setdefault(source, len(names))
+def _corpus(parts: Sequence[Tokenised]) -> Corpus:
+    """The documents of all parts, those of the first one first."""
+    names = dict[str, int]()
+    numbers = [np.array([number_of(name, names) for name in part.names], np.int32) for part in parts]
+    sources = np.concatenate([of[part.sources] for of, part in zip(numbers, parts, strict=True)])
+    return Corpus(np.concatenate([part.lengths for part in parts]), sources, tuple(names))
 
 
-class _Reading:
-    """Passes documents on, and keeps their sources, in the order of the first document, and a hash of everything."""
-
-    def __init__(self, documents: Iterable[Document], one_source: bool) -> None:
-        self._documents, self._one_source = documents, one_source
-        self.names: dict[str, int] = {}
-        self.sources = array("i")
-        """Of every document that was kept."""
-        self.digest = hashlib.sha256()
-        """Of sources, lengths and texts of all documents, in order."""
-
-    def __iter__(self) -> Iterator[Document]:
-        for document in self._documents:
-            raw = document.text.encode()
-            self.digest.update(f"{document.source}\n{len(raw)}\n".encode())
-            self.digest.update(raw)
-            yield document
-
-    def keep(self, document: Document) -> None:
-        """Note the source of a document that has tokens."""
-        self.sources.append(number_of("" if self._one_source else document.source, self.names))
+def _added(accounts: Sequence[Any]) -> Any:
+    """Dictionaries of counts as one; what is no count is the same in all."""
+    first = accounts[0]
+    if isinstance(first, dict):
+        keys = list(dict.fromkeys(key for each in accounts for key in each))
+        return {key: _added([each[key] for each in accounts if key in each]) for key in keys}
+    return sum(accounts) if isinstance(first, int) and not isinstance(first, bool) else first
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What names a tokenizer in an index: its class, vocabulary size and the SHA-256 of its serialised form.
+def _write(
+    parts: Sequence[Tokenised],
+    name: str,
+    target: Path,
+    lengths: NDArray[np.int64],
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    total: int,
+    dtype: np.dtype[Any],
+) -> None:
+    """Write the first `total` ids, or marks, of the documents in `order`.
 
-    Truncation and padding, which a call may leave behind in the tokenizer, do not count.
+    They are read without a memory map, whose pages would count as this process's memory.
     """
-    content: Any = tokenizer.get_vocab()
-    if tokenizer.is_fast:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    return {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer), "sha256": sha256_json(content)}
+    size = dtype.itemsize
+    firsts = np.concatenate(([0], np.cumsum([len(part.lengths) for part in parts])))
+    places = np.concatenate([(np.cumsum(part.lengths) - part.lengths) * size for part in parts])
+    of = np.searchsorted(firsts, order, "right") - 1
+    with ExitStack() as stack, target.open("wb", 2**20) as stream:
+        files = [
+            stack.enter_context(file.open("rb", 0)) if (file := part.folder / name).is_file() else None
+            for part in parts
+        ]
+        for document, part, start in zip(order, of, starts, strict=False):
+            wanted = int(min(lengths[document], total - start)) * size
+            file = files[part]
+            raw = os.pread(file.fileno(), wanted, int(places[document])) if file is not None else b""
+            if len(raw) < wanted and name == "tokens.bin":
+                raise HarpeError(
+                    f"{parts[part].folder / name} ended while it was read. Delete its folder, start again."
+                )
+            stream.write(raw + bytes(wanted - len(raw)))  # marks may end early
 
 
-def id_type(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The name in `DTYPES` of the smallest type that holds the largest id: added tokens may stand behind a gap."""
-    return "uint16" if max(tokenizer.get_vocab().values(), default=-1) < 2**16 else "uint32"
+def _targets(
+    folder: Path, starts: NDArray[np.int64], length: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Make targets of the marks in targets.bin, and leave out the sequences that have none: the starts of documents
+    after that, and what the index has of it.
 
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        if batch and (characters + len(document.text) > BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(document)
-        characters += len(document.text)
-    if batch:
-        yield batch
-
-
-def _tokenize(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Document, list[int], list[bool] | None]]:
-    """Every document that has any ids of its own, and these (`document_ids`); of a conversation, which of them are of
-    answers."""
-    # TOKENIZERS_PARALLELISM stays as it is: unset, a list runs on all cores, and a process that is forked off later (a
-    # loader's worker) runs on one, where "true" could let it hang
-    tokens, plain = (reading_tokenizer(tokenizer, split) for split in (False, True))
-    for batch in _batches(documents):
-        texts = [each for each in batch if each.chat is None]
-        rows = document_ids(tokenizer, [each.text for each in texts])
-        for document in batch:
-            if document.chat is None:
-                ids, answers = next(rows), None
-            else:
-                ids, answers = conversation_ids(tokens, plain, document.text, document.chat)
-            if ids:
-                yield document, ids, answers
-
-
-def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """The documents by their lengths and sources alone, counted as `prepare` counts them; nothing is written."""
-    names, lengths, sources = dict[str, int](), array("q"), array("i")
-    for document, ids, _ in _tokenize(documents, tokenizer):
-        lengths.append(len(ids))
-        sources.append(number_of(document.source, names))
-    return Corpus(np.array(lengths, np.int64), np.array(sources, np.int32), tuple(names))
-
-
-def _write_unordered(
-    file: Path, documents: _Reading, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype
-) -> np.ndarray:
-    """Write all ids in the order of the documents, and beside them, of conversations, which are of answers; returns the
-    documents' lengths, int64 [documents]."""
-    lengths = array("q")
-    with file.open("wb") as stream, (file.parent / ANSWERS).open("wb") as marks:
-        for document, ids, answers in _tokenize(documents, tokenizer):
-            stream.write(np.array(ids, dtype).tobytes())
-            if answers is not None:
-                marks.write(np.array(answers, TARGET).tobytes())
-            lengths.append(len(ids))
-            documents.keep(document)
-    return np.array(lengths, np.int64)
-
-
-def _write_ordered(
-    source: Path, target: Path, lengths: np.ndarray, order: np.ndarray, total: int, dtype: np.dtype
-) -> np.ndarray:
-    """Write the first `total` ids of the documents in `order`; returns where documents start among them, int64 [n]."""
-    ids = np.memmap(source, dtype, "r")
-    ends = np.cumsum(lengths)
-    starts = np.concatenate(([0], np.cumsum(lengths[order])[:-1]))
-    starts = starts[starts < total]
-    with target.open("wb") as stream:
-        for document, start in zip(order, starts, strict=False):
-            first = ends[document] - lengths[document]
-            stream.write(ids[first : min(ends[document], first + total - start)].tobytes())
-    return starts
+    Nothing predicts the first token of a sequence, so that it is no target.
+    """
+    sizes = {"targets.bin": TARGET.itemsize * length, "tokens.bin": dtype.itemsize * length}
+    kept, count = list[bool](), 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("r+b")) for name in sizes}
+        at = 0
+        while marks := files["targets.bin"].read(length):
+            targets = 1 - np.frombuffer(marks, TARGET)
+            kept.append(bool(targets[1:].any()))
+            tokens = files["tokens.bin"].read(sizes["tokens.bin"])
+            if kept[-1]:
+                count += int(targets.sum(dtype=np.int64))
+                for name, raw in (("targets.bin", targets.tobytes()), ("tokens.bin", tokens)):
+                    os.pwrite(files[name].fileno(), raw, at * sizes[name])
+                at += 1
+        for name, size in sizes.items():
+            files[name].truncate(at * size)
+    if not count:
+        raise HarpeError("--chat: the conversations hold no answers, so there is nothing to train on.")
+    keep = np.array(kept)
+    numbers, follows = np.cumsum(keep) - keep, np.concatenate(([False], keep[:-1]))
+    inside = starts[keep[starts // length]]
+    moved = numbers[inside // length] * length + inside % length
+    # what went on from a sequence that is gone begins where that ended
+    left = {"sequences_left_out": len(keep) - at} if at < len(keep) else {}
+    return np.unique(np.concatenate((moved, numbers[keep & ~follows] * length))), {"targets": count, **left}

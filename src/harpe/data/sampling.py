@@ -11,6 +11,10 @@ of the stream, and its documents stand in random order, j with b_j tokens before
 merged by (b_j + u_g l_j) / w_g, with u_g uniform in 0 to 1, and the stream ends after the tokens that were asked for.
 So at every point of the stream each group has its share to within a document, the end of the stream is no different
 from its beginning, and no document is left without a chance. With one group this is the random order itself.
+
+Short texts that are mixed in (`SHORT`) are a source with a share of its own, whatever they have; the others divide the
+rest. So a model that is trained on long texts goes on reading short ones, which is what it forgets first (Gao et al.
+2024, arXiv 2410.02660).
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harpe.errors import HarpeError
+
+SHORT = "--short-data"
+"""The source of short texts that are mixed in."""
 
 PUBLISHED_LENGTH = 4096
 """Tokens from which on a document is long (section 5.3 of the paper: "sequences longer than 4K")."""
@@ -41,6 +48,8 @@ class Upsampling:
     """In place of a factor: the share of every source's tokens that long documents get, where they have less."""
     max_copies: int = 1
     """How often a document may be drawn; 1: none is repeated."""
+    short_share: float = 0.0
+    """Of the tokens, for the source `SHORT`."""
 
     @property
     def asked(self) -> bool:
@@ -66,6 +75,10 @@ class Upsampling:
             raise HarpeError("--long-share and --upsample-factor say the same thing in two ways; give one of them.")
         if self.max_copies < 1:
             raise HarpeError(f"--max-copies is {self.max_copies}; it must be at least 1.")
+        if not 0 <= self.short_share < 1:
+            raise HarpeError(
+                f"--short-share is {self.short_share:g}; give --short-data a share of the tokens, above 0 and below 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,11 @@ class Corpus:
     @property
     def tokens(self) -> int:
         return int(self.lengths.sum())
+
+    @property
+    def short(self) -> int:
+        """The number of the source of short texts; -1 where none are mixed in."""
+        return self.names.index(SHORT) if SHORT in self.names else -1
 
     def tokens_by(self, keys: NDArray[np.integer[Any]], count: int) -> list[int]:
         """Tokens of the documents of every key 0 to count - 1."""
@@ -107,15 +125,21 @@ class Groups:
 
 
 def make_groups(corpus: Corpus, upsampling: Upsampling) -> Groups:
-    """Divide the documents into groups with shares: a source keeps its own; inside of it the rule decides."""
+    """Divide the documents into groups with shares: a source keeps its own; inside of it the rule decides. Texts that
+    are mixed in are one group; HarpeError where there are none, or no others."""
+    if upsampling.short_share and (corpus.short < 0 or len(corpus.names) == 1):
+        which = "--data" if corpus.short >= 0 else SHORT
+        raise HarpeError(f"{which} gave no documents with text in them, and --short-share mixes two kinds.")
     of = 2 * corpus.sources.astype(np.int64)
     if upsampling.asked:
-        of += corpus.lengths >= upsampling.length
+        of += (corpus.lengths >= upsampling.length) & (corpus.sources != corpus.short)
     available = corpus.tokens_by(of, 2 * len(corpus.names))
+    mixed = Fraction(upsampling.short_share) if corpus.short >= 0 else Fraction(0)
+    others = corpus.tokens - sum(available[2 * corpus.short :][:2]) if corpus.short >= 0 else corpus.tokens
     shares = []
-    for short, long in zip(available[::2], available[1::2], strict=True):
+    for number, (short, long) in enumerate(zip(available[::2], available[1::2], strict=True)):
         inside = Fraction(0) if not long else _long_share(short, long, upsampling)
-        source = Fraction(short + long, corpus.tokens)
+        source = mixed if number == corpus.short else Fraction(short + long, others) * (1 - mixed)
         shares += [source * (1 - inside), source * inside]
     return Groups(of, available, shares)
 
@@ -131,14 +155,15 @@ def tokens_to_draw(corpus: Corpus, upsampling: Upsampling, tokens: int | None) -
     """`tokens`, or, where None, as many as the limit of copies allows.
 
     Raises HarpeError where more is asked for than that, with the group that has too little, and where there is nothing
-    to upsample.
+    to upsample, or nothing to mix in or into.
     """
-    if upsampling.asked and corpus.lengths.max() < upsampling.length:
+    groups = make_groups(corpus, upsampling)
+    longest = int(corpus.lengths[corpus.sources != corpus.short].max())
+    if upsampling.asked and longest < upsampling.length:
         raise HarpeError(
-            f"No document has {upsampling.length} tokens (the longest has {corpus.lengths.max()}), so there is nothing "
+            f"No document has {upsampling.length} tokens (the longest has {longest}), so there is nothing "
             "to upsample. Lower --upsample-length, or leave the upsampling out."
         )
-    groups = make_groups(corpus, upsampling)
     most = groups.most(upsampling.max_copies)
     if tokens is None or tokens <= most:
         return most if tokens is None else tokens

@@ -23,6 +23,9 @@ from harpe.data.rows import (
 )
 from harpe.errors import HarpeError
 
+Shard = tuple[int, int]
+"""The number of a part, from 1, and how many there are."""
+
 _HUB_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>.+))?")
 
 
@@ -76,6 +79,7 @@ def read_documents(
     source_field: str | None = None,
     by_folder: bool = False,
     chat: ChatTemplate | None = None,
+    shard: Shard = (1, 1),
     split: str = "train",
     revision: str | None = None,
 ) -> Documents:
@@ -100,6 +104,8 @@ def read_documents(
         ("." for files that lie in no sub-folder). By default all documents have the source "".
     chat
         For conversations: what renders the messages that stand in `text_field`. Files of plain text are refused then.
+    shard
+        (i, n): the i-th part of n, counted from 1, of the files, of which each part has equally many, in their order.
     split, revision
         Of a Hugging Face data set; they say nothing about files.
 
@@ -111,6 +117,7 @@ def read_documents(
     """
     fields = Fields(text_field, source_field, by_folder, chat)
     if (found := _find(source, fields)) is not None:
+        found = _part(found, shard, source)
         path = Path(source).expanduser()
         return Documents(_read_files(found.files, fields, path if path.is_dir() else path.parent), found)
     name = _HUB_NAME.fullmatch(str(source))
@@ -120,7 +127,23 @@ def read_documents(
             f"--by-folder: {source} is a data set and has no folders; name the field of its rows by --source-field."
         )
     return Documents(
-        ("rows", each) for each in _read_hub(str(source), name["path"], name["config"], fields, split, revision)
+        ("rows", each) for each in _read_hub(str(source), name["path"], name["config"], fields, shard, split, revision)
+    )
+
+
+def _part(found: Found, shard: Shard, source: str | Path) -> Found:
+    """The files of a shard; what was passed over is the first one's to tell."""
+    number, count = shard
+    if len(found.files) < count:
+        raise _too_few(len(found.files), shard, source)
+    first, last = ((number + step) * len(found.files) // count for step in (-1, 0))
+    return Found(found.files[first:last], found.passed_over if number == 1 else Counter())
+
+
+def _too_few(files: int, shard: Shard, source: str | Path) -> HarpeError:
+    return HarpeError(
+        f"--shard {shard[0]}/{shard[1]} divides files, and --data {source} has {files}. Divide it into more files, or "
+        "make fewer shards."
     )
 
 
@@ -179,7 +202,7 @@ def _read_file(path: Path, name: str, fields: Fields, folder: str) -> Iterator[D
 
 
 def _read_hub(
-    source: str, path: str, config: str | None, fields: Fields, split: str, revision: str | None
+    source: str, path: str, config: str | None, fields: Fields, shard: Shard, split: str, revision: str | None
 ) -> Iterator[Document]:
     import datasets  # here, since it takes longer to import than a folder of files takes to be found
 
@@ -189,6 +212,11 @@ def _read_hub(
     except Exception as error:  # the hub, the network, the configuration, the format: many kinds, one answer
         raise _unreachable(source, error, datasets.config.HF_HUB_OFFLINE) from error
     where = f"the data set {source}"
+    if shard[1] > 1:
+        if rows.num_shards < shard[1]:
+            raise _too_few(rows.num_shards, shard, source)
+        rows = rows.shard(shard[1], shard[0] - 1)
+        where = f"shard {shard[0]}/{shard[1]} of {where}"
     if columns is not None:
         wanted = []
         for option, field in ((fields.option, fields.text), ("--source-field", fields.source)):

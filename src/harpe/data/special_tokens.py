@@ -65,7 +65,8 @@ class Watched:
             yield document
 
     def _check(self, token: str) -> None:
-        ids = self._tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+        # a copy: the tokenizer itself may be at work on other texts, in another thread
+        ids = copy.deepcopy(self._tokenizer)(token, add_special_tokens=False, verbose=False)["input_ids"]
         number = self._special[token]
         if self._tokenizer.split_special_tokens and number in ids and number != self._tokenizer.unk_token_id:
             raise HarpeError(

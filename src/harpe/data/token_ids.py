@@ -8,6 +8,7 @@ say that nothing follows, which is false of a prompt and true of a document in a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
+from harpe.files import sha256_json
 
 Ids = tuple[int, ...]
 
@@ -103,3 +105,20 @@ def unbegun(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def _begun(begin: Ids, plain: list[int]) -> list[int]:
     return plain if tuple(plain[: len(begin)]) == begin else [*begin, *plain]
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What names a tokenizer in an index: its class, vocabulary size and the SHA-256 of its serialised form.
+
+    Truncation and padding, which a call may leave behind in the tokenizer, do not count.
+    """
+    content: Any = tokenizer.get_vocab()
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+    return {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer), "sha256": sha256_json(content)}
+
+
+def id_type(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name in `DTYPES` of the smallest type that holds the largest id: added tokens may stand behind a gap."""
+    return "uint16" if max(tokenizer.get_vocab().values(), default=-1) < 2**16 else "uint32"

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from harpe.data.packing import tokenizer_identity
+from harpe.data.token_ids import tokenizer_identity
 from harpe.models.identity import checkpoint_identity
 
 MEASURING = {"evaluate": 2, "perplexity": 2, "ruler": 2, "short": 2}

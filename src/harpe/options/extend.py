@@ -91,6 +91,16 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     chat: str | None = None
     """Field of rows that holds a conversation (a list of messages with role and content, with dots into nested ones):
     its messages go through the tokenizer's chat template, and answers alone are trained on."""
+    short_data: str | None = None
+    """Short texts or conversations that are mixed in at --short-share, so that the model keeps what it does with short
+    contexts: as --data, with its --text-field."""
+    short_share: float = 0.0
+    """Share of the tokens that --short-data gets, from the first sequence to the last."""
+    short_chat: str | None = None
+    """As --chat, for the rows of --short-data."""
+    shard: str | None = None
+    """Tokenise a part of --data, I/N: the I-th of N that as many processes work on, anywhere. When all are done, the
+    same command without this puts them together."""
     held_out: str | None = None
     """Texts that will be evaluated on, as for --data: documents with the same text are left out."""
     documents: int = 0

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.overlap import NGRAM, count_overlap, unknown_overlap
 from harpe.data.packed import PackedDataset
-from harpe.data.packing import tokenizer_identity
-from harpe.data.token_ids import plain_ids
+from harpe.data.token_ids import plain_ids, tokenizer_identity
 from harpe.files import read_json, sha256_json, write_json
 from harpe.ownership import is_ours, may_write
 from harpe.reporter import Reporter

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.embedded import SourceFile, corpus_hash, reported_files, training_files, tuning_files
 from harpe.data.packed import FILES, PackedDataset, is_packed
-from harpe.data.packing import prepare, tokenizer_identity
+from harpe.data.packing import prepare
 from harpe.data.rows import Document
 from harpe.data.sources import read_documents
 from harpe.data.special_tokens import Watched, reading_text, reading_tokenizer
 from harpe.data.token_bounds import TokenBound
-from harpe.data.token_ids import document_ids, text_ids
+from harpe.data.token_ids import document_ids, text_ids, tokenizer_identity
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.files import new_folder
@@ -111,6 +111,8 @@ def packed(
         max_tokens=tokens or None,
         description=description,
         details=lambda: {"read": reading.account()},
+        request={"data": data, "text_field": text_field},
+        say=say,
     )
     tell(say, reading)
     return made
