@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from harpe.data import tokenised
 from harpe.data.packed import PackedDataset
 from harpe.data.packing import prepare
-from harpe.data.shards import unfinished
 from harpe.data.rows import Document
+from harpe.data.shards import unfinished
 from harpe.errors import HarpeError
 from harpe.files import read_json
 
