@@ -24,6 +24,7 @@ from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_tokenizer
 from harpe.reporter import Reporter
+from harpe.runs.texts import held_out_texts
 
 SETS = {"RedPajamaCommonCrawl": (3, 60), "RedPajamaBook": (4, 8), "RedPajamaGithub": (2, 40)}
 """Of every set, so many long documents and short ones."""
@@ -215,3 +216,11 @@ def test_conversations_in_tars_are_read_and_texts_beside_them_refused(workspace:
     assert next(documents).text == "<user>a\n"
     with pytest.raises(HarpeError, match=r"--chat: 1\.txt in .*a\.tar is one text and no rows of messages"):
         next(documents)
+
+
+def test_measuring_asks_which_split_is_meant(slimpajama: tuple[Path, list[Row]]) -> None:
+    root, _ = slimpajama
+    tokenizer = load_tokenizer("embedded")
+    with pytest.raises(HarpeError, match="holds the splits test, validation and train of a data set. Name the one"):
+        held_out_texts(str(root), tokenizer, 256, 2)
+    assert len(held_out_texts(str(root / "validation"), tokenizer, 256, 2).documents) == 2

@@ -48,7 +48,7 @@ def test_what_is_held_out_beside_train_is_not_trained_on_nor_measured_by_chance(
     assert [document.text for document in documents] == read
     over = documents.account()["passed_over"]
     assert sum(over.values()) == len(held) and all(" of the split " in kind for kind in over)
-    with pytest.raises(HarpeError, match=r"holds the splits train and .* of a data set\. Name the one to measure on"):
+    with pytest.raises(HarpeError, match=r"holds the splits .* and train of a data set\. Name the one to measure on"):
         read_documents(tmp_path, to_train=False)
     for name in held:  # by its name everything is read
         assert _names(tmp_path / name) == _names(tmp_path / name, to_train=False) == [name]

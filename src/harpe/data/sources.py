@@ -119,8 +119,8 @@ def read_documents(
     if (found := _find(source, fields)) is not None:
         if found.splits and not to_train:
             raise HarpeError(
-                f"--data {source} holds the splits train and {' and '.join(found.splits)} of a data set. Name the one "
-                "to measure on: its folder, or a file of it."
+                f"--data {source} holds the splits {', '.join(found.splits)} and train of a data set. Name the one to "
+                "measure on: its folder, or a file of it."
             )
         path = Path(source).expanduser()
         return Documents(_read_files(found, fields, path if path.is_dir() else path.parent), found)
