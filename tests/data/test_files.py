@@ -310,3 +310,34 @@ def test_the_account_says_what_was_read_and_what_was_passed_over(tmp_path: Path)
 
 def test_a_folder_that_is_passed_over_as_a_whole_is_told_with_the_kinds(tmp_path: Path) -> None:
     assert "Passed over: 2 .arrow, 1 hidden." in _sentence(_fill(tmp_path, {"a.arrow": "a", "b.arrow": "b", ".c": "c"}))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_numbers_of_thousands_of_digits_end_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f'{{"text": "a", "n": {"9" * 5000}}}')
+    assert "is not valid JSON" in _sentence(tmp_path / name)
+
+
+def test_half_of_a_surrogate_pair_names_no_source(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "set": "\\ud83d"}')
+    assert "does not exist in UTF-8" in _sentence(tmp_path, source_field="set")
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "has several columns of one name" in _sentence(tmp_path / "a.parquet")
+
+
+def test_parquet_sources_that_are_not_utf8_are_told_with_their_field(tmp_path: Path) -> None:
+    bad = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": ["a", "b"], "set": bad}), tmp_path / "a.parquet")
+    assert f"text or set of {tmp_path / 'a.parquet'} is not UTF-8" in _sentence(tmp_path, source_field="set")
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_frames_may_be_cut_inside_a_line_and_be_empty(tmp_path: Path, packed: str) -> None:
+    raw = _lines("one", "two größer")
+    pieces = [raw[:5], b"", raw[5:-10], raw[-10:]]
+    (tmp_path / f"a.jsonl{packed}").write_bytes(b"".join(PACK[packed](piece) for piece in pieces))
+    assert _texts(tmp_path) == ["one", "two größer"]

@@ -1,23 +1,18 @@
-"""Finds the files of a corpus, says which of them are no texts and why, and opens them, packed or not."""
+"""Finds the files of a corpus, and says which of them are no texts and why."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
 import os
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from pathlib import Path, PurePath
 
 import yaml
 
+from harpe.data.splits import held_out
+from harpe.data.unpacking import opened
 from harpe.errors import HarpeError
 
 TEXT_SUFFIXES = (".txt", ".md", ".tex", ".py", ".rst")
@@ -29,15 +24,21 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", ".parquet")
 """Files that hold one document a row, in the field that --text-field names."""
 
-SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
+ARCHIVE = ".tar"
+"""Files that hold others."""
+
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, ARCHIVE)
+
+SPLIT_SUFFIXES = (".txt", *ROW_SUFFIXES, ARCHIVE)
+"""Files that folders or names divide into splits; code and the like have folders of such names for other reasons."""
+
+SHORT = {".tgz": ".tar.gz"}
+"""Suffixes in one word, and what they stand for."""
 
 PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 """Behind any of the others but .parquet, which packs its columns itself."""
 
-LISTED = f"{' '.join(SUFFIXES)}, and all but .parquet with {' '.join(PACKED_SUFFIXES)} behind it"
-
-ZST_WINDOW = 2**31
-"""Bytes that a .zst file may look back: the format's largest (zstd --long=31)."""
+LISTED = f"{' '.join(SUFFIXES)}, and all but .parquet with {' '.join(PACKED_SUFFIXES)} behind it (.tar.gz also as .tgz)"
 
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """What the library `datasets` writes beside rows."""
@@ -57,9 +58,6 @@ CARD_KEYS = frozenset(
 )
 """Of the YAML header of a data set's card (huggingface.co/docs/hub/datasets-cards)."""
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS left in the place of the real one."""
-
 
 @dataclass
 class Found:
@@ -68,9 +66,11 @@ class Found:
     files: list[Path] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     """How many were passed over, by a name of the kind: `.bin`, `hidden` …"""
+    splits: tuple[str, ...] = ()
+    """Of a data set that were passed over, because they are held out from the one named train beside them."""
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: PurePath) -> str:
     """A file's suffix in lower case, as `.jsonl` or `.jsonl.zst`; where no suffix is known, the last one or ""."""
     parts = [suffix.lower() for suffix in path.suffixes[-2:]]
     if len(parts) == 2 and parts[1] in PACKED_SUFFIXES and parts[0] in SUFFIXES:
@@ -78,13 +78,13 @@ def suffix_of(path: Path) -> str:
     return parts[-1] if parts else ""
 
 
-def inner_suffix(path: Path) -> str:
+def inner_suffix(path: PurePath) -> str:
     """The suffix without that of the packing: what the content is."""
-    suffix = suffix_of(path)
+    suffix = SHORT.get(suffix_of(path), suffix_of(path))
     return next((suffix.removesuffix(packed) for packed in PACKED_SUFFIXES if suffix.endswith(packed)), suffix)
 
 
-def is_read(path: Path) -> bool:
+def is_read(path: PurePath) -> bool:
     """Whether the suffix is one that harpe reads."""
     suffix, inner = suffix_of(path), inner_suffix(path)
     return inner in SUFFIXES and (suffix == inner or inner != ".parquet")
@@ -118,11 +118,18 @@ def walk(folder: Path, holds_rows: Callable[[Path], bool]) -> Found:
             found.passed_over[f"{suffix_of(path)} without documents"] += 1
         else:
             kept.append(path)
-    files = _without_papers(kept, folder, found.passed_over)
+    kept = _without_papers(kept, folder, found.passed_over)
+    apart = held_out((path for path in kept if inner_suffix(path) in SPLIT_SUFFIXES), folder, _is_text)
+    found.passed_over.update(f"{suffix_of(path)} of the split {word}" for path, word in apart.items())
+    files = [path for path in kept if path not in apart]
     if not files:
         over = f" Passed over: {counted(found.passed_over)}." if found.passed_over else ""
         raise HarpeError(f"--data {folder} is a folder without any file that harpe reads ({LISTED}).{over}")
-    return Found(files, found.passed_over)
+    return Found(files, found.passed_over, tuple(sorted(set(apart.values()))))
+
+
+def _is_text(path: Path) -> bool:
+    return inner_suffix(path) in TEXT_SUFFIXES
 
 
 class _Walk:
@@ -185,15 +192,15 @@ def _is_above(real: str, folder: Path) -> bool:
 def _without_papers(files: list[Path], root: Path, passed_over: Counter[str]) -> list[Path]:
     """Without what belongs to a cloned data set and is none of its documents: cards, licences, loader scripts.
 
-    A folder is taken for a data set where rows (.jsonl, .parquet …) lie in it or below, or where it has a card. A
-    folder of plain texts or of code is neither, and its README and LICENSE are documents like any other.
+    A folder is taken for a data set where rows (.jsonl, .parquet …) lie in it or below, where tars lie in it, or where
+    it has a card. A folder of plain texts or of code is none, and its README and LICENSE are documents like any other.
     """
     rows = [path for path in files if inner_suffix(path) in ROW_SUFFIXES]
     beside = {path.parent for path in rows if inner_suffix(path) != ".json"}  # which code has beside it too
     above = {parent for path in rows for parent in path.parents if parent == root or root in parent.parents}
     cards = {path for path in files if path.stem.lower() == "readme" and inner_suffix(path) == ".md" and _is_card(path)}
     sets = {path.parent for path in cards}
-    known = above | sets
+    known = above | sets | {path.parent for path in files if inner_suffix(path) == ARCHIVE}  # below, code has them too
     scripted = beside | (sets & above)
     kept = []
     for path in files:
@@ -233,90 +240,3 @@ def counted(counts: Counter[str] | dict[str, int]) -> str:
     return ", ".join(
         f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     )
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's content as bytes, unpacked as it is read.
-
-    Raises HarpeError at opening, and while it is read in the block: for a pointer of Git LFS, and for a packed file
-    that is damaged or cut off.
-    """
-    with path.open("rb") as raw:
-        head = raw.read(len(POINTER))
-        if head == POINTER:
-            raise HarpeError(
-                f"--data: {path} is a pointer of Git LFS and not the file itself. Fetch it (git lfs pull), or leave it "
-                "out."
-            )
-        raw.seek(0)
-        stream: IO[bytes] = raw
-        suffix = path.suffix.lower()
-        if suffix in PACKED_SUFFIXES:
-            unpack: dict[str, Callable[[Any], Any]] = {
-                ".gz": gzip.open,
-                ".bz2": bz2.open,
-                ".xz": lzma.open,
-                ".zst": _Frames,
-            }
-            stream = io.BufferedReader(_Told(unpack[suffix](raw), path), 2**18)
-        yield cast(BinaryIO, stream)
-
-
-class _Told(io.RawIOBase):
-    """An unpacked stream, what is wrong with it being told with the file and how far it could be read."""
-
-    def __init__(self, stream: Any, path: Path) -> None:
-        self._stream, self._path, self._bytes = stream, path, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            count = int(self._stream.readinto(buffer))
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            what = "is cut off" if isinstance(error, EOFError) else f"is damaged ({error})"
-            raise HarpeError(
-                f"--data: {self._path} {what}: {self._bytes:,} bytes of its content could be read. Copy it again, or "
-                "leave it out."
-            ) from error
-        self._bytes += count
-        return count
-
-
-class _Frames(io.RawIOBase):
-    """The content of a .zst file: all its frames, of which some programs write many (pzstd), with frames to be skipped
-    between them.
-
-    The library's own reader ends without a word where a file is cut off.
-    """
-
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard  # here, since few corpora need it
-
-        self._raw, self._new = raw, zstandard.ZstdDecompressor(max_window_size=ZST_WINDOW)
-        self._error: type[Exception] = zstandard.ZstdError
-        self._frame: Any = None
-        self._packed, self._content = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content:
-            self._packed = self._packed or self._raw.read(2**14)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError
-                return 0
-            self._frame = self._frame or self._new.decompressobj()
-            try:
-                self._content = memoryview(self._frame.decompress(self._packed))
-            except self._error as error:
-                raise OSError(str(error)) from error
-            self._packed, ended = (self._frame.unused_data, True) if self._frame.eof else (b"", False)
-            self._frame = None if ended else self._frame
-        count = min(len(buffer), len(self._content))
-        buffer[:count], self._content = self._content[:count], self._content[count:]
-        return count

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harpe.data.chat import ChatTemplate, Conversation
-from harpe.data.files import POINTER, opened
+from harpe.data.unpacking import POINTER, opened
 from harpe.errors import HarpeError
 
 PARQUET_ROWS = 256
@@ -72,25 +72,39 @@ def decode(raw: bytes, where: str) -> str:
 
 def read_lines(path: Path, name: str, fields: Fields, folder: str) -> Iterator[Document]:
     """Documents of a file of one JSON object a line."""
-    with opened(path) as stream:  # as bytes, so that nothing but a newline ends a line
-        for number, raw in enumerate(stream, 1):
-            where = f"line {number} of {path}"
-            line = decode(raw, where)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise HarpeError(
-                    f"--data: {where} is not valid JSON ({error}). Mend the line, or remove it."
-                ) from error
-            yield row_document(row, f"{name}:{number}", fields, folder, where)
+    with opened(path) as stream:
+        yield from line_documents(stream, str(path), name, fields, folder)
+
+
+def line_documents(stream: BinaryIO, place: str, name: str, fields: Fields, folder: str) -> Iterator[Document]:
+    """Documents of one JSON object a line; `place` names the stream in errors."""
+    for number, raw in enumerate(stream, 1):  # as bytes, so that nothing but a newline ends a line
+        where = f"line {number} of {place}"
+        line = decode(raw, where)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise HarpeError(f"--data: {where} is not valid JSON ({error}). Mend the line, or remove it.") from error
+        yield row_document(row, f"{name}:{number}", fields, folder, where)
+
+
+def text_document(raw: bytes, place: str, name: str, fields: Fields, folder: str) -> Document:
+    """The document that a whole text is; HarpeError where rows are asked for."""
+    if fields.chat is not None:
+        raise HarpeError(f"--chat: {place} is one text and no rows of messages. Leave it out.")
+    if fields.source is not None:
+        raise HarpeError(
+            f"--source-field {fields.source}: {place} is one text without fields. Use --by-folder, or leave it out."
+        )
+    return Document(name, decode(raw, place), folder)
 
 
 def read_json_rows(path: Path, name: str, fields: Fields, folder: str) -> Iterator[Document]:
     """Documents of a .json file: an array of objects, or one object after the other."""
     with opened(path) as stream:
-        for number, row in enumerate(_values(stream, path), 1):
+        for number, row in enumerate(json_values(stream, str(path)), 1):
             yield row_document(row, f"{name}:{number}", fields, folder, f"row {number} of {path}")
 
 
@@ -107,21 +121,32 @@ def holds_rows(path: Path, fields: Fields) -> bool:
         head = stream.read(JSON_BYTES)
     try:
         with opened(path) as stream:
-            row = next(_values(stream, path), None)
+            row = next(json_values(stream, str(path)), None)
     except HarpeError:
-        return f'{fields.text.split(".")[-1]}"'.encode() in head.replace(b"\0", b"")  # without the zeros of UTF-16
+        return spells_field(head, fields)
+    return has_field(row, fields)
+
+
+def spells_field(head: bytes, fields: Fields) -> bool:
+    """Whether the text field's name stands in what is no valid JSON."""
+    return f'{fields.text.split(".")[-1]}"'.encode() in head.replace(b"\0", b"")  # without the zeros of UTF-16
+
+
+def has_field(row: Any, fields: Fields) -> bool:
+    """Whether a value is an object that has the text field."""
     return isinstance(row, dict) and _value(row, fields.text) is not _NONE
 
 
-def _values(stream: BinaryIO, path: Path) -> Iterator[Any]:
-    """The elements of an array, or values that stand one after the other, as they are read."""
+def json_values(stream: BinaryIO, place: str) -> Iterator[Any]:
+    """The elements of an array, or values that stand one after the other, as they are read; `place` names the stream in
+    errors."""
     decoder, pending, text, number = json.JSONDecoder(), b"", "", 0
     first, at, wanted, ended = True, 0, JSON_BYTES, False
     in_array = closed = False
 
     def broken(error: object) -> HarpeError:
         return HarpeError(
-            f"--data: {path} is not valid JSON behind its row {number} ({error}). Mend it, or leave it out."
+            f"--data: {place} is not valid JSON behind its row {number} ({error}). Mend it, or leave it out."
         )
 
     while True:
@@ -146,6 +171,8 @@ def _values(stream: BinaryIO, path: Path) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 if ended or not (error.msg.startswith("Unterminated string") or error.pos >= len(text) - CUT):
                     raise broken(error.msg) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise broken(error) from error
         if ended:
             if in_array and not closed:
                 raise broken("the file ends inside its array")
@@ -155,7 +182,7 @@ def _values(stream: BinaryIO, path: Path) -> Iterator[Any]:
         ended = not raw
         pending += raw
         whole = len(pending) if ended else _whole_characters(pending)
-        piece = decode(pending[:whole], str(path)) if first and not text else _decode_inside(pending[:whole], path)
+        piece = decode(pending[:whole], place) if first and not text else _decode_inside(pending[:whole], place)
         text, at, pending = text[at:] + piece, 0, pending[whole:]
 
 
@@ -169,16 +196,16 @@ def _whole_characters(raw: bytes) -> int:
     return len(raw)
 
 
-def _decode_inside(raw: bytes, path: Path) -> str:
+def _decode_inside(raw: bytes, place: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise HarpeError(f"--data: {path} is not UTF-8 ({error.reason}). Convert it, or leave it out.") from error
+        raise HarpeError(f"--data: {place} is not UTF-8 ({error.reason}). Convert it, or leave it out.") from error
 
 
 def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator[Document]:
     """Documents of a Parquet file, one a row."""
-    number = 0
+    number, columns = 0, [fields.text]
     try:
         with path.open("rb") as head:
             if head.read(len(POINTER)) == POINTER:
@@ -187,6 +214,11 @@ def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator
                 )
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            for field in filter(None, (fields.text, fields.source)):
+                if len(schema.get_all_field_indices(top_column(field, schema.names) or field)) > 1:
+                    raise HarpeError(
+                        f"--data: {path} has several columns of one name, for {field}. Rename all but one."
+                    )
             kind = _column_type(schema, fields.text)
             if kind is None:
                 raise missing(fields.option, fields.text, _schema_paths(schema), str(path))
@@ -194,7 +226,6 @@ def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator
             is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
             if fields.chat is None and not is_text:
                 raise _no_text(fields.text, f"values of type {kind}", str(path))
-            columns = [fields.text]
             if fields.source is not None:
                 if _column_type(schema, fields.source) is None:
                     raise missing("--source-field", fields.source, _schema_paths(schema), str(path))
@@ -204,7 +235,7 @@ def read_parquet(path: Path, name: str, fields: Fields, folder: str) -> Iterator
                     number += 1
                     yield row_document(row, f"{name}:{number}", fields, folder, f"row {number} of {path}")
     except UnicodeDecodeError as error:
-        raise HarpeError(f"--data: the field {fields.text!r} of {path} is not UTF-8 after row {number}.") from error
+        raise HarpeError(f"--data: {' or '.join(columns)} of {path} is not UTF-8 after row {number}.") from error
     except pa.ArrowException as error:
         raise HarpeError(f"--data: {path} is not a whole Parquet file ({error}). Write or copy it again.") from error
 
@@ -225,7 +256,7 @@ def _column_type(schema: pa.Schema, field: str) -> pa.DataType | None:
 def _schema_paths(schema: pa.Schema) -> list[str]:
     def below(name: str, kind: pa.DataType) -> list[str]:
         if not pa.types.is_struct(kind):
-            return [name]
+            return [f"{name} (a list)" if pa.types.is_nested(kind) else name]
         return [path for each in kind.fields for path in below(f"{name}.{each.name}", each.type)]
 
     return [path for each in schema for path in below(each.name, each.type)]
@@ -245,7 +276,7 @@ def row_document(row: Any, name: str, fields: Fields, folder: str, where: str) -
     if (messages := _value(row, fields.text)) is _NONE:
         raise missing("--chat", fields.text, _paths(row), where)
     text, chat = fields.chat.render(messages, where)
-    return Document(name, text, source, chat)
+    return Document(name, _in_utf8(text, where), source, chat)
 
 
 _NONE = object()
@@ -281,13 +312,15 @@ def _source(row: dict[str, Any], fields: Fields, folder: str, where: str) -> str
             f"--source-field {fields.source}: {where} holds {found} there. Name a field that says which source a text "
             "is from."
         )
-    return value
+    return _in_utf8(value, where)
 
 
 def _paths(row: dict[str, Any]) -> list[str]:
-    """The fields of a row, those of objects in it with dots."""
+    """The fields of a row, those of objects in it with dots; no dot leads into a list."""
     return [f"{key}.{inner}" for key, value in row.items() if isinstance(value, dict) for inner in _paths(value)] + [
-        key for key, value in row.items() if not isinstance(value, dict)
+        f"{key} (a list)" if isinstance(value, list) else key
+        for key, value in row.items()
+        if not isinstance(value, dict)
     ]
 
 
@@ -300,9 +333,14 @@ def _text(row: dict[str, Any], text_field: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _no_text(text_field, _kind(value), where)
+    return _in_utf8(value, where)
+
+
+def _in_utf8(value: str, where: str) -> str:
+    """The value itself; HarpeError for half of a surrogate pair, which JSON can spell and no tokenizer takes."""
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError as error:
         raise HarpeError(f"--data: {where} holds a character that does not exist in UTF-8 ({error.reason}).") from error
     return value
 

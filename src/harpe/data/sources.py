@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harpe.data.chat import ChatTemplate
-from harpe.data.files import LINE_SUFFIXES, LISTED, Found, counted, inner_suffix, is_read, opened, suffix_of, walk
+from harpe.data.files import ARCHIVE, LINE_SUFFIXES, LISTED, Found, counted, inner_suffix, is_read, suffix_of, walk
 from harpe.data.rows import (
     Document,
     Fields,
-    decode,
     holds_rows,
     missing,
     read_json_rows,
     read_lines,
     read_parquet,
     row_document,
+    text_document,
     top_column,
 )
+from harpe.data.tars import read_tar
+from harpe.data.unpacking import opened
 from harpe.errors import HarpeError
 
 Shard = tuple[int, int]
@@ -80,6 +82,7 @@ def read_documents(
     by_folder: bool = False,
     chat: ChatTemplate | None = None,
     shard: Shard = (1, 1),
+    to_train: bool = True,
     split: str = "train",
     revision: str | None = None,
 ) -> Documents:
@@ -91,11 +94,11 @@ def read_documents(
     Parameters
     ----------
     source
-        A file (.txt .md .tex .py .rst: one document; .jsonl .ndjson .json .parquet: one document a row; packed too, .gz
-        .zst .bz2 .xz), a folder of such files, or, where no such path exists, the name of a Hugging Face data set,
-        `ORG/NAME` or `ORG/NAME:CONFIG`. A folder is walked recursively in the order of the files' POSIX paths, and
-        links are followed. Hidden files, files with other suffixes, .json files without the text field, and what tells
-        of a cloned data set (card, licence, loader script) are passed over.
+        A file (.txt .md .tex .py .rst: one document; .jsonl .ndjson .json .parquet: one document a row; .tar of such
+        files; packed too, .gz .zst .bz2 .xz), a folder of them, or, where no such path exists, the name of a Hugging
+        Face data set, `ORG/NAME` or `ORG/NAME:CONFIG`. A folder is walked recursively in the order of the files' POSIX
+        paths, and links are followed. Hidden files, files with other suffixes, .json files without the text field, and
+        what tells of a cloned data set (card, licence, loader script) are passed over.
     text_field
         Field of a JSON object, column of a Parquet file or of a data set that holds the text, with dots into nested
         ones.
@@ -106,6 +109,9 @@ def read_documents(
         For conversations: what renders the messages that stand in `text_field`. Files of plain text are refused then.
     shard
         (i, n): the i-th part of n, counted from 1, of the files, of which each part has equally many, in their order.
+    to_train
+        Of a folder that holds splits of a data set (train, validation, test), train is read and the others are passed
+        over. False, for texts to be measured on: such a folder is refused, since it does not say which is meant.
     split, revision
         Of a Hugging Face data set; they say nothing about files.
 
@@ -117,9 +123,14 @@ def read_documents(
     """
     fields = Fields(text_field, source_field, by_folder, chat)
     if (found := _find(source, fields)) is not None:
+        if found.splits and not to_train:
+            raise HarpeError(
+                f"--data {source} holds the splits {', '.join(found.splits)} and train of a data set. Name the one to "
+                "measure on: its folder, or a file of it."
+            )
         found = _part(found, shard, source)
         path = Path(source).expanduser()
-        return Documents(_read_files(found.files, fields, path if path.is_dir() else path.parent), found)
+        return Documents(_read_files(found, fields, path if path.is_dir() else path.parent), found)
     name = _HUB_NAME.fullmatch(str(source))
     assert name is not None
     if by_folder:
@@ -172,11 +183,14 @@ def _looks_like_a_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or "\\" in source or is_read(Path(source))
 
 
-def _read_files(paths: list[Path], fields: Fields, root: Path) -> Iterator[tuple[str, Document]]:
-    for path in paths:
+def _read_files(found: Found, fields: Fields, root: Path) -> Iterator[tuple[str, Document]]:
+    for path in found.files:
         relative = path.relative_to(root)
         folder = (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else ""
         try:
+            if inner_suffix(path) == ARCHIVE:
+                yield from read_tar(path, relative.as_posix(), fields, folder, found.passed_over)
+                continue
             for document in _read_file(path, relative.as_posix(), fields, folder):
                 yield suffix_of(path), document
         except OSError as error:
@@ -191,14 +205,8 @@ def _read_file(path: Path, name: str, fields: Fields, folder: str) -> Iterator[D
         return read_json_rows(path, name, fields, folder)
     if kind == ".parquet":
         return read_parquet(path, name, fields, folder)
-    if fields.chat is not None:
-        raise HarpeError(f"--chat: {path} is one text and no rows of messages. Leave it out.")
-    if fields.source is not None:
-        raise HarpeError(
-            f"--source-field {fields.source}: {path} is one text without fields. Use --by-folder, or leave it out."
-        )
     with opened(path) as stream:
-        return iter([Document(name, decode(stream.read(), str(path)), folder)])
+        return iter([text_document(stream.read(), str(path), name, fields, folder)])
 
 
 def _read_hub(

@@ -29,8 +29,8 @@ class ExtendOptions(
     length: int
     """Target context in tokens; 128k is 131072."""
     data: str
-    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and
-    .parquet), a hub data set NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
+    """Training texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json .tar, also .gz .zst .bz2 .xz, and
+    .parquet; of splits only train), a hub data set NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
     out: str
     """Run directory to make."""
     method: str = "harpe"
@@ -63,8 +63,8 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     """
 
     data: str
-    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json, also .gz .zst .bz2 .xz, and .parquet), a
-    hub data set NAME or NAME:CONFIG, or embedded."""
+    """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json .tar, also .gz .zst .bz2 .xz, and .parquet;
+    of splits only train), a hub data set NAME or NAME:CONFIG, or embedded."""
     model: str
     """Checkpoint that will be trained, for its tokenizer: a folder, a hub name, or embedded. No weights are read."""
     length: int

@@ -141,7 +141,7 @@ class TextCorpus:
                 f"--held-out {options.held_out} was prepared for training. Name the texts that will be evaluated on."
             )
         field = options.chat or options.text_field
-        documents = read_documents(options.held_out, text_field=field, chat=self._chat)
+        documents = read_documents(options.held_out, text_field=field, chat=self._chat, to_train=False)
         return frozenset(_digest(document.text) for document in documents)
 
     def _description(self) -> str:

@@ -217,7 +217,7 @@ def held_out_texts(
             "a data set."
         )
     else:
-        documents, description = read_documents(data, text_field=reading.text_field), data
+        documents, description = read_documents(data, text_field=reading.text_field, to_train=False), data
     tokenizer = reading_tokenizer(tokenizer, reading.split_special_tokens)
     watched = Watched(documents, tokenizer)
     long = _LongEnough(watched, tokenizer, length)
