@@ -248,9 +248,12 @@ def test_the_data_of_a_run_are_described_and_a_report_inside_prepared_data_distu
         harpe.extend(str(workspace / "model"), length, str(data), run, **settings)
         there = run / "data" / str(length)
         of_run = harpe.describe(there, length=length)
+        assert of_run["name"] == f"{run.name}/data/{length}"
         assert of_run["sequences"]["length"] == length and len(of_run["boundaries"]) == 5
         if data == folder:
             assert of_run["hash"] == found["hash"]
+        with pytest.raises(HarpeError, match=f"is a run directory. Name the folder of its training data: {there}"):
+            harpe.describe(run)
         harpe.extend(str(workspace / "model"), length, str(data), run, resume=True, **settings)
 
 

@@ -35,6 +35,7 @@ def describe(options: DataOptions, reporter: Reporter | None = None) -> tuple[Pr
     refuse_several("harpe data", "one process counts what the folder holds.")
     reporter = reporter or Reporter()
     folder = Path(options.folder).expanduser()
+    _refuse_run(folder)
     data = PackedDataset(folder, options.length or None)
     out = Path(options.out).expanduser() if options.out else data.path / "report"
     check_place(out)
@@ -44,6 +45,14 @@ def describe(options: DataOptions, reporter: Reporter | None = None) -> tuple[Pr
     if why:
         reporter.say(f"No boundaries of documents are shown: {printable(why)}")
     return value, page
+
+
+def _refuse_run(folder: Path) -> None:
+    """Say of a run directory which of its folders are meant."""
+    inside = [index.parent for depth in ("*", "*/*") for index in sorted((folder / "data").glob(f"{depth}/index.json"))]
+    if inside and not (folder / "index.json").is_file():
+        named = ", ".join(map(str, inside))
+        raise HarpeError(f"{folder} is a run directory. Name the folder of its training data: {named}.")
 
 
 def _boundaries(data: PackedDataset, options: DataOptions) -> tuple[list[Boundary], str]:
@@ -56,7 +65,7 @@ def _boundaries(data: PackedDataset, options: DataOptions) -> tuple[list[Boundar
     try:
         tokenizer = load_tokenizer(*named)
     except HarpeError as error:
-        return [], f"{error} Name the one that made the tokens by --tokenizer."
+        return [], f"{str(error).rstrip('.')}. Name the one that made the tokens by --tokenizer."
     if tokenizer_identity(tokenizer) != data.index.get("tokenizer"):
         return [], (
             f"The tokenizer of {named[0]} is not the one that made the tokens: the index has another class, vocabulary "

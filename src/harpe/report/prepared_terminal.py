@@ -33,7 +33,7 @@ def boundary_texts(value: Prepared) -> Iterator[Text]:
     for b in value.boundaries:
         place = f"Document {b.document:,} begins at token {b.offset:,} of sequence {b.sequence:,}:"
         yield Text.assemble(
-            (place, "bold"), "\n… ", *_shown(b.before, answers), ("\n┈┈┈┈\n", "dim"), *_shown(b.after, answers), " …\n"
+            (place, "bold"), "\n", *_shown(b.before, answers), ("\n┈┈┈┈\n", "dim"), *_shown(b.after, answers), "\n"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harpe.data.boundaries import Boundary
@@ -51,7 +52,7 @@ class Prepared:
     """Everything that the page, the tables and the JSON file say."""
 
     name: str
-    """Of the folder."""
+    """Of the folder, or where in a run it lies."""
     tokens: int
     index: Index
     lengths: DocumentLengths
@@ -73,7 +74,7 @@ def read_prepared(data: PackedDataset, boundaries: Sequence[Boundary], left_out:
     Raises HarpeError where index.json lacks an entry or has one of another type.
     """
     return Prepared(
-        name=data.path.name,
+        name=_name(data.path),
         tokens=data.tokens,
         index=parse_file(data.path / "index.json", _index),
         lengths=document_lengths(data.starts, data.tokens),
@@ -81,6 +82,12 @@ def read_prepared(data: PackedDataset, boundaries: Sequence[Boundary], left_out:
         boundaries=tuple(boundaries),
         boundaries_left_out=left_out,
     )
+
+
+def _name(path: Path) -> str:
+    """Of the folder; of a run's data, from the name of the run on: the folder itself has a length for its name."""
+    above = next((n for n in (1, 2) if len(path.parts) > n + 2 and path.parents[n - 1].name == "data"), None)
+    return path.name if above is None else "/".join(path.parts[-2 - above :])
 
 
 def _index(value: dict[str, Any]) -> Index:
