@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harpe.commands import data as description
 from harpe.commands import extend as extension
 from harpe.commands import prepare as preparation
 from harpe.comparison import run as comparison
@@ -18,7 +19,8 @@ from harpe.models.export import export_checkpoint
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
 from harpe.models.install import install
 from harpe.options.extend import ExtendOptions, PrepareOptions
-from harpe.options.runs import CompareOptions
+from harpe.options.runs import CompareOptions, DataOptions
+from harpe.report.read.prepared import as_json
 from harpe.reporter import Reporter
 
 
@@ -65,6 +67,28 @@ def prepare(
         For bad options or input before any work starts, and where the texts turn out to be too few.
     """
     return preparation.prepare(PrepareOptions(data=data, model=model, length=length, out=str(out), **options), reporter)
+
+
+def describe(
+    folder: str | Path, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any
+) -> dict[str, Any]:
+    """Say what a folder of prepared training data holds, and write the page of it; returns the figures, those of its
+    data.json (docs/data.md).
+
+    Parameters
+    ----------
+    folder, out, options
+        As `harpe data` takes them: see `harpe.options.runs.DataOptions`.
+    reporter
+        Receives what there is to say; silent where None.
+
+    Raises
+    ------
+    HarpeError
+        For a folder that holds no prepared data or damaged ones, and a place that cannot be written to.
+    """
+    where = None if out is None else str(out)
+    return as_json(description.describe(DataOptions(folder=str(folder), out=where, **options), reporter)[0])
 
 
 def compare(

@@ -15,6 +15,7 @@ VERBS = {
     "bases": "harpe.options.bases:BasesOptions",
     "plan": "harpe.options.planning:PlanOptions",
     "prepare": "harpe.options.extend:PrepareOptions",
+    "data": "harpe.options.runs:DataOptions",
     "extend": "harpe.options.extend:ExtendOptions",
     "evaluate": "harpe.options.measuring:EvaluateOptions",
     "compare": "harpe.options.runs:CompareOptions",

@@ -83,6 +83,13 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                 )
         self._starts = _load_starts(self.path / "documents.npy", documents, self.tokens)
 
+    @property
+    def starts(self) -> np.ndarray:
+        """Where documents start in the stream: int64 [documents], ascending, the first is 0; read-only."""
+        starts = self._starts.view()
+        starts.flags.writeable = False
+        return starts
+
     def __len__(self) -> int:
         return self.tokens // self.length
 

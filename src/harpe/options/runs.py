@@ -1,5 +1,5 @@
-"""Options of the verbs on whole runs: report, export, compare, quickstart. The text under each field is its help on the
-command line."""
+"""Options of the verbs on whole runs, and on prepared data: report, data, export, compare, quickstart. The text under
+each field is its help on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harpe.options.measuring import NeedleOptions
-from harpe.options.shared import Dtype, Recorded
+from harpe.options.shared import Dtype, ModelOptions, Recorded
 from harpe.options.training import LayoutOptions
 
 
@@ -19,6 +19,25 @@ class ReportOptions:
 
     run: str
     """The run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ModelOptions):
+    """Say what a folder of prepared training data holds: tokens by source, how long its documents are, and how they lie
+    across sequences, with some boundaries of documents decoded.
+
+    Printed, and written as a page with a file of its figures beside it. Nothing is changed in the data.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: str
+    """What `harpe prepare` made, or the training data of a run (RUN/data/LENGTH)."""
+    out: str | None = None
+    """Folder for index.html and data.json; default: report inside the folder of the data."""
+    length: int = 0
+    """Look at sequences of so many tokens, as a run at a shorter length cuts them; it must divide the length that they
+    were packed with. 0: as they were packed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harpe.files import write_text
 from harpe.ownership import COMMENT, refuse_foreign
+from harpe.report.environment import environment
 from harpe.report.figures.bases import SPREAD, number_line, waveforms
 from harpe.report.figures.charts import KINDS, kind, over_seeds, position_chart, training_chart
 from harpe.report.figures.forest import forest
@@ -28,8 +26,6 @@ from harpe.report.tables.files import csv_table, markdown_tables
 from harpe.report.tables.paper import paper_tables
 from harpe.report.tables.positions import difference_positions, perplexity_positions
 from harpe.report.tables.results import main_table, other_needles
-from harpe.report.tables.table import NOT_RUN
-from harpe.report.wording import facts
 
 
 def model_facts(run: Run) -> dict[str, Any]:
@@ -97,19 +93,6 @@ def write_report(run: Path) -> Path:
     return folder / "index.html"
 
 
-@cache
-def _environment() -> Environment:
-    """The templates, each compiled once."""
-    loader = PackageLoader("harpe.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["facts"] = facts
-    environment.tests["finite"] = lambda number: number is not None and math.isfinite(number)
-    environment.globals["not_run"] = NOT_RUN
-    return environment
-
-
 def render(**values: Any) -> str:
     """The page; everything in `values` that is no Markup is escaped.
 
@@ -117,5 +100,5 @@ def render(**values: Any) -> str:
     """
     script = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(script=Markup(script), script_hash=Markup(digest), **values)

@@ -15,6 +15,7 @@ from harpe.report.tables.results import chief_table
 from harpe.report.tables.results import main_table as main_cells
 from harpe.report.tables.table import NOT_RUN, Cell
 from harpe.report.tables.table import Table as Cells
+from harpe.report.wording import printable
 
 
 def main_table(run: Path) -> Table:
@@ -93,7 +94,8 @@ def sources_table(folder: Path) -> Table:
         both += [(f"{row[key]:.1%}", f"{row[key + '_drawn']:.1%}") for key in ("share", "long_share")]
         pairs = [Text(f"{there}\n{drawn}") for there, drawn in both]
         copies.append(str(row["copies"]["most"]))
-        table.add_row(Text(row["source"] or "all"), "there\ndrawn", *pairs, *(f"\n{count}" for count in copies))
+        name = Text(printable(row["source"]) or "all")
+        table.add_row(name, "there\ndrawn", *pairs, *(f"\n{count}" for count in copies))
     return table
 
 

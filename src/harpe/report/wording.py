@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,33 @@ def facts(entries: dict[str, Any]) -> list[tuple[str, str]]:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     return [(key.replace("_", " "), words(value)) for key, value in entries.items() if key != "schema_version"]
+
+
+REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of the text around them."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from a corpus with what would steer a terminal, or reorder the line that it stands in, shown in place of
+    working: an escape as ␛, an override of direction as \\u202e.
+
+    Parameters
+    ----------
+    keep
+        Characters that stay as they are, such as newlines.
+    """
+
+    def shown(character: str) -> str:
+        number = ord(character)
+        if character in keep or not (
+            character in REORDERING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        ):
+            return character
+        if number < 32 or number == 127:
+            return chr(0x2400 + number if number < 32 else 0x2421)
+        return f"\\u{number:04x}"
+
+    return "".join(map(shown, text))
 
 
 def listed(words: Sequence[str]) -> str:
