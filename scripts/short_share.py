@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import harpe
-from harpe.cli.terminal import Terminal
 from harpe.data.sources import read_documents
 from harpe.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from harpe.models.load import load_model, load_tokenizer
@@ -81,7 +80,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 
 @torch.no_grad()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[str]:
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[str]:
     """Greedy answers."""
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -99,14 +98,14 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions
 def trained(args: argparse.Namespace, share: float, seed: int) -> str:
     """The model of a share and a seed."""
     data, run = args.out / f"data-{share:g}-{seed}", args.out / f"run-{share:g}-{seed}"
-    mixed = {
+    mixed: dict[str, Any] = {
         "short_data": str(args.out / "mixed.jsonl"),
         "short_share": share,
         "short_chat": "messages",
         "max_copies": 4,
     }
     if not (data / "index.json").is_file():
-        options = mixed if share else {}
+        options: dict[str, Any] = mixed if share else {}
         harpe.prepare(
             args.long,
             args.checkpoint,
@@ -114,7 +113,6 @@ def trained(args: argparse.Namespace, share: float, seed: int) -> str:
             data,
             tokens=args.tokens,
             seed=seed,
-            reporter=Terminal("quiet"),
             **options,
         )
     if not (run / "harpe" / "model").is_dir():
@@ -144,7 +142,7 @@ def measured(name: str, chats: list[dict[str, Any]], texts: list[str]) -> dict[s
     ]
     for chat, text in zip(chats, answers, strict=True):
         prompt = tokenizer.apply_chat_template(chat["messages"][:1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(chat["messages"], tokenize=False).rstrip("\n")
+        whole = str(tokenizer.apply_chat_template(chat["messages"], tokenize=False)).rstrip("\n")
         begin = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         losses.append(_loss(model, tokenizer(whole, add_special_tokens=False)["input_ids"], begin))
         theirs, ours = chat["messages"][1]["content"].split(), text.split()
@@ -173,9 +171,9 @@ def write_result(args: argparse.Namespace, chats: list[dict[str, Any]], rows: li
         "",
         f"{Path(args.checkpoint).name}, {args.tokens:,} tokens in sequences of {args.length:,} at a learning rate of "
         f"{args.learning_rate:g}, base {args.base:g} for all heads, {len(args.seeds)} seeds: mean (lowest to highest).",
-        f"Conversations: the checkpoint's own greedy answers to {len(chats) - HELD_OUT} questions; measured on those to "
-        f"{HELD_OUT} others: the loss on them, how many of their words come before an answer differs, and the loss on the "
-        f"first {BEGINNING:,} tokens of held-out texts.",
+        f"Conversations: the checkpoint's own greedy answers to {len(chats) - HELD_OUT} questions. Measured on those",
+        f"to {HELD_OUT} others: the loss on them, the share of their words that come before an answer differs, and the",
+        f"loss on the first {BEGINNING:,} tokens of held-out texts.",
         "",
         "| share | loss, answers | the same | loss, texts |",
         "|---|---|---|---|",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, make_groups, tokens_to_draw
+from harpe.data.sampling import SHORT, Corpus, Upsampling, describe_draw, draw, make_groups, tokens_to_draw
 from harpe.errors import HarpeError
 
 
@@ -264,6 +264,37 @@ def test_the_table_counts_what_a_naive_count_counts() -> None:
         )
         assert row["copies"]["most"] == max(order.tolist().count(d) for d in own)
         assert row["copies"]["long"] == (pytest.approx(used_long / there_long) if long else None)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_short_texts_have_their_share_at_every_point_and_the_others_keep_theirs_of_the_rest(share: float) -> None:
+    """Counted document by document; the share does not depend on how much of them there is."""
+    random = np.random.default_rng(3)
+    c = corpus(
+        [int(n) for n in random.integers(100, 6000, 400)],
+        [int(n) for n in random.integers(2000, 9000, 60)],
+        [int(n) for n in random.integers(20, 200, 3000)],
+        names=("web", "books", SHORT),
+    )
+    rule = Upsampling(LONG, 4.0, None, 3, share)
+    total = tokens_to_draw(c, rule, 300_000)
+    order = draw(c, rule, total, seed=1)
+    web, books = (int(c.lengths[c.sources == number].sum()) for number in (0, 1))
+    wanted = np.array([(1 - share) * web / (web + books), (1 - share) * books / (web + books), share])
+    counts = np.zeros(3)
+    for document in order:
+        counts[c.sources[document]] += c.lengths[document]
+        assert (np.abs(counts - wanted * counts.sum()) <= 3 * 9000).all()
+    assert np.abs(counts / counts.sum() - wanted).max() < 0.03
+    assert describe_draw(c, rule, total, order)[2]["share_drawn"] == pytest.approx(share, abs=0.03)
+
+
+def test_texts_of_one_kind_alone_are_no_mixture() -> None:
+    rule = Upsampling(short_share=0.5)
+    with pytest.raises(HarpeError, match="--short-data gave no documents"):
+        tokens_to_draw(corpus([10, 20]), rule, None)
+    with pytest.raises(HarpeError, match="--data gave no documents"):
+        tokens_to_draw(corpus([10, 20], names=(SHORT,)), rule, None)
 
 
 def test_what_cannot_be_drawn_is_told_with_the_source_and_the_numbers() -> None:

@@ -63,7 +63,7 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
             return folder
         data = pack([part], corpus.tokenizer, *_order(options, rule), corpus.index())
         remove_folder(folder)
-    return _told(data, rule, reporter)
+    return _told(data, out, rule, reporter)
 
 
 def _rule(options: PrepareOptions) -> Upsampling:
@@ -80,8 +80,9 @@ def _order(options: PrepareOptions, rule: Upsampling) -> tuple[int, Path, int, i
 
 def _joined(options: PrepareOptions, corpus: TextCorpus, rule: Upsampling, count: int, reporter: Reporter) -> Path:
     """Put shards together that as many processes have tokenised."""
+    out = Path(options.out)
     with ExitStack() as stack:
-        folders = [stack.enter_context(shard(Path(options.out), number, count)) for number in range(1, count + 1)]
+        folders = [stack.enter_context(shard(out, number, count)) for number in range(1, count + 1)]
         parts = [
             whole_shard(corpus.tokenizer, folder, corpus.request((number, count)))
             for number, folder in enumerate(folders, 1)
@@ -89,21 +90,23 @@ def _joined(options: PrepareOptions, corpus: TextCorpus, rule: Upsampling, count
         data = pack(parts, corpus.tokenizer, *_order(options, rule), corpus.index())
         for folder in folders:
             remove_folder(folder)
-    return _told(data, rule, reporter)
+    return _told(data, out, rule, reporter)
 
 
-def _told(data: PackedDataset, rule: Upsampling, reporter: Reporter) -> Path:
+def _told(data: PackedDataset, out: Path, rule: Upsampling, reporter: Reporter) -> Path:
     if left_out := data.index["held_out_left_out"]:
         reporter.say(f"{left_out} documents are left out: --held-out has them.")
     for note in _notes(data, rule):
         reporter.say(note)
     reporter.say(
-        f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {data.path}, SHA-256 {data.hash}."
+        f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}."
     )
+    if left := data.index.get("sequences_left_out"):
+        reporter.say(f"{left:,} sequences without a token of an answer are left out.")
     for note in data.notes:
         reporter.say(note)
-    reporter.say(f"Train on them with --data {data.path}.")
-    return data.path
+    reporter.say(f"Train on them with --data {out}.")
+    return out
 
 
 def _notes(data: PackedDataset, rule: Upsampling) -> list[str]:

@@ -84,6 +84,8 @@ def check_outcome(
             targets += int((batch["shift_labels"] != -100).sum())
     model.train(training)
     totals = ranks.gather((total, targets))
+    if not any(count for _, count in totals):
+        return  # where a method's shorter sequences cut all answers off from what they answer
     first = ranks.broadcast_from_rank0(lambda: float(read_jsonl(folder / "log.jsonl")[0]["loss"]))
     last = sum(losses for losses, _ in totals) / sum(count for _, count in totals)
     if not math.isfinite(last) or last > first + WORSE:

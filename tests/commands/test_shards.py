@@ -1,0 +1,230 @@
+"""A corpus that several processes tokenise, or one that is killed, and short texts that are mixed in: by the verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import harpe
+from harpe.data.packed import PackedDataset
+from harpe.errors import HarpeError
+from harpe.files import read_json
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
+from harpe.reporter import Reporter
+
+TEMPLATE = (
+    "{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}# assistant\n{% endif %}"
+)
+
+
+class Listening(Reporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A model with a chat template, texts in seven files of two folders, and a file of conversations."""
+    tokenizer = load_tokenizer("embedded")
+    tokenizer.chat_template = TEMPLATE
+    save_checkpoint(load_model("embedded"), tokenizer, tmp_path / "model", 256)
+    random = np.random.default_rng(0)
+    for number in range(7):
+        folder = tmp_path / "texts" / ("a" if number < 4 else "b")
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [" ".join(f"x{n}" for n in random.integers(0, 99, random.integers(3, 300))) for _ in range(20)]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    chats = [
+        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n} " * (n % 5 + 1)}]
+        for n in range(400)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    (tmp_path / "held.jsonl").write_text((tmp_path / "texts/b/5.jsonl").read_text().splitlines()[0])
+    return tmp_path
+
+
+def prepared(place: Path, out: str, **changes: Any) -> Path:
+    options: dict[str, Any] = {
+        "by_folder": True,
+        "upsample_length": 200,
+        "upsample_factor": 3.0,
+        "short_data": str(place / "chats.jsonl"),
+        "short_share": 0.25,
+        "short_chat": "messages",
+        "held_out": str(place / "held.jsonl"),
+        **changes,
+    }
+    return harpe.prepare(str(place / "texts"), str(place / "model"), 128, place / out, **options)
+
+
+def _same(one: Path, other: Path) -> bool:
+    names = {path.name for path in one.iterdir()}
+    content = all((one / name).read_bytes() == (other / name).read_bytes() for name in names - {"index.json"})
+    return content and read_json(one / "index.json") == read_json(other / "index.json")
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_shards_put_together_are_what_one_process_makes_to_the_last_byte(place: Path, count: int) -> None:
+    alone = prepared(place, "alone")
+    for number in reversed(range(1, count + 1)):
+        prepared(place, "shards", shard=f"{number}/{count}")
+    index = read_json(alone / "index.json")
+    assert index["held_out_left_out"] == 1 and index["read"]["files"] == {".jsonl": 7} and index["targets"]
+    assert _same(alone, prepared(place, "shards")) and not (place / "shards.unfinished").exists()
+
+
+def test_shards_are_tokenised_by_processes_at_the_same_time(place: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    common = ["--data", "texts", "--model", "model", "--length", "128", "--out", "out"]
+    command = [sys.executable, "-m", "harpe", "prepare", *common]
+    running = [subprocess.Popen([*command, "--shard", f"{n}/2"], env=environment, cwd=place) for n in (1, 2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert subprocess.run(command, env=environment, cwd=place, check=False).returncode == 0
+    alone = harpe.prepare(str(place / "texts"), str(place / "model"), 128, place / "alone")
+    assert PackedDataset(place / "out").hash == PackedDataset(alone).hash
+
+
+def test_shards_that_are_missing_or_of_another_request_are_told(place: Path) -> None:
+    prepared(place, "out", shard="2/3")
+    with pytest.raises(HarpeError, match="1 whole shards of 3. Start this command with --shard 1/3, 3/3 first"):
+        prepared(place, "out")
+    prepared(place, "out", shard="1/3")
+    prepared(place, "out", shard="3/3", held_out=None)
+    with pytest.raises(HarpeError, match="another request .*held_out"):
+        prepared(place, "out")
+    with pytest.raises(HarpeError, match="another request .*by_folder"):
+        prepared(place, "out", by_folder=False)
+    prepared(place, "out", shard="1/2")
+    with pytest.raises(HarpeError, match="several divisions"):
+        prepared(place, "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard": "0/2"}, "--shard is 0/2"),
+        ({"shard": "3/2"}, "--shard is 3/2"),
+        ({"shard": "half"}, "--shard is half"),
+        ({"shard": "1/8"}, "--shard 1/8 divides files, and --data .* has 7"),
+        ({"short_share": 0.0}, "belong together"),
+        ({"short_data": None, "short_chat": None}, "belong together"),
+        ({"short_share": 1.0}, "above 0 and below 1"),
+        ({"short_data": None, "short_share": 0.0}, "--short-chat is about the rows of --short-data"),
+        ({"short_data": "embedded"}, "embedded texts are long"),
+        ({"short_data": "/nowhere.jsonl"}, "no such file"),
+        ({"tokens": 1_000_000}, "--tokens 1,000,000 would take"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_tokenised(
+    place: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HarpeError, match=message):
+        prepared(place, "out", **changes)
+    assert not (place / "out").exists() and not (place / "out.unfinished").exists()
+
+
+def test_the_texts_of_a_shard_are_not_needed_any_more_when_all_are_there(place: Path) -> None:
+    for number in (1, 2):
+        prepared(place, "out", shard=f"{number}/2")
+    (place / "texts").rename(place / "elsewhere")
+    (place / "chats.jsonl").unlink()
+    prepared(place, "out")
+    PackedDataset(place / "out").verify()
+
+
+def test_answers_alone_are_trained_on_in_short_conversations_and_everything_in_texts(place: Path) -> None:
+    """Read back from the tokens: a document that begins as a conversation does, and what stands behind its answer."""
+    folder, tokenizer = prepared(place, "out"), load_tokenizer(str(place / "model"))
+    data = PackedDataset(folder)
+    marks = np.fromfile(folder / "targets.bin", "u1")
+    chats = tokens = 0
+    for start, ids in zip(data.starts, data.documents(), strict=True):
+        text, trained = tokenizer.decode(ids), marks[start : start + len(ids)]
+        tokens += len(ids)
+        if not text.startswith("# user"):
+            assert trained.all()
+        elif start + len(ids) < data.tokens:  # not cut off by the end of the stream
+            chats += 1
+            answered = tokenizer.decode(ids[trained == 1])
+            assert answered.startswith("answer") and "question" not in answered and "#" not in answered
+    assert chats > 50
+    by = {row["source"]: row["share_drawn"] for row in data.index["sources"]}
+    assert by["--short-data"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_sequences_without_an_answer_are_left_out_and_the_others_stay_as_they_are(place: Path) -> None:
+    """Long questions, short answers: against the stream in a list, cut into sequences."""
+    random = np.random.default_rng(1)
+    rows = [
+        {"messages": [{"role": "user", "content": "why " * int(size)}, {"role": "assistant", "content": "so"}]}
+        for size in random.integers(1, 900, 40)
+    ]
+    (place / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = []
+    for length in (128, 1_000_000_000):
+        options: dict[str, Any] = {"chat": "messages"}
+        if length > 128:  # everything in one sequence, of which nothing is left out
+            length = PackedDataset(made[0]).index["corpus"]["tokens"] // 128 * 128
+        said = Listening()
+        made.append(
+            harpe.prepare(
+                str(place / "long.jsonl"), str(place / "model"), length, place / f"l{length}", reporter=said, **options
+            )
+        )
+    cut, whole = (PackedDataset(folder) for folder in made)
+    ids, marks = np.fromfile(made[1] / "tokens.bin", "<u2"), np.fromfile(made[1] / "targets.bin", "u1")
+    keep = [i for i in range(len(ids) // 128) if marks[128 * i + 1 : 128 * (i + 1)].any()]
+    assert 0 < len(keep) < len(ids) // 128 == len(keep) + cut.index["sequences_left_out"]
+    assert [cut[n]["input_ids"].tolist() for n in range(len(cut))] == [
+        ids[128 * i : 128 * (i + 1)].tolist() for i in keep
+    ]
+    labels = [(cut[n]["labels"] != -100).tolist() for n in range(len(cut))]
+    assert labels == [marks[128 * i : 128 * (i + 1)].astype(bool).tolist() for i in keep]
+    starts = set(whole.starts.tolist())
+    for n, i in enumerate(keep):
+        assert cut.document_starts(n).tolist() == sorted(
+            {0, *(s - 128 * i for s in starts if i * 128 <= s < i * 128 + 128)}
+        )
+    assert cut.targets == sum(map(sum, labels)) and cut.index["sequences"] == len(cut) == len(keep)
+    cut.verify()
+    given: dict[str, Any] = {"original_length": 64, "dtype": "float32", "learning_rate": 1e-3}
+    harpe.extend(str(place / "model"), 128, str(made[0]), place / "run", **given)
+    losses = [json.loads(line)["loss"] for line in (place / "run/harpe/stage-1/log.jsonl").read_text().splitlines()]
+    assert losses and min(losses) > 0  # a step that trains on nothing has a loss of 0
+
+
+def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:
+    big = place / "big"
+    big.mkdir()
+    random = np.random.default_rng(2)
+    for number in range(6):
+        rows = [" ".join(f"y{n}" for n in random.integers(0, 9999, 20_000)) for _ in range(50)]
+        (big / f"{number}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "from harpe.data import tokenised; tokenised.PART_CHARACTERS = 4_000_000; "
+    code += "from harpe.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "prepare", "--data", "big", "--model", "embedded", "--length", "1024"]
+    running = subprocess.Popen([*command, "--out", "out"], env=environment, cwd=place)
+    journal, deadline = place / "out.unfinished" / "1-of-1" / "journal.jsonl", time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (place / "out").exists() and journal.is_file()
+    done = subprocess.run([*command, "--out", "out"], env=environment, cwd=place, capture_output=True, check=False)
+    assert done.returncode == 0 and "Going on behind" in " ".join((done.stdout + done.stderr).decode().split())
+    assert subprocess.run([*command, "--out", "alone"], env=environment, cwd=place, check=False).returncode == 0
+    assert _same(place / "alone", place / "out") and not journal.parent.parent.exists()
