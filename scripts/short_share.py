@@ -27,7 +27,7 @@ from harpe.data.sources import read_documents
 from harpe.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from harpe.models.load import load_model, load_tokenizer
 
-ANSWER, HELD_OUT, BEGINNING, BATCH = 64, 32, 1024, 8
+ANSWER, HELD_OUT, BEGINNING, BATCH = 96, 32, 1024, 8
 
 
 def main() -> None:
@@ -61,17 +61,15 @@ def main() -> None:
 
 
 def answered(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Conversations of a question and the checkpoint's answer."""
+    """Conversations of a question and the checkpoint's answer, of those that it answers to the end."""
     file = args.out / "chats.jsonl"
     if file.is_file():
         return read_jsonl(file)
     model, tokenizer = load_model(args.checkpoint), load_tokenizer(args.checkpoint)
     questions = [row["question"] for row in read_jsonl(Path(args.questions))]
-    answers = [
-        text for i in range(0, len(questions), BATCH) for text in answer(model, tokenizer, questions[i : i + BATCH])
-    ]
-    pairs = zip(questions, answers, strict=True)
-    write_jsonl(file, ({"messages": [_turn("user", q), _turn("assistant", a)]} for q, a in pairs if a))
+    pairs = zip(questions, answer(model, tokenizer, questions), strict=True)
+    whole = [(question, text) for question, (text, ended) in pairs if text and ended]
+    write_jsonl(file, ({"messages": [_turn("user", q), _turn("assistant", a)]} for q, a in whole))
     return read_jsonl(file)
 
 
@@ -80,19 +78,20 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[str]:
-    """Greedy answers."""
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[tuple[str, bool]]:
+    """Greedy answers, and whether each came to its end."""
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    prompts = [
-        tokenizer.apply_chat_template([_turn("user", q)], tokenize=False, add_generation_prompt=True) for q in questions
-    ]
-    batch: Any = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
-    made: Any = model.generate(**batch, max_new_tokens=ANSWER, do_sample=False)
-    return [
-        text.strip()
-        for text in tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
+    answers = []
+    for i in range(0, len(questions), BATCH):
+        turns = [[_turn("user", question)] for question in questions[i : i + BATCH]]
+        prompts = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in turns]
+        batch: Any = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
+        made: Any = model.generate(**batch, max_new_tokens=ANSWER, do_sample=False)
+        for ids in made[:, batch["input_ids"].shape[1] :]:
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            answers.append((text, tokenizer.eos_token_id in ids.tolist()))
+    return answers
 
 
 def trained(args: argparse.Namespace, share: float, seed: int) -> str:
@@ -137,9 +136,7 @@ def measured(name: str, chats: list[dict[str, Any]], texts: list[str]) -> dict[s
     model, tokenizer = load_model(name), load_tokenizer(name)
     losses, same = [], []
     questions = [chat["messages"][0]["content"] for chat in chats]
-    answers = [
-        text for i in range(0, len(questions), BATCH) for text in answer(model, tokenizer, questions[i : i + BATCH])
-    ]
+    answers = [text for text, _ in answer(model, tokenizer, questions)]
     for chat, text in zip(chats, answers, strict=True):
         prompt = tokenizer.apply_chat_template(chat["messages"][:1], tokenize=False, add_generation_prompt=True)
         whole = str(tokenizer.apply_chat_template(chat["messages"], tokenize=False)).rstrip("\n")
