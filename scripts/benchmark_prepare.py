@@ -176,7 +176,7 @@ def memory(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         "",
         f"{made / 1e9:.1f} GB of text in {documents:,} documents (random pieces of books, .jsonl.zst), tokenizer",
         f"{Path(args.tokenizers[0]).name}, {data.tokens:,} tokens in sequences of 32,768. The process was killed",
-        "(SIGKILL) when 90% of the documents were tokenised, and started again. Other work ran beside it, so that times",
+        "(SIGKILL) when 90% of the documents were tokenised, and started again. Other work ran beside it: its times",
         "say little.",
         "",
         "| | |",
