@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--held-out", required=True)
     parser.add_argument("--questions", required=True)
     parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--original-length", type=int, help="take the checkpoint for one of a shorter context")
     parser.add_argument("--tokens", type=int, default=49152)
     parser.add_argument("--base", type=float, default=1e6, help="of all heads: larger than the checkpoint's")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -125,7 +126,8 @@ def trained(args: argparse.Namespace, share: float, seed: int) -> str:
             tokens=args.tokens,
             seed=seed,
             learning_rate=args.learning_rate,
-            resume=run.exists(),
+            original_length=args.original_length,
+            resume=(run / "harpe").exists(),
         )
     return str(run)
 

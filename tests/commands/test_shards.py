@@ -117,6 +117,7 @@ def test_shards_that_are_missing_or_of_another_request_are_told(place: Path) -> 
     [
         ({"shard": "0/2"}, "--shard is 0/2"),
         ({"shard": "3/2"}, "--shard is 3/2"),
+        ({"min_length": -1}, "--min-length is -1"),
         ({"shard": "half"}, "--shard is half"),
         ({"shard": "1/8"}, "--shard 1/8 divides files, and --data .* has 7"),
         ({"short_share": 0.0}, "belong together"),
@@ -204,6 +205,28 @@ def test_sequences_without_an_answer_are_left_out_and_the_others_stay_as_they_ar
     harpe.extend(str(place / "model"), 128, str(made[0]), place / "run", **given)
     losses = [json.loads(line)["loss"] for line in (place / "run/harpe/stage-1/log.jsonl").read_text().splitlines()]
     assert losses and min(losses) > 0  # a step that trains on nothing has a loss of 0
+
+
+def test_documents_below_a_length_are_left_out_and_counted_and_short_texts_are_not(place: Path) -> None:
+    """Lengths from the tokenizer and what stands around documents."""
+    plain: dict[str, Any] = {"upsample_factor": 1.0, "short_data": None, "short_share": 0.0, "short_chat": None}
+    tokenizer, lengths = load_tokenizer(str(place / "model")), []
+    held = json.loads((place / "held.jsonl").read_text())["text"]
+    for file in sorted((place / "texts").rglob("*.jsonl")):
+        texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        lengths += [len(tokenizer(text)["input_ids"]) for text in texts if text != held]  # its begin is its end
+    limit = sorted(lengths)[len(lengths) // 2]
+    some = PackedDataset(prepared(place, "some", **plain, min_length=limit))
+    assert min(len(ids) for ids in list(some.documents())[:-1]) >= limit
+    assert some.index["too_short_left_out"] == sum(length < limit for length in lengths) > 50
+    index = read_json(prepared(place, "mixed", min_length=limit) / "index.json")
+    assert index["too_short_left_out"] == some.index["too_short_left_out"]
+    assert next(row for row in index["sources"] if row["source"] == "--short-data")["documents"] == 400
+    for number in (1, 2):
+        prepared(place, "parts", min_length=limit, shard=f"{number}/2")
+    assert _same(prepared(place, "parts", min_length=limit), place / "mixed")
+    with pytest.raises(HarpeError, match="no document of --min-length 1,000,000"):
+        prepared(place, "none", **plain, min_length=1_000_000)
 
 
 def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:

@@ -52,7 +52,9 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     reading = corpus.reading("tokenising", characters, reporter)
     request = corpus.request()
     with shard(out, *corpus.shard) as folder:
-        part = tokenise_shard(reading, corpus.tokenizer, folder, request, reading.account, reporter.say)
+        part = tokenise_shard(
+            reading, corpus.tokenizer, folder, request, reading.account, reporter.say, options.min_length
+        )
         if not corpus.read_twice:
             corpus.tell(reading, reporter)
         if options.shard is not None:
@@ -96,6 +98,8 @@ def _joined(options: PrepareOptions, corpus: TextCorpus, rule: Upsampling, count
 def _told(data: PackedDataset, out: Path, rule: Upsampling, reporter: Reporter) -> Path:
     if left_out := data.index["held_out_left_out"]:
         reporter.say(f"{left_out} documents are left out: --held-out has them.")
+    if too_short := data.index["too_short_left_out"]:
+        reporter.say(f"{too_short:,} documents are left out: they have fewer tokens than --min-length.")
     for note in _notes(data, rule):
         reporter.say(note)
     reporter.say(

@@ -81,10 +81,11 @@ def tokenise_shard(
     request: dict[str, Any],
     details: Callable[[], dict[str, Any]],
     say: Say,
+    shortest: int = 0,
 ) -> Tokenised:
     """`harpe.data.tokenised.tokenise` with the tokenizer in the request."""
     dtype = DTYPES[id_type(tokenizer)]
-    return tokenise(documents, tokenizer, dtype, folder, _with(request, tokenizer), details, say)
+    return tokenise(documents, tokenizer, dtype, folder, _with(request, tokenizer), details, say, shortest)
 
 
 def whole_shard(tokenizer: PreTrainedTokenizerBase, folder: Path, request: dict[str, Any]) -> Tokenised:

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.chat import conversation_ids
 from harpe.data.rows import Document
-from harpe.data.sampling import Corpus
+from harpe.data.sampling import SHORT, Corpus
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
@@ -67,11 +67,12 @@ class Tokenised:
 
 @dataclass
 class _Batch:
-    """Some documents with their ids; without those that have none."""
+    """Some documents with their ids; without those that have none, or too few."""
 
     rows: list[tuple[str, NDArray[Any], NDArray[np.uint8] | None]]
     """Source, ids, and which of these are not trained on, where there are such."""
     read: int
+    too_short: int
     characters: int
     digest: int
 
@@ -85,10 +86,10 @@ def number_of(source: str, names: dict[str, int]) -> int:
     return names.setdefault(source, len(names))
 
 
-def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Corpus:
+def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, shortest: int) -> Corpus:
     """The documents by their lengths and sources alone, counted as `tokenise` counts them; nothing is written."""
     names, lengths, sources = dict[str, int](), list[NDArray[np.int64]](), list[NDArray[np.int32]]()
-    for batch in _tokenised(documents, tokenizer, np.dtype("u4")):
+    for batch in _tokenised(documents, tokenizer, np.dtype("u4"), shortest):
         lengths.append(np.array([len(ids) for _, ids, _ in batch.rows], np.int64))
         sources.append(np.array([number_of(source, names) for source, _, _ in batch.rows], np.int32))
     none = np.array([], np.int32)
@@ -103,6 +104,7 @@ def tokenise(
     request: dict[str, Any],
     account: Callable[[], dict[str, Any]],
     say: Callable[[str], None],
+    shortest: int = 0,
 ) -> Tokenised:
     """Tokenise what is not in `folder` yet; all documents are read. The caller holds a lock on it.
 
@@ -118,6 +120,8 @@ def tokenise(
         Called when all documents were read; kept.
     say
         Is told where this goes on.
+    shortest
+        Documents of fewer ids are left out and counted, but for short texts that are mixed in.
 
     Raises
     ------
@@ -135,7 +139,7 @@ def tokenise(
         _pass_over(reading, state["read"], int(state["digest"], 16), folder)
     state["digest"], unwritten = int(state["digest"], 16), 0
     with full_disk_told(folder), _Files(folder) as files:
-        for batch in _tokenised(reading, tokenizer, dtype):
+        for batch in _tokenised(reading, tokenizer, dtype, shortest):
             files.write(batch, [number_of(source, names) for source, _, _ in batch.rows], state)
             state["digest"] = (state["digest"] + batch.digest) % 2**256
             unwritten += batch.characters
@@ -144,7 +148,10 @@ def tokenise(
                 append_jsonl(folder / "journal.jsonl", _line(state, names))
                 unwritten = 0
         files.sync()
-        append_jsonl(folder / "journal.jsonl", {**_line(state, names), "account": account()})
+        append_jsonl(
+            folder / "journal.jsonl",
+            {**_line(state, names), "account": {**account(), "too_short_left_out": state["too_short"]}},
+        )
     done = _complete(folder, request)
     assert done is not None
     return done
@@ -191,7 +198,7 @@ def _line(state: dict[str, Any], names: dict[str, int]) -> dict[str, Any]:
 
 def _begin(folder: Path, request: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     """What was done for this request: the last line of the journal, everything behind it cut off."""
-    state: dict[str, Any] = {"read": 0, "documents": 0, "bytes": 0, "digest": "0", "names": []}
+    state: dict[str, Any] = {"read": 0, "too_short": 0, "documents": 0, "bytes": 0, "digest": "0", "names": []}
     journal = folder / "journal.jsonl"
     rows = read_jsonl(journal) if journal.is_file() else []
     if rows and rows[0].get("request") != request:
@@ -272,6 +279,7 @@ class _Files:
         numbers.write(np.array(sources, "<i4").tobytes())
         state["documents"] += len(batch.rows)
         state["read"] += batch.read
+        state["too_short"] += batch.too_short
 
     def sync(self) -> None:
         for stream in (*self._streams, *([self._masked] if self._masked is not None else [])):
@@ -299,7 +307,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _tokenised(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any], shortest: int
 ) -> Iterator[_Batch]:
     """All documents in batches; while one is tokenised, the next one is read."""
     tokens, plain = (reading_tokenizer(tokenizer, split) for split in (False, True))
@@ -308,6 +316,7 @@ def _tokenised(
     # loader's worker) runs on one, where "true" could let it hang
     def work(batch: list[Document]) -> _Batch:
         rows: list[tuple[str, NDArray[Any], NDArray[np.uint8] | None]] = []
+        too_short = 0
         texts = document_ids(tokenizer, [each.text for each in batch if each.chat is None])
         for document in batch:
             ids, masked = None, None
@@ -316,9 +325,11 @@ def _tokenised(
             else:
                 ids, answers = conversation_ids(tokens, plain, document.text, document.chat)
                 masked = 1 - np.array(answers, np.uint8)
-            if ids:
+            if ids and len(ids) < shortest and document.source != SHORT:
+                too_short += 1
+            elif ids:
                 rows.append((document.source, np.array(ids, dtype), masked))
-        return _Batch(rows, len(batch), sum(len(d.text) for d in batch), sum(map(_sha256, batch)))
+        return _Batch(rows, len(batch), too_short, sum(len(d.text) for d in batch), sum(map(_sha256, batch)))
 
     with ThreadPoolExecutor(1) as worker:
         pending: Future[_Batch] | None = None

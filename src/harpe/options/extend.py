@@ -101,6 +101,8 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     shard: str | None = None
     """Tokenise a part of --data, I/N: the I-th of N that as many processes work on, anywhere. When all are done, the
     same command without this puts them together."""
+    min_length: int = 0
+    """Leave out documents of --data that have fewer tokens."""
     held_out: str | None = None
     """Texts that will be evaluated on, as for --data: documents with the same text are left out."""
     documents: int = 0

@@ -27,7 +27,7 @@ REPORT_EVERY = 5_000_000
 """Characters between two reports of progress."""
 
 READ = ["data", "text_field", "source_field", "by_folder", "chat", "documents", "split_special_tokens", "held_out"]
-READ += ["short_data", "short_chat"]
+READ += ["short_data", "short_chat", "min_length"]
 """Options that decide which documents there are, and what their ids are."""
 
 
@@ -41,6 +41,8 @@ class TextCorpus:
         self.shard = _shard(options)
         if options.documents < 0:
             raise HarpeError(f"--documents is {options.documents}; give how many are read, or 0 for all.")
+        if options.min_length < 0:
+            raise HarpeError(f"--min-length is {options.min_length}; give the fewest tokens of a document, or 0.")
         if options.source_field is not None and options.by_folder:
             raise HarpeError("--source-field and --by-folder both name the sources; give one of them.")
         if bool(options.short_share) != (options.short_data is not None):

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harpe.data.packed import DTYPES
-from harpe.data.sampling import Corpus, Upsampling, make_groups, tokens_to_draw
+from harpe.data.sampling import SHORT, Corpus, Upsampling, make_groups, tokens_to_draw
 from harpe.data.token_bounds import TokenBound
 from harpe.data.token_ids import document_ids, id_type
 from harpe.data.tokenised import measured, number_of
@@ -78,7 +78,13 @@ def foretell(
         raise HarpeError("--data gave no documents with text in them.")
     per_character = np.array([each.tokens_per_character(tokenizer) for each in pieces])
     lengths = np.maximum(1, np.array(counts) * per_character[np.array(sources)]).astype(np.int64)
-    corpus, at_most = Corpus(lengths, np.array(sources), tuple(names)), np.array(bounds)
+    # where no document seems long enough, the longest ones stand for those that may be
+    mixed, at_most = np.array(sources) == names.get(SHORT, -1), np.array(bounds)
+    long, may_be = (each >= options.min_length for each in (lengths, at_most))
+    if not (may_be | mixed).any():
+        raise HarpeError(f"--data has no document of --min-length {options.min_length:,} tokens.")
+    kept = (long if long.any() else lengths == lengths.max()) | mixed
+    corpus, at_most = Corpus(lengths[kept], np.array(sources)[kept], tuple(names)), at_most[may_be | mixed]
     estimate = f"{sum(counts):,} characters in {len(counts):,} documents, about {corpus.tokens:,} tokens"
     reporter.say(f"{estimate}, of which about {make_groups(corpus, rule).most(rule.max_copies):,} can be drawn.")
     try:
@@ -88,7 +94,7 @@ def foretell(
         if short or (rule.asked and at_most.max() < rule.length):
             raise HarpeError(f"{error} (Lengths are foretold from characters; nothing was tokenised yet.)") from error
         reporter.say(f"This seems not to be enough: {error} The tokens are counted, to know.")
-        corpus = measured(again, tokenizer)
+        corpus = measured(again, tokenizer, options.min_length)
         _check_enough(corpus, options, rule)
     drawn = options.tokens or make_groups(corpus, rule).most(rule.max_copies)
     size = int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize
