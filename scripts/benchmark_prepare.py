@@ -43,7 +43,7 @@ from harpe.models.load import load_tokenizer
 from harpe.runs.directory import _processor
 
 PIECE = 5000
-"""Characters of a document: about as many as a web page has."""
+"""Characters of a document: about as many as a web page has. Of the large corpus: see `--piece`."""
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=32)
     parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--piece", type=int, default=PIECE, help="characters of half of the large corpus's documents")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--result", type=Path, required=True)
     args = parser.parse_args()
@@ -124,7 +125,7 @@ def by_library(backend: Any, texts: list[str]) -> int:
     return count + sum(len(each.ids) for each in backend.encode_batch(batch, add_special_tokens=False))
 
 
-def pieces(texts: Path, random: np.random.Generator | None) -> Any:
+def pieces(texts: Path, random: np.random.Generator | None, piece: int = PIECE) -> Any:
     """Pieces of the texts in order, or at random and without end."""
     whole = [document.text for document in read_documents(texts)]
     if random is None:
@@ -133,7 +134,7 @@ def pieces(texts: Path, random: np.random.Generator | None) -> Any:
         return
     while True:
         text = whole[random.integers(len(whole))]
-        size = int(min(len(text), random.lognormal(np.log(PIECE), 1)))
+        size = int(min(len(text), random.lognormal(np.log(piece), 1)))
         start = int(random.integers(len(text) - size + 1))
         yield text[start : start + size]
 
@@ -141,7 +142,7 @@ def pieces(texts: Path, random: np.random.Generator | None) -> Any:
 def memory(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     folder = args.out / "texts"
     folder.mkdir(parents=True, exist_ok=True)
-    documents, made = write_corpus(folder, args.texts, args.gigabytes * 1e9)
+    documents, made = write_corpus(folder, args.texts, args.gigabytes * 1e9, args.piece)
     command = [sys.executable, "-m", "harpe", "prepare", "--data", str(folder), "--model", args.tokenizers[0]]
     command += ["--length", "32768", "--out", str(args.out / "prepared")]
     journal = args.out / "prepared.unfinished" / "1-of-1" / "journal.jsonl"
@@ -200,10 +201,10 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def write_corpus(folder: Path, texts: Path, size: float) -> tuple[int, int]:
+def write_corpus(folder: Path, texts: Path, size: float, piece: int) -> tuple[int, int]:
     """Files of a gigabyte of text each."""
     random, documents, made = np.random.default_rng(0), 0, 0
-    source = pieces(texts, random)
+    source = pieces(texts, random, piece)
     while made < size:
         path, inside = folder / f"{len(list(folder.iterdir())):04d}.jsonl.zst", 0
         with path.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as stream:

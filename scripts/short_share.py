@@ -115,7 +115,7 @@ def trained(args: argparse.Namespace, share: float, seed: int) -> str:
             seed=seed,
             **options,
         )
-    if not (run / "harpe" / "model").is_dir():
+    if not (run / "abf" / "model").is_dir():
         harpe.extend(
             args.checkpoint,
             args.length,
@@ -127,9 +127,9 @@ def trained(args: argparse.Namespace, share: float, seed: int) -> str:
             seed=seed,
             learning_rate=args.learning_rate,
             original_length=args.original_length,
-            resume=(run / "harpe").exists(),
+            resume=(run / "abf").exists(),
         )
-    return str(run)
+    return str(run / "abf" / "model")
 
 
 @torch.no_grad()

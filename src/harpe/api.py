@@ -50,7 +50,7 @@ def extend(
 
 
 def prepare(
-    data: str, model: str, length: int, out: str | Path, *, reporter: Reporter | None = None, **options: Any
+    data: str | Path, model: str, length: int, out: str | Path, *, reporter: Reporter | None = None, **options: Any
 ) -> Path:
     """Tokenise, upsample and pack a corpus once; returns the folder, which `extend` takes as its `data`.
 
@@ -66,7 +66,10 @@ def prepare(
     HarpeError
         For bad options or input before any work starts, and where the texts turn out to be too few.
     """
-    return preparation.prepare(PrepareOptions(data=data, model=model, length=length, out=str(out), **options), reporter)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return preparation.prepare(
+        PrepareOptions(data=str(data), model=model, length=length, out=str(out), **options), reporter
+    )
 
 
 def describe(

@@ -316,26 +316,25 @@ def test_only_the_first_documents_are_read_where_asked(workspace: Path, sources:
         ({"length": 10**6}, "one sequence needs 1000000"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(
-    workspace: Path, sources: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+def test_what_cannot_work_is_refused_and_leaves_nothing(
+    workspace: Path, sources: Path, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(preparation, "pack", lambda *a, **k: pytest.fail("the work has begun"))
     with pytest.raises(HarpeError, match=message):
         prepared(workspace, **{"data": str(sources), **changes})
-    assert not (workspace / "prepared").exists()
+    assert not list(workspace.glob("prepared*"))
 
 
 def test_a_broken_row_at_the_end_is_told_before_anything_is_tokenised(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "pack", lambda *a, **k: pytest.fail("the work has begun"))
+    monkeypatch.setattr(preparation, "tokenise_shard", lambda *a, **k: pytest.fail("the work has begun"))
     (workspace / "rows.jsonl").write_text('{"text": "fine", "set": "a"}\n' * 500 + '{"text": "no set"}\n')
     with pytest.raises(HarpeError, match=r"--source-field set: line 501 of .*The fields there are: text\."):
         prepared(workspace, data=str(workspace / "rows.jsonl"), source_field="set")
 
 
 def test_a_full_disk_is_told_before_anything_is_tokenised(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "pack", lambda *a, **k: pytest.fail("the work has begun"))
+    monkeypatch.setattr(preparation, "tokenise_shard", lambda *a, **k: pytest.fail("the work has begun"))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(HarpeError, match="Preparing the texts needs about"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import harpe
+from harpe.data import tokenised
 from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json
@@ -103,13 +104,74 @@ def test_shards_that_are_missing_or_of_another_request_are_told(place: Path) -> 
         prepared(place, "out")
     prepared(place, "out", shard="1/3")
     prepared(place, "out", shard="3/3", held_out=None)
-    with pytest.raises(HarpeError, match="another request .*held_out"):
+    with pytest.raises(HarpeError, match="another request .*held_out_sha256"):
         prepared(place, "out")
     with pytest.raises(HarpeError, match="another request .*by_folder"):
         prepared(place, "out", by_folder=False)
+    with pytest.raises(HarpeError, match="a division into 3, and this is one into 2"):
+        prepared(place, "out", shard="1/2")
+
+
+def test_shards_of_folders_that_differ_are_not_put_together(place: Path) -> None:
     prepared(place, "out", shard="1/2")
-    with pytest.raises(HarpeError, match="several divisions"):
+    (place / "texts" / "a" / "0new.jsonl").write_text(json.dumps({"text": "one more"}) + "\n")
+    prepared(place, "out", shard="2/2")
+    with pytest.raises(HarpeError, match="another request .*files"):
         prepared(place, "out")
+
+
+def test_a_shard_s_template_and_end_of_text_are_those_of_all(place: Path) -> None:
+    prepared(place, "out", shard="1/2")
+    (place / "model" / "chat_template.jinja").write_text(TEMPLATE.replace("# ", "## "))
+    prepared(place, "out", shard="2/2")
+    with pytest.raises(HarpeError, match="another request .*chat_template"):
+        prepared(place, "out")
+
+
+@pytest.mark.parametrize("name", ["masked.bin", "lengths.bin", "tokens.bin"])
+def test_half_a_copy_of_a_shard_is_told(place: Path, name: str) -> None:
+    for number in (1, 2):
+        prepared(place, "out", shard=f"{number}/2")
+    (place / "out.unfinished" / "2-of-2" / name).unlink()
+    with pytest.raises(HarpeError, match=f"{name} has 0 bytes and should have"):
+        prepared(place, "out")
+
+
+def test_texts_that_lie_elsewhere_are_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(place, "out", shard="1/2")
+    (place / "texts").rename(place / "moved")
+    monkeypatch.chdir(place)
+    options: dict[str, Any] = {
+        "by_folder": True,
+        "upsample_length": 200,
+        "upsample_factor": 3.0,
+        "short_data": "chats.jsonl",
+        "short_share": 0.25,
+        "short_chat": "messages",
+        "held_out": Path("held.jsonl"),
+    }
+    harpe.prepare(Path("moved"), "model", 128, "out", shard="2/2", **options)
+    PackedDataset(harpe.prepare("moved/", "model", 128, "out", **options)).verify()
+
+
+def test_a_refused_start_of_a_run_keeps_what_was_tokenised(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenised, "PART_CHARACTERS", 20_000)
+    monkeypatch.setattr(tokenised, "BATCH_CHARACTERS", 5_000)
+    last = place / "texts" / "b" / "6.jsonl"
+    whole = last.read_text()
+    last.write_text(whole[: len(whole) // 2])
+    given: dict[str, Any] = {"original_length": 64, "dtype": "float32", "tokens": 1024}
+    arguments = (str(place / "model"), 128, str(place / "texts"), place / "run")
+    with pytest.raises(HarpeError, match="not valid JSON"):
+        harpe.extend(*arguments, **given)
+    kept = list((place / "run").rglob("journal.jsonl"))
+    assert len(kept) == 1
+    last.write_text(whole)
+    said = Listening()
+    harpe.extend(*arguments, reporter=said, **given)
+    assert any("Going on behind" in sentence for sentence in said.said) and not list(place.rglob("*.unfinished"))
+    alone = harpe.prepare(place / "texts", str(place / "model"), 128, place / "alone", tokens=1024)
+    assert PackedDataset(place / "run" / "data" / "128").hash == PackedDataset(alone).hash
 
 
 @pytest.mark.parametrize(
@@ -118,6 +180,7 @@ def test_shards_that_are_missing_or_of_another_request_are_told(place: Path) -> 
         ({"shard": "0/2"}, "--shard is 0/2"),
         ({"shard": "3/2"}, "--shard is 3/2"),
         ({"min_length": -1}, "--min-length is -1"),
+        ({"shard": "²/3"}, "--shard is ²/3"),
         ({"shard": "half"}, "--shard is half"),
         ({"shard": "1/8"}, "--shard 1/8 divides files, and --data .* has 7"),
         ({"short_share": 0.0}, "belong together"),
@@ -127,11 +190,10 @@ def test_shards_that_are_missing_or_of_another_request_are_told(place: Path) -> 
         ({"short_data": "embedded"}, "embedded texts are long"),
         ({"short_data": "/nowhere.jsonl"}, "no such file"),
         ({"tokens": 1_000_000}, "--tokens 1,000,000 would take"),
+        ({"tokens": 128, "short_share": 0.5}, "would get .* of the tokens where --short-share is 50.0%"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_tokenised(
-    place: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_is_told_and_leaves_nothing(place: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(HarpeError, match=message):
         prepared(place, "out", **changes)
     assert not (place / "out").exists() and not (place / "out.unfinished").exists()
@@ -201,6 +263,7 @@ def test_sequences_without_an_answer_are_left_out_and_the_others_stay_as_they_ar
         )
     assert cut.targets == sum(map(sum, labels)) and cut.index["sequences"] == len(cut) == len(keep)
     cut.verify()
+    assert sum(row["tokens_drawn"] for row in cut.index["sources"]) == cut.tokens
     given: dict[str, Any] = {"original_length": 64, "dtype": "float32", "learning_rate": 1e-3}
     harpe.extend(str(place / "model"), 128, str(made[0]), place / "run", **given)
     losses = [json.loads(line)["loss"] for line in (place / "run/harpe/stage-1/log.jsonl").read_text().splitlines()]
@@ -234,10 +297,12 @@ def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:
     big.mkdir()
     random = np.random.default_rng(2)
     for number in range(6):
-        rows = [" ".join(f"y{n}" for n in random.integers(0, 9999, 20_000)) for _ in range(50)]
+        rows = [" ".join(f"y{n}" for n in random.integers(0, 9999, 4_000)) for _ in range(40)]
         (big / f"{number}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = "from harpe.data import tokenised; tokenised.PART_CHARACTERS = 4_000_000; "
+    code = (
+        "from harpe.data import tokenised; tokenised.PART_CHARACTERS, tokenised.BATCH_CHARACTERS = 500_000, 100_000; "
+    )
     code += "from harpe.cli.main import main; main()"
     command = [sys.executable, "-c", code, "prepare", "--data", "big", "--model", "embedded", "--length", "1024"]
     running = subprocess.Popen([*command, "--out", "out"], env=environment, cwd=place)

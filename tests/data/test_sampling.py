@@ -6,6 +6,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def mixed(seed: int = 0) -> Corpus:
         [int(n) for n in [*random.integers(100, 1000, 300), *random.integers(1000, 3000, 80)]],
         names=("web", "books", "posts", "papers"),
     )
+
+
+def described(c: Corpus, rule: Upsampling, tokens: int, order: np.ndarray) -> list[dict[str, Any]]:
+    """Of a draw whose last document is cut."""
+    used = c.lengths[order].copy()
+    used[-1] -= used.sum() - tokens
+    return describe_draw(c, rule, order, used)
 
 
 LONG = 1000
@@ -162,7 +170,7 @@ def test_a_share_of_long_documents_is_reached_in_every_source_that_has_both_kind
     c = mixed()
     rule = Upsampling(LONG, long_share=0.6)
     tokens = tokens_to_draw(c, rule, None)
-    rows = describe_draw(c, rule, tokens, draw(c, rule, tokens, 0))
+    rows = described(c, rule, tokens, draw(c, rule, tokens, 0))
     found = {row["source"]: (row["long_share"], row["long_share_drawn"]) for row in rows}
     assert found["web"][0] < 0.2 and found["web"][1] == pytest.approx(0.6, abs=0.03)
     assert found["books"] == (1, 1) and found["posts"] == (0, 0)
@@ -245,7 +253,7 @@ def test_the_table_counts_what_a_naive_count_counts() -> None:
     order = draw(c, rule, tokens, 5)
     stream = [d for d in order.tolist() for _ in range(int(c.lengths[d]))][:tokens]
     per_token = Counter(stream)
-    for s, row in enumerate(describe_draw(c, rule, tokens, order)):
+    for s, row in enumerate(described(c, rule, tokens, order)):
         own = [d for d in range(len(c.lengths)) if c.sources[d] == s]
         long = [d for d in own if c.lengths[d] >= LONG]
         there, there_long = sum(int(c.lengths[d]) for d in own), sum(int(c.lengths[d]) for d in long)
@@ -286,7 +294,7 @@ def test_short_texts_have_their_share_at_every_point_and_the_others_keep_theirs_
         counts[c.sources[document]] += c.lengths[document]
         assert (np.abs(counts - wanted * counts.sum()) <= 3 * 9000).all()
     assert np.abs(counts / counts.sum() - wanted).max() < 0.03
-    assert describe_draw(c, rule, total, order)[2]["share_drawn"] == pytest.approx(share, abs=0.03)
+    assert described(c, rule, total, order)[2]["share_drawn"] == pytest.approx(share, abs=0.03)
 
 
 def test_texts_of_one_kind_alone_are_no_mixture() -> None:

@@ -56,6 +56,7 @@ def _texts() -> list[Document]:
 
 
 DOCUMENTS = _texts()
+SWAPPED = [DOCUMENTS[1], DOCUMENTS[0], *DOCUMENTS[2:]]
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,37 @@ def test_tokens_outlive_a_draw_that_was_refused(tmp_path: Path, monkeypatch: pyt
     assert not counting.tokenised
 
 
+def test_texts_are_compared_also_where_all_of_them_are_tokenised(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    with pytest.raises(HarpeError, match="one sequence needs 1000000"):
+        prepare(DOCUMENTS, tokenizer(), 1_000_000, out)
+    for texts in (
+        [*DOCUMENTS[:-1], Document("399", "w7 w8")],
+        DOCUMENTS[:-1],
+        [DOCUMENTS[1], DOCUMENTS[0], *DOCUMENTS[2:]],
+    ):
+        with pytest.raises(HarpeError, match="no longer those of which"):
+            prepare(texts, tokenizer(), 16, out)
+    more = [*DOCUMENTS, Document("400", "w7 w8 w9")]  # a data set that has grown
+    assert prepare(more, tokenizer(), 16, out).hash == prepare(more, tokenizer(), 16, tmp_path / "alone").hash
+
+
+def test_texts_in_another_order_are_others(tmp_path: Path) -> None:
+    _killed(tmp_path / "data", at=300)
+    with pytest.raises(HarpeError, match="no longer those of which"):
+        prepare(
+            [DOCUMENTS[1], DOCUMENTS[0], *DOCUMENTS[2:]], tokenizer(), 16, tmp_path / "data", request={"texts": "these"}
+        )
+
+
+def test_another_end_of_text_is_another_request(tmp_path: Path) -> None:
+    _killed(tmp_path / "data", at=300)
+    other = tokenizer()
+    other.eos_token = "w5"
+    with pytest.raises(HarpeError, match="another request .*end"):
+        prepare(DOCUMENTS, other, 16, tmp_path / "data", request={"texts": "these"})
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "sources.bin"])
 def test_a_part_that_was_cut_off_is_refused(tmp_path: Path, name: str) -> None:
     _killed(tmp_path / "data", at=300)
@@ -158,7 +190,7 @@ def test_a_full_disk_is_told_while_tokens_are_written(
 
     def planted(folder: Path, *rest: Any) -> Any:
         state = begin(folder, *rest)
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to("/dev/full")  # takes no byte
         return state
 

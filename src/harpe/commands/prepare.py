@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from harpe.data.packed import PackedDataset
 from harpe.data.packing import check_request, pack
 from harpe.data.sampling import Upsampling
-from harpe.data.shards import shard, shards_there, tokenise_shard, whole_shard
+from harpe.data.shards import check_division, division, shard, tokenise_shard, whole_shards
 from harpe.distributed.processes import refuse_several
+from harpe.errors import HarpeError
 from harpe.files import remove_folder
 from harpe.models.load import load_config, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
@@ -18,7 +19,7 @@ from harpe.options.extend import PrepareOptions
 from harpe.report.terminal import sources_table
 from harpe.reporter import Reporter
 from harpe.runs.corpus import TextCorpus
-from harpe.runs.foretell import foretell
+from harpe.runs.foretell import check_room, foretell
 
 
 def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
@@ -35,26 +36,26 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     check_request(options.length, out, options.seed, options.tokens or None)
     corpus = TextCorpus(options, load_tokenizer(*options.tokenizer_of(options.model)), rule)
     check_vocabulary(load_config(options.model, options.revision), corpus.tokenizer, options.model)
-    if options.shard is None and (count := shards_there(out)) > 1:
+    count = division(out) if options.shard is None else 1
+    if count > 1:
         return _joined(options, corpus, rule, count, reporter)
+    check_division(out, corpus.shard[1])
     corpus.check()
-    characters = 0
-    if corpus.read_twice:
-        first = corpus.reading("reading", 0, reporter)
-        if options.shard is None:
-            again = corpus.reading("counting tokens", 0, reporter)
-            foretell(first, again, corpus.tokenizer, options, rule, reporter)
-        else:
-            for _ in first:
-                pass
-            corpus.tell(first, reporter)
-        characters = first.characters
-    reading = corpus.reading("tokenising", characters, reporter)
-    request = corpus.request()
     with shard(out, *corpus.shard) as folder:
-        part = tokenise_shard(
-            reading, corpus.tokenizer, folder, request, reading.account, reporter.say, options.min_length
-        )
+        check_request(options.length, out, options.seed, options.tokens or None)  # another may have ended meanwhile
+        characters = 0
+        if corpus.read_twice:
+            first = corpus.reading("reading", 0, reporter)
+            if options.shard is None:
+                foretell(first, corpus.tokenizer, options, rule, reporter, corpus.chats)
+            else:
+                for _ in first:
+                    pass
+                corpus.tell(first, reporter)
+            characters = first.characters
+        reading = corpus.reading("tokenising", characters, reporter)
+        given = (corpus.request(), reading.account, reporter.say, options.min_length)
+        part = tokenise_shard(reading, corpus.tokenizer, folder, *given)
         if not corpus.read_twice:
             corpus.tell(reading, reporter)
         if options.shard is not None:
@@ -85,13 +86,15 @@ def _joined(options: PrepareOptions, corpus: TextCorpus, rule: Upsampling, count
     out = Path(options.out)
     with ExitStack() as stack:
         folders = [stack.enter_context(shard(out, number, count)) for number in range(1, count + 1)]
-        parts = [
-            whole_shard(corpus.tokenizer, folder, corpus.request((number, count)))
-            for number, folder in enumerate(folders, 1)
-        ]
+        check_request(options.length, out, options.seed, options.tokens or None)
+        parts = whole_shards(folders, corpus.tokenizer, corpus.shards_request())
+        tokens = sum(int(part.lengths.sum()) for part in parts)
+        check_room(out, corpus.tokenizer, 0, options.tokens or tokens, corpus.chats)
         data = pack(parts, corpus.tokenizer, *_order(options, rule), corpus.index())
         for folder in folders:
             remove_folder(folder)
+    with suppress(HarpeError), shard(out, 1, 1) as rest:  # of a run before the corpus was divided
+        remove_folder(rest)
     return _told(data, out, rule, reporter)
 
 
@@ -106,7 +109,10 @@ def _told(data: PackedDataset, out: Path, rule: Upsampling, reporter: Reporter) 
         f"{data.tokens:,} tokens in {len(data):,} sequences of {data.length} are in {out}, SHA-256 {data.hash}."
     )
     if left := data.index.get("sequences_left_out"):
-        reporter.say(f"{left:,} sequences without a token of an answer are left out.")
+        reporter.say(
+            f"{left:,} sequences without a token of an answer are left out: {left * data.length:,} tokens of what was "
+            "drawn. Shares are those of the rest."
+        )
     for note in data.notes:
         reporter.say(note)
     reporter.say(f"Train on them with --data {out}.")

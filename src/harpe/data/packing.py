@@ -16,11 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.packed import DTYPES, TARGET, PackedDataset, stream_hash
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
-from harpe.data.shards import Say, shard, silent, tokenise_shard
+from harpe.data.shards import Say, shard, silent, tokenise_shard, unfinished
 from harpe.data.token_ids import id_type, tokenizer_identity
 from harpe.data.tokenised import Tokenised, number_of
 from harpe.errors import HarpeError
 from harpe.files import check_new_folder, new_folder, remove_folder, write_json
+
+MISSED = 0.2
+"""By how much of --short-share the share of short texts may be another one."""
 
 
 def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> None:
@@ -34,7 +37,10 @@ def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> 
     if seed < 0:
         raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
-        raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
+        rest = f" {unfinished(out)} is of no more use." if unfinished(out).exists() else ""
+        raise HarpeError(
+            f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.{rest}"
+        )
     check_new_folder(out)
 
 
@@ -121,7 +127,9 @@ def pack(
     corpus = _corpus(parts)
     available = corpus.tokens
     if not available:
-        raise HarpeError("--data gave no documents with text in them.")
+        short = any(part.account.get("too_short_left_out") for part in parts)
+        which = "of --min-length tokens" if short else "with text in them"
+        raise HarpeError(f"--data gave no documents {which}.")
     if available < length:
         raise HarpeError(
             f"--data gave {available} tokens in {len(corpus.lengths)} documents, and one sequence needs {length}. Give "
@@ -135,14 +143,16 @@ def pack(
             "--max-copies."
         )
     order = draw(corpus, rule, total, seed)
+    _check_share(corpus, rule, order, total)
     starts = np.concatenate(([0], np.cumsum(corpus.lengths[order])[:-1]))
     starts = starts[starts < total]
     with new_folder(out) as folder:
         _write(parts, "tokens.bin", folder / "tokens.bin", corpus.lengths, order, starts, total, DTYPES[dtype])
         targets: dict[str, Any] = {}
+        used = np.diff(starts, append=total)
         if any(part.masked for part in parts):
             _write(parts, "masked.bin", folder / "targets.bin", corpus.lengths, order, starts, total, TARGET)
-            starts, targets = _targets(folder, starts, length, DTYPES[dtype])
+            starts, used, targets = _targets(folder, starts, used, length, DTYPES[dtype])
         with (folder / "documents.npy").open("wb") as stream:
             np.save(stream, starts, allow_pickle=False)
         sequences = total // length - targets.get("sequences_left_out", 0)
@@ -164,11 +174,24 @@ def pack(
                     "documents": len(corpus.lengths),
                     "tokens": available,
                 },
-                "sources": describe_draw(corpus, rule, total, order),
+                "sources": describe_draw(corpus, rule, order, used),
                 **_added([part.account for part in parts]),
             },
         )
     return PackedDataset(out)
+
+
+def _check_share(corpus: Corpus, rule: Upsampling, order: NDArray[np.int64], total: int) -> None:
+    """Refuse a stream so short beside its documents that short texts do not get about their share of it."""
+    lengths = corpus.lengths[order].copy()
+    lengths[-1] -= lengths.sum() - total
+    found = float(lengths[corpus.sources[order] == corpus.short].sum() / total) if rule.short_share else 0.0
+    if abs(found - rule.short_share) > MISSED * rule.short_share:
+        raise HarpeError(
+            f"--short-data would get {found:.1%} of the tokens where --short-share is {rule.short_share:.1%}: "
+            f"documents of --data are long beside {total:,} tokens. Ask for more --tokens, or divide long documents "
+            "into several of --length tokens, as sequences do anyway."
+        )
 
 
 def _corpus(parts: Sequence[Tokenised]) -> Corpus:
@@ -180,10 +203,10 @@ def _corpus(parts: Sequence[Tokenised]) -> Corpus:
 
 
 def _added(accounts: Sequence[Any]) -> Any:
-    """Dictionaries of counts as one; what is no count is the same in all."""
+    """Dictionaries of counts as one, by key; what is no count is the same in all."""
     first = accounts[0]
     if isinstance(first, dict):
-        keys = list(dict.fromkeys(key for each in accounts for key in each))
+        keys = sorted({key for each in accounts for key in each})
         return {key: _added([each[key] for each in accounts if key in each]) for key in keys}
     return sum(accounts) if isinstance(first, int) and not isinstance(first, bool) else first
 
@@ -223,10 +246,10 @@ def _write(
 
 
 def _targets(
-    folder: Path, starts: NDArray[np.int64], length: int, dtype: np.dtype[Any]
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Make targets of the marks in targets.bin, and leave out the sequences that have none: the starts of documents
-    after that, and what the index has of it.
+    folder: Path, starts: NDArray[np.int64], used: NDArray[np.int64], length: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, Any]]:
+    """Make targets of the marks in targets.bin, and leave out the sequences that have none: after that, where documents
+    start, how many tokens of each are left, and what the index has of it.
 
     Nothing predicts the first token of a sequence, so that it is no target.
     """
@@ -254,4 +277,11 @@ def _targets(
     moved = numbers[inside // length] * length + inside % length
     # what went on from a sequence that is gone begins where that ended
     left = {"sequences_left_out": len(keep) - at} if at < len(keep) else {}
-    return np.unique(np.concatenate((moved, numbers[keep & ~follows] * length))), {"targets": count, **left}
+    starts_left = np.unique(np.concatenate((moved, numbers[keep & ~follows] * length)))
+
+    def before(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens that are left of the stream up to a place."""
+        there = np.append(keep, False)[places // length]
+        return np.append(numbers, at)[places // length] * length + there * (places % length)
+
+    return starts_left, before(starts + used) - before(starts), {"targets": count, **left}

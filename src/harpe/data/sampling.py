@@ -235,17 +235,17 @@ def _group_until(
 
 
 def describe_draw(
-    corpus: Corpus, upsampling: Upsampling, tokens: int, order: NDArray[np.int64]
+    corpus: Corpus, upsampling: Upsampling, order: NDArray[np.int64], used: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """What was there and what was drawn, by source: documents, tokens, shares, and how often documents are repeated.
+    `used` are the tokens of every drawn document, in their order.
 
     Shares of long documents are of the source's tokens. `copies` are drawn tokens over tokens that are there, of long
     and of short documents, and the most copies of one document.
     """
-    times = np.bincount(order, minlength=len(corpus.lengths))
-    used = times * corpus.lengths
-    used[order[-1]] -= int(corpus.lengths[order].sum()) - tokens  # the last document is cut
-    drawn = Corpus(used, corpus.sources, corpus.names)
+    count, order, tokens = len(corpus.lengths), order[: len(used)], max(1, int(used.sum()))
+    times = np.bincount(order[used > 0], minlength=count)
+    drawn = Corpus(np.bincount(order, used, count).astype(np.int64), corpus.sources, corpus.names)
     keys = 2 * corpus.sources.astype(np.int64) + (corpus.lengths >= upsampling.length)
     count = len(corpus.names)
     before, after = corpus.tokens_by(keys, 2 * count), drawn.tokens_by(keys, 2 * count)

@@ -3,8 +3,9 @@ together."""
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.packed import DTYPES
 from harpe.data.rows import Document
-from harpe.data.token_ids import id_type, tokenizer_identity
+from harpe.data.token_ids import id_type, tokenizer_identity, tokens_around
 from harpe.data.tokenised import Tokenised, is_complete, tokenise, whole, worth_keeping
 from harpe.errors import HarpeError
+from harpe.files import PARTIAL, sha256_json
 from harpe.locks import locked
 
 Say = Callable[[str], None]
@@ -30,21 +32,35 @@ def unfinished(out: Path) -> Path:
     return out.with_name(f"{out.name}.unfinished")
 
 
-def shards_there(out: Path) -> int:
-    """Into how many shards a corpus for `out` was divided; 1 where it was not.
+def shards_there(out: Path) -> dict[int, dict[int, bool]]:
+    """The shards of a corpus for `out` that was divided: by how many there are, and number, whether each is whole."""
+    found: dict[int, dict[int, bool]] = {}
+    for path in unfinished(out).glob("*-of-*"):
+        name = re.fullmatch("([1-9][0-9]*)-of-([1-9][0-9]*)", path.name)
+        if name is not None and name[2] != "1":
+            found.setdefault(int(name[2]), {})[int(name[1])] = is_complete(path)
+    return found
+
+
+def check_division(out: Path, count: int) -> None:
+    """Refuse a second division beside another."""
+    if others := [other for other in shards_there(out) if other != count]:
+        raise HarpeError(
+            f"{unfinished(out)} holds shards of a division into {others[0]}, and this is one into {count}. Delete "
+            "those that are not wanted."
+        )
+
+
+def division(out: Path) -> int:
+    """Into how many shards a corpus for `out` was divided, all of which are whole; 1 where it was not divided.
 
     Raises HarpeError for two divisions, and for shards that are not there, or not whole.
     """
-    found: dict[int, dict[int, bool]] = {}
-    for path in unfinished(out).glob("*-of-*"):
-        name, _, of = path.name.partition("-of-")
-        if name.isdigit() and of.isdigit() and int(of) > 1:
-            found.setdefault(int(of), {})[int(name)] = is_complete(path)
+    found = shards_there(out)
     if not found:
         return 1
-    if len(found) > 1:
-        raise HarpeError(f"{unfinished(out)} holds shards of several divisions. Delete those that are not wanted.")
-    ((count, done),) = found.items()
+    count, done = next(iter(found.items()))
+    check_division(out, count)
     if missing := [f"{number}/{count}" for number in range(1, count + 1) if not done.get(number)]:
         raise HarpeError(
             f"{unfinished(out)} holds {count - len(missing)} whole shards of {count}. Start this command with --shard "
@@ -62,6 +78,9 @@ def shard(out: Path, number: int, count: int) -> Iterator[Path]:
     """
     folder = unfinished(out) / f"{number}-of-{count}"
     with locked(folder):
+        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed while it removed it
+            if PARTIAL.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
         try:
             yield folder
         except BaseException:
@@ -83,15 +102,34 @@ def tokenise_shard(
     say: Say,
     shortest: int = 0,
 ) -> Tokenised:
-    """`harpe.data.tokenised.tokenise` with the tokenizer in the request."""
+    """`harpe.data.tokenised.tokenise` with what the tokenizer does in the request."""
     dtype = DTYPES[id_type(tokenizer)]
     return tokenise(documents, tokenizer, dtype, folder, _with(request, tokenizer), details, say, shortest)
 
 
-def whole_shard(tokenizer: PreTrainedTokenizerBase, folder: Path, request: dict[str, Any]) -> Tokenised:
-    """`harpe.data.tokenised.whole` with the tokenizer in the request."""
-    return whole(folder, _with(request, tokenizer))
+def whole_shards(
+    folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]
+) -> list[Tokenised]:
+    """What was tokenised in all shards of a corpus.
+
+    Raises HarpeError where that was another request than this in what both name, or shards differ.
+    """
+    parts, wanted = [whole(folder) for folder in folders], _with(request, tokenizer)
+    own = ("shard", "short_files")
+    for part in parts:
+        there = {key: value for key, value in part.request.items() if key not in own}
+        first = {key: value for key, value in parts[0].request.items() if key not in own}
+        for other in ({key: value for key, value in wanted.items() if key not in own}, first):
+            if different := [key for key in other if there.get(key) != other[key]]:
+                what = "; ".join(f"{key}: {there.get(key)!r} there, {other[key]!r} otherwise" for key in different)
+                raise HarpeError(f"{part.folder} is of another request ({what}). Make that shard again.")
+    return parts
 
 
 def _with(request: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    return {**request, "tokenizer": tokenizer_identity(tokenizer)}
+    """With what decides ids: the tokenizer, what it sets around texts, and how it renders conversations."""
+    around = [list(ids) for ids in tokens_around(tokenizer)]
+    template = getattr(tokenizer, "chat_template", None)
+    found = {"tokenizer": tokenizer_identity(tokenizer), "around": around, "end": tokenizer.eos_token_id}
+    chats = request.get("chat") is not None or request.get("short_chat") is not None
+    return {**request, **found, **({"chat_template": sha256_json(template)} if chats else {})}

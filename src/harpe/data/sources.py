@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -34,8 +36,12 @@ _HUB_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>.+))?")
 class Documents(Iterator[Document]):
     """Documents one at a time, and an account of their sources. Documents without text are counted and left out."""
 
-    def __init__(self, documents: Iterator[tuple[str, Document]], found: Found | None = None) -> None:
+    def __init__(
+        self, documents: Iterator[tuple[str, Document]], found: Found | None = None, listing: str | None = None
+    ) -> None:
         self._documents = documents
+        self.listing = listing
+        """SHA-256 of the names and sizes of all files of the corpus, those of other shards too; None for data sets."""
         self._read: Counter[str] = Counter()
         self._empty: Counter[str] = Counter()
         self._files = Counter(suffix_of(path) for path in found.files) if found is not None else Counter[str]()
@@ -128,9 +134,11 @@ def read_documents(
                 f"--data {source} holds the splits {', '.join(found.splits)} and train of a data set. Name the one to "
                 "measure on: its folder, or a file of it."
             )
-        found = _part(found, shard, source)
         path = Path(source).expanduser()
-        return Documents(_read_files(found, fields, path if path.is_dir() else path.parent), found)
+        root = path if path.is_dir() else path.parent
+        listing = _listing(found.files, root)
+        found = _part(found, shard, source)
+        return Documents(_read_files(found, fields, root), found, listing)
     name = _HUB_NAME.fullmatch(str(source))
     assert name is not None
     if by_folder:
@@ -140,6 +148,14 @@ def read_documents(
     return Documents(
         ("rows", each) for each in _read_hub(str(source), name["path"], name["config"], fields, shard, split, revision)
     )
+
+
+def _listing(files: list[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size if path.exists() else -1
+        digest.update(os.fsencode(path.relative_to(root)) + f"\n{size}\n".encode())
+    return digest.hexdigest()
 
 
 def _part(found: Found, shard: Shard, source: str | Path) -> Found:
@@ -187,6 +203,8 @@ def _read_files(found: Found, fields: Fields, root: Path) -> Iterator[tuple[str,
     for path in found.files:
         relative = path.relative_to(root)
         folder = (relative.parts[0] if len(relative.parts) > 1 else ".") if fields.by_folder else ""
+        if os.fsencode(folder) != folder.encode(errors="replace"):
+            raise HarpeError(f"--by-folder: the name of the folder {folder!r} is not UTF-8. Rename it.")
         try:
             if inner_suffix(path) == ARCHIVE:
                 yield from read_tar(path, relative.as_posix(), fields, folder, found.passed_over)

@@ -82,7 +82,7 @@ class Watched:
         return {
             **of,
             "split_special_tokens": split,
-            "spelled": {"documents": self._spelling, "tokens": dict(self._spelled.most_common(20))},
+            "spelled": {"documents": self._spelling, "tokens": dict(sorted(self._spelled.items()))},
         }
 
 
@@ -91,7 +91,7 @@ def reading_text(account: dict[str, Any]) -> str:
     sentences = [account_text(account)] if "files" in account else []
     spelled = account["spelled"]
     if spelled["documents"]:
-        most = ", ".join(list(spelled["tokens"])[:3])
+        most = ", ".join(sorted(spelled["tokens"], key=lambda token: -spelled["tokens"][token])[:3])
         way = "read as text" if account["split_special_tokens"] else "read as the tokens themselves"
         sentences.append(
             f"{spelled['documents']:,} documents spell special tokens ({most}): {way} (--split-special-tokens)."

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.chat import conversation_ids
 from harpe.data.rows import Document
-from harpe.data.sampling import SHORT, Corpus
+from harpe.data.sampling import SHORT
 from harpe.data.special_tokens import reading_tokenizer
 from harpe.data.token_ids import document_ids
 from harpe.errors import HarpeError
@@ -41,6 +41,9 @@ BATCH_DOCUMENTS = 4096
 
 PART_CHARACTERS = 100_000_000
 """Of a part: a minute or so of work, which is what a killed process loses. Less than that is not kept at all."""
+
+FORMAT = 2
+"""Of the files; another one is not gone on with."""
 
 MAX_SOURCES = 1000
 """More of them are a wrong field: a title or an address."""
@@ -58,6 +61,7 @@ class Tokenised:
     """Sum of the SHA-256 of all documents modulo 2^256: the same in whichever order, and however they are divided."""
     account: dict[str, Any]
     """What the caller had to say of what it read."""
+    request: dict[str, Any]
 
     @property
     def masked(self) -> bool:
@@ -71,10 +75,10 @@ class _Batch:
 
     rows: list[tuple[str, NDArray[Any], NDArray[np.uint8] | None]]
     """Source, ids, and which of these are not trained on, where there are such."""
-    read: int
     too_short: int
     characters: int
-    digest: int
+    hashes: list[bytes]
+    """Of all that were read."""
 
 
 def number_of(source: str, names: dict[str, int]) -> int:
@@ -84,16 +88,6 @@ def number_of(source: str, names: dict[str, int]) -> int:
             f"--data has more than {MAX_SOURCES} sources, the last one {source!r}. Name a field that has few values."
         )
     return names.setdefault(source, len(names))
-
-
-def measured(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, shortest: int) -> Corpus:
-    """The documents by their lengths and sources alone, counted as `tokenise` counts them; nothing is written."""
-    names, lengths, sources = dict[str, int](), list[NDArray[np.int64]](), list[NDArray[np.int32]]()
-    for batch in _tokenised(documents, tokenizer, np.dtype("u4"), shortest):
-        lengths.append(np.array([len(ids) for _, ids, _ in batch.rows], np.int64))
-        sources.append(np.array([number_of(source, names) for source, _, _ in batch.rows], np.int32))
-    none = np.array([], np.int32)
-    return Corpus(np.concatenate([none.astype(np.int64), *lengths]), np.concatenate([none, *sources]), tuple(names))
 
 
 def tokenise(
@@ -126,35 +120,35 @@ def tokenise(
     Raises
     ------
     HarpeError
-        Where `folder` holds a part or more of another request, or of other texts; when the disk is full.
+        Where `folder` holds a part or more of another request, or what it holds is of other texts, also where that is
+        all; when the disk is full.
     """
-    if (done := _complete(folder, request)) is not None:
-        return done
     folder.mkdir(parents=True, exist_ok=True)
+    request = {"format": FORMAT, **request}
     state = _begin(folder, request, dtype)
     names = {name: number for number, name in enumerate(state["names"])}
     reading = iter(documents)
     if state["read"]:
         say(f"Going on behind {state['read']:,} documents that are tokenised in {folder}; they are read again.")
-        _pass_over(reading, state["read"], int(state["digest"], 16), folder)
-    state["digest"], unwritten = int(state["digest"], 16), 0
+        _pass_over(reading, state, folder)
+    digest, chain, unwritten = int(state["digest"], 16), bytes.fromhex(state["chain"]), 0
+
+    def line() -> dict[str, Any]:
+        return {**state, "digest": f"{digest:064x}", "chain": chain.hex(), "names": list(names)}
+
     with full_disk_told(folder), _Files(folder) as files:
         for batch in _tokenised(reading, tokenizer, dtype, shortest):
             files.write(batch, [number_of(source, names) for source, _, _ in batch.rows], state)
-            state["digest"] = (state["digest"] + batch.digest) % 2**256
+            digest, chain = _chained(digest, chain, batch.hashes)
             unwritten += batch.characters
             if unwritten >= PART_CHARACTERS:
                 files.sync()
-                append_jsonl(folder / "journal.jsonl", _line(state, names))
+                append_jsonl(folder / "journal.jsonl", line())
                 unwritten = 0
         files.sync()
-        append_jsonl(
-            folder / "journal.jsonl",
-            {**_line(state, names), "account": {**account(), "too_short_left_out": state["too_short"]}},
-        )
-    done = _complete(folder, request)
-    assert done is not None
-    return done
+        told = {**account(), "too_short_left_out": state["too_short"]}
+        append_jsonl(folder / "journal.jsonl", {**line(), "account": told})
+    return whole(folder, request)
 
 
 def worth_keeping(folder: Path) -> bool:
@@ -169,57 +163,61 @@ def is_complete(folder: Path) -> bool:
     return file.is_file() and "account" in (read_jsonl(file) or [{}])[-1]
 
 
-def whole(folder: Path, request: dict[str, Any]) -> Tokenised:
-    """What `tokenise` has finished in a folder; HarpeError where that was another request."""
-    if (done := _complete(folder, request)) is None:
-        _refuse(folder, read_jsonl(folder / "journal.jsonl")[0]["request"], request)
-    assert done is not None
-    return done
+def whole(folder: Path, request: dict[str, Any] | None = None) -> Tokenised:
+    """What `tokenise` has finished in a folder.
 
-
-def _complete(folder: Path, request: dict[str, Any]) -> Tokenised | None:
-    """What is in a folder that has everything, and was asked for the same; None where it has not."""
-    if not is_complete(folder):
-        return None
+    Raises HarpeError where that was another request, and where a file is missing or has another size than then.
+    """
     head, *_, last = read_jsonl(folder / "journal.jsonl")
-    if head["request"] != request:
-        return None  # which is looked at before anything is cut off
+    if request is not None and head["request"] != {"format": FORMAT, **request}:
+        _refuse(folder, head["request"], {"format": FORMAT, **request})
+    for name, size in _sizes(last).items():
+        there = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if there != size:
+            raise HarpeError(f"{folder / name} has {there} bytes and should have {size}. Copy or make it again.")
     lengths = np.fromfile(folder / "lengths.bin", "<i8").astype(np.int64)
     sources = np.fromfile(folder / "sources.bin", "<i4").astype(np.int32)
-    size = (folder / "tokens.bin").stat().st_size
-    if len(lengths) != last["documents"] or len(sources) != len(lengths) or size != last["bytes"]:
-        raise HarpeError(f"{folder} was changed after it was written. Delete it and start again.")
-    return Tokenised(folder, lengths, sources, tuple(last["names"]), int(last["digest"], 16), last["account"])
+    names, digest = tuple(last["names"]), int(last["digest"], 16)
+    return Tokenised(folder, lengths, sources, names, digest, last["account"], head["request"])
 
 
-def _line(state: dict[str, Any], names: dict[str, int]) -> dict[str, Any]:
-    return {**state, "digest": f"{state['digest']:064x}", "names": list(names)}
+def _sizes(state: dict[str, Any]) -> dict[str, int]:
+    """Bytes of every file."""
+    count = state["documents"]
+    return {
+        "tokens.bin": state["bytes"],
+        "lengths.bin": 8 * count,
+        "sources.bin": 4 * count,
+        "masked.bin": state["masked"],
+    }
 
 
 def _begin(folder: Path, request: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     """What was done for this request: the last line of the journal, everything behind it cut off."""
-    state: dict[str, Any] = {"read": 0, "too_short": 0, "documents": 0, "bytes": 0, "digest": "0", "names": []}
+    state: dict[str, Any] = dict.fromkeys(("read", "too_short", "documents", "bytes", "masked"), 0)
+    state |= {"digest": "0", "chain": "", "names": []}
     journal = folder / "journal.jsonl"
     rows = read_jsonl(journal) if journal.is_file() else []
     if rows and rows[0].get("request") != request:
         if worth_keeping(folder):
             _refuse(folder, rows[0]["request"], request)
         rows = []
-    state = rows[-1] if len(rows) > 1 else state
-    sizes = {"tokens.bin": state["bytes"], "lengths.bin": 8 * state["documents"], "sources.bin": 4 * state["documents"]}
-    for name, size in sizes.items():
-        there = (folder / name).stat().st_size if (folder / name).is_file() else 0
+    if len(rows) > 1:
+        state = {key: value for key, value in rows[-1].items() if key != "account"}
+    for name, size in _sizes(state).items():
+        file = folder / name
+        there = file.stat().st_size if file.is_file() else 0
         if there < size:
-            raise HarpeError(f"{folder / name} has {there} bytes and should have {size}. Delete {folder}.")
-        with (folder / name).open("ab") as stream:
-            stream.truncate(size)
-    masked, tokens = folder / "masked.bin", state["bytes"] // dtype.itemsize
-    if masked.is_file() and masked.stat().st_size > tokens:
-        os.truncate(masked, tokens)
-    if not tokens:
-        masked.unlink(missing_ok=True)
-    write_jsonl(journal, [{"request": request}, *rows[1:]])
-    return dict(state)
+            raise HarpeError(f"{file} has {there} bytes and should have {size}. Delete {folder}.")
+        if file.is_file():
+            os.truncate(file, size)
+        if name == "masked.bin" and not size:
+            file.unlink(missing_ok=True)
+    # without what it said at the end: this goes on, and may be killed
+    write_jsonl(
+        journal, [{"request": request}, *({k: v for k, v in row.items() if k != "account"} for row in rows[1:])]
+    )
+    return state
 
 
 def _refuse(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -231,23 +229,33 @@ def _refuse(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None
     )
 
 
-def _pass_over(documents: Iterator[Document], count: int, digest: int, folder: Path) -> None:
+def _pass_over(documents: Iterator[Document], state: dict[str, Any], folder: Path) -> None:
     """Read as many documents as are tokenised, and compare them."""
-    passed = total = 0
-    for document in islice(documents, count):
-        passed, total = passed + 1, total + _sha256(document)
-    if passed != count or total % 2**256 != digest:
+    passed, chain = 0, b""
+    for document in islice(documents, state["read"]):
+        passed += 1
+        _, chain = _chained(0, chain, [_sha256(document)])
+    if passed != state["read"] or chain.hex() != state["chain"]:
         raise HarpeError(
-            f"The texts are no longer those of which {count:,} are tokenised in {folder}. Delete it to start again, or "
-            "put them back."
+            f"The texts are no longer those of which {state['read']:,} are tokenised in {folder}. Delete it to start "
+            "again, or put them back."
         )
 
 
-def _sha256(document: Document) -> int:
+def _sha256(document: Document) -> bytes:
     raw = document.text.encode()
     digest = hashlib.sha256(f"{document.source}\n{len(raw)}\n".encode())
     digest.update(raw)
-    return int.from_bytes(digest.digest())
+    if document.chat is not None:
+        digest.update(repr((document.chat.answers, document.chat.spelled)).encode())
+    return digest.digest()
+
+
+def _chained(total: int, chain: bytes, hashes: Iterable[bytes]) -> tuple[int, bytes]:
+    """The sum of hashes, which no order changes, and one over another, where it counts."""
+    for each in hashes:
+        total, chain = (total + int.from_bytes(each)) % 2**256, hashlib.sha256(chain + each).digest()
+    return total, chain
 
 
 class _Files:
@@ -273,12 +281,13 @@ class _Files:
             if masked is not None:
                 self._open_masked().seek(state["bytes"] // ids.dtype.itemsize)
                 self._open_masked().write(masked.tobytes())
+                state["masked"] = state["bytes"] // ids.dtype.itemsize + len(masked)
             tokens.write(ids.tobytes())
             state["bytes"] += ids.nbytes
         lengths.write(np.array([len(ids) for _, ids, _ in batch.rows], "<i8").tobytes())
         numbers.write(np.array(sources, "<i4").tobytes())
         state["documents"] += len(batch.rows)
-        state["read"] += batch.read
+        state["read"] += len(batch.hashes)
         state["too_short"] += batch.too_short
 
     def sync(self) -> None:
@@ -329,7 +338,7 @@ def _tokenised(
                 too_short += 1
             elif ids:
                 rows.append((document.source, np.array(ids, dtype), masked))
-        return _Batch(rows, len(batch), too_short, sum(len(d.text) for d in batch), sum(map(_sha256, batch)))
+        return _Batch(rows, too_short, sum(len(d.text) for d in batch), list(map(_sha256, batch)))
 
     with ThreadPoolExecutor(1) as worker:
         pending: Future[_Batch] | None = None

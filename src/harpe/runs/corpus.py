@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from harpe.data.embedded import held_out_files
 from harpe.data.packed import is_packed
 from harpe.data.rows import Document
 from harpe.data.sampling import SHORT, Upsampling
-from harpe.data.sources import Shard, is_on_disk, read_documents
+from harpe.data.sources import Documents, Shard, is_on_disk, read_documents
 from harpe.data.special_tokens import Watched, reading_tokenizer
 from harpe.errors import HarpeError
 from harpe.options.extend import PrepareOptions
@@ -26,8 +27,7 @@ from harpe.runs.texts import EMBEDDED, tell, training_documents
 REPORT_EVERY = 5_000_000
 """Characters between two reports of progress."""
 
-READ = ["data", "text_field", "source_field", "by_folder", "chat", "documents", "split_special_tokens", "held_out"]
-READ += ["short_data", "short_chat", "min_length"]
+READ = "text_field source_field by_folder chat short_chat documents min_length split_special_tokens".split()
 """Options that decide which documents there are, and what their ids are."""
 
 
@@ -43,6 +43,11 @@ class TextCorpus:
             raise HarpeError(f"--documents is {options.documents}; give how many are read, or 0 for all.")
         if options.min_length < 0:
             raise HarpeError(f"--min-length is {options.min_length}; give the fewest tokens of a document, or 0.")
+        for option in ("data", "short_data", "held_out", "out"):
+            try:
+                str(getattr(options, option) or "").encode()
+            except UnicodeEncodeError as error:
+                raise HarpeError(f"--{option.replace('_', '-')} has a name that is not UTF-8. Rename it.") from error
         if options.source_field is not None and options.by_folder:
             raise HarpeError("--source-field and --by-folder both name the sources; give one of them.")
         if bool(options.short_share) != (options.short_data is not None):
@@ -53,6 +58,11 @@ class TextCorpus:
             ChatTemplate(self.tokenizer, options.split_special_tokens) if field is not None else None
             for field in (options.chat, options.short_chat)
         )
+
+    @property
+    def chats(self) -> bool:
+        """Whether some documents are conversations."""
+        return self._chat is not None or self._short_chat is not None
 
     @property
     def read_twice(self) -> bool:
@@ -88,13 +98,24 @@ class TextCorpus:
         watched = [Watched(documents, self.tokenizer) for documents in self._kinds()]
         return Reading(what, watched, self._left_out, self._options.documents, expected, reporter)
 
-    def request(self, shard: Shard | None = None) -> dict[str, Any]:
-        """What names the documents, for those who go on with them (`harpe.data.tokenised`)."""
-        options, (number, count) = self._options, shard or self.shard
-        of = {key: getattr(options, key) for key in READ}
+    def request(self) -> dict[str, Any]:
+        """What names the documents, for those who go on with them (`harpe.data.tokenised`): options, and of a shard the
+        names and sizes of all files, wherever they lie, since no shard reads all of them."""
+        number, count = self.shard
+        found = self.shards_request() | {"shard": f"{number}/{count}"}
+        if count == 1:
+            return found
+        for name, source, documents in zip(
+            ("files", "short_files"), (self._options.data, self._options.short_data), self._kinds(), strict=False
+        ):
+            found[name] = (documents.listing if isinstance(documents, Documents) else None) or source
+        return found
+
+    def shards_request(self) -> dict[str, Any]:
+        """That part of it which all shards have, and which needs no texts."""
         left_out = hashlib.sha256(b"".join(sorted(self._left_out))).hexdigest()
-        some = {"shard": f"{number}/{count}", "embedded_tokens": self._embedded_tokens}
-        return {**of, **some, "held_out_sha256": left_out}
+        found = {key: getattr(self._options, key) for key in READ}
+        return {**found, "held_out_sha256": left_out, "embedded_tokens": self._embedded_tokens}
 
     def index(self) -> dict[str, Any]:
         """What the index has of the request."""
@@ -162,10 +183,10 @@ class TextCorpus:
 def _shard(options: PrepareOptions) -> Shard:
     if options.shard is None:
         return 1, 1
-    number, _, count = options.shard.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) and int(count) > 1):
+    found = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", options.shard)
+    if found is None or not int(found[1]) <= int(found[2]) or found[2] == "1":
         raise HarpeError(f"--shard is {options.shard}; give which part of how many, as 1/8 to 8/8.")
-    return int(number), int(count)
+    return int(found[1]), int(found[2])
 
 
 def _digest(text: str) -> bytes:

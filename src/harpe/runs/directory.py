@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from harpe._version import __version__
+from harpe.data.tokenised import worth_keeping
 from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.files import held_place, read_json, remove_leftovers, write_json, write_text
-from harpe.locks import holds_something, locked
+from harpe.locks import OWN, locked
 from harpe.models.dtype import choose_dtype
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
@@ -86,10 +87,19 @@ def held_scores(path: Path, ranks: Processes) -> Iterator[None]:
 
 
 def _refuse_foreign(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or holds_something(run)):
+    if run.exists() and (not run.is_dir() or _holds_more_than_work(run)):
         raise HarpeError(
             f"--out {run} exists and holds no run of harpe; nothing in it is touched. Name another directory."
         )
+
+
+def _holds_more_than_work(run: Path) -> bool:
+    """Than tokens of a run whose data were refused (`removed_on_refusal`)."""
+    entries = [entry for entry in run.iterdir() if entry.name not in OWN]
+    if [entry.name for entry in entries] != ["data"] or not entries[0].is_dir():
+        return bool(entries)
+    files = [path for path in entries[0].rglob("*") if path.is_file()]
+    return not all(any(parent.name.endswith(".unfinished") for parent in path.parents) for path in files)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -104,18 +114,27 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return value
 
 
+def _without_work(data: Path) -> list[Path]:
+    """The folders of a run's data in which no hours of work lie."""
+    work = [path for path in data.rglob("*.unfinished") if any(map(worth_keeping, path.iterdir()))]
+    if not work:
+        return [data]
+    return [path for path in data.iterdir() if not any(path == each or path in each.parents for each in work)]
+
+
 @contextmanager
 def removed_on_refusal(run: Path, unless: bool) -> Iterator[None]:
     """Remove what a new run has written where its data are refused, so that the mended command may use the same name.
 
-    Nothing else goes. The folder itself belongs to the lock, which removes it where it made it.
+    Nothing else goes, and what was tokenised of the texts stays (`harpe.data.tokenised`). The folder itself belongs to
+    the lock, which removes it where it made it.
     """
     try:
         yield
     except HarpeError:
         if not unless:
-            for folder in ("data", "samples", "logs"):
-                shutil.rmtree(run / folder, ignore_errors=True)
+            for folder in (*_without_work(run / "data"), run / "samples", run / "logs"):
+                shutil.rmtree(folder, ignore_errors=True)
             for path in [run / "recipe.yaml", run / "environment.json", *run.glob("*/stages.json")]:
                 path.unlink(missing_ok=True)
                 if path.parent != run:

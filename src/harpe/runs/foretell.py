@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.data.packed import DTYPES
 from harpe.data.sampling import SHORT, Corpus, Upsampling, make_groups, tokens_to_draw
+from harpe.data.shards import unfinished
 from harpe.data.token_bounds import TokenBound
 from harpe.data.token_ids import document_ids, id_type
-from harpe.data.tokenised import measured, number_of
+from harpe.data.tokenised import number_of
 from harpe.errors import HarpeError
 from harpe.options.extend import PrepareOptions
 from harpe.reporter import Reporter
@@ -52,15 +53,15 @@ class _Pieces:
 
 def foretell(
     documents: Reading,
-    again: Reading,
     tokenizer: PreTrainedTokenizerBase,
     options: PrepareOptions,
     rule: Upsampling,
     reporter: Reporter,
+    chats: bool,
 ) -> None:
     """Read all documents once, say what they are, and refuse those that cannot be enough, or what the disk cannot hold.
 
-    Where they seem not to be enough, and what they can have at most leaves it open, `again` is tokenised to know.
+    Where they seem not to be enough, and what they can have at most leaves it open, that is said, and no more.
     """
     sources, counts, bounds, names = array("i"), array("q"), array("d"), dict[str, int]()
     pieces: list[_Pieces] = []
@@ -93,12 +94,18 @@ def foretell(
         short = options.max_copies * at_most.sum() < max(options.length, options.tokens)
         if short or (rule.asked and at_most.max() < rule.length):
             raise HarpeError(f"{error} (Lengths are foretold from characters; nothing was tokenised yet.)") from error
-        reporter.say(f"This seems not to be enough: {error} The tokens are counted, to know.")
-        corpus = measured(again, tokenizer, options.min_length)
-        _check_enough(corpus, options, rule)
+        reporter.say(f"This seems not to be enough: {error} They are tokenised, to know.")
+        return
     drawn = options.tokens or make_groups(corpus, rule).most(rule.max_copies)
-    size = int((corpus.tokens + drawn) / MARGIN) * DTYPES[id_type(tokenizer)].itemsize
-    check_disk(Path(options.out), size, "Preparing the texts")
+    check_room(Path(options.out), tokenizer, int(corpus.tokens / MARGIN), int(drawn / MARGIN), chats)
+
+
+def check_room(out: Path, tokenizer: PreTrainedTokenizerBase, tokens: int, drawn: int, chats: bool) -> None:
+    """Refuse a disk that cannot hold so many tokens in documents, beside those that are there already, and drawn."""
+    work = unfinished(out)
+    there = sum(path.stat().st_size for path in work.rglob("*.bin")) if work.is_dir() else 0
+    size = DTYPES[id_type(tokenizer)].itemsize + chats
+    check_disk(out, max(0, tokens * size - there) + drawn * size, "Preparing the texts")
 
 
 def _check_enough(corpus: Corpus, options: PrepareOptions, rule: Upsampling) -> None:
