@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.types import Stage, check_unscaled, shared_encoding
+from harpe.methods.types import AttentionFactor, Stage, check_unscaled, shared_encoding, with_attention_factor
 from harpe.positions.geometry import ModelGeometry
 
 Place = Literal["top", "middle", "geometric-middle", "bottom"]
@@ -17,12 +17,27 @@ PAPER_STAGES = ((0.2, 4), (0.4, 2), (1.0, 1))
 divisor of the target."""
 
 
-def abf(geometry: ModelGeometry, length: int, bounds: BaseRange, *, base: float | None = None) -> list[Stage]:
+def abf(
+    geometry: ModelGeometry,
+    length: int,
+    bounds: BaseRange,
+    *,
+    base: float | None = None,
+    attention_factor: AttentionFactor | None = None,
+) -> list[Stage]:
     """One stage at the target length with one base for all heads: `base`, else the range's top (HARPE's baseline)."""
-    return [Stage(shared_encoding(bounds.high if base is None else base, geometry), length, share=1.0)]
+    encoding = shared_encoding(bounds.high if base is None else base, geometry)
+    return [Stage(with_attention_factor(encoding, attention_factor, geometry, length), length, share=1.0)]
 
 
-def one_base(geometry: ModelGeometry, length: int, bounds: BaseRange, *, at: Place = "middle") -> list[Stage]:
+def one_base(
+    geometry: ModelGeometry,
+    length: int,
+    bounds: BaseRange,
+    *,
+    at: Place = "middle",
+    attention_factor: AttentionFactor | None = None,
+) -> list[Stage]:
     """A control of HARPE: one base for all heads from HARPE's own range, without which a gain cannot be put down to
     different bases."""
     places = {
@@ -33,7 +48,8 @@ def one_base(geometry: ModelGeometry, length: int, bounds: BaseRange, *, at: Pla
     }
     if at not in places:
         raise HarpeError(f"one-base has at: {at!r}; choose {', '.join(places)}.")
-    return [Stage(shared_encoding(places[at], geometry), length, share=1.0)]
+    encoding = with_attention_factor(shared_encoding(places[at], geometry), attention_factor, geometry, length)
+    return [Stage(encoding, length, share=1.0)]
 
 
 def base_kept(geometry: ModelGeometry, length: int) -> list[Stage]:

@@ -10,7 +10,7 @@ from harpe.bases.base_sets import Rule, Strategy
 from harpe.bases.choice import SearchOptions, choose_rows
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.types import Stage, per_head_encoding
+from harpe.methods.types import AttentionFactor, Stage, per_head_encoding, with_attention_factor
 from harpe.positions.geometry import ModelGeometry
 
 MeasureDistances = Callable[[], Sequence[Sequence[float]]]
@@ -30,6 +30,7 @@ def harpe(
     layer_bases: LayerBases = "same",
     seed: int = 0,
     bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
+    attention_factor: AttentionFactor | None = None,
     measure: MeasureDistances | None = None,
 ) -> list[Stage]:
     """One stage at `length` with head h on a base of its own.
@@ -41,6 +42,8 @@ def harpe(
     bases
         The bases themselves instead: one row for all layers, or a row for every layer, None for those that keep their
         positions.
+    attention_factor
+        Multiplies queries and keys: none (the paper), "yarn" (0.1 ln s + 1), a number, or one per key/value head.
     measure
         Called for the adaptive assignment only.
     """
@@ -59,7 +62,8 @@ def harpe(
                 "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave "
                 "one out."
             )
-        return [Stage(per_head_encoding(bases, geometry), length, share=1.0)]
+        given = with_attention_factor(per_head_encoding(bases, geometry), attention_factor, geometry, length)
+        return [Stage(given, length, share=1.0)]
     if assignment == "adaptive" and measure is None:
         raise HarpeError(
             "The adaptive assignment measures the model on texts, which are not at hand here; choose another "
@@ -79,6 +83,5 @@ def harpe(
     rows, note = choice.rows, f"{choice.describe()}, in [{bounds.low:,.0f}, {bounds.high:,.0f}]"
     if choice.chosen.reason:
         note += f"; chosen by {choice.chosen.reason}"
-    return [
-        Stage(per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry), length, share=1.0, note=note)
-    ]
+    encoding = per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry)
+    return [Stage(with_attention_factor(encoding, attention_factor, geometry, length), length, share=1.0, note=note)]

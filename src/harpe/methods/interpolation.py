@@ -8,7 +8,14 @@ from typing import Any
 
 from harpe.bases.ranges import ntk_base
 from harpe.errors import HarpeError
-from harpe.methods.types import Stage, check_unscaled, shared_encoding, stock_encoding
+from harpe.methods.types import (
+    AttentionFactor,
+    Stage,
+    check_unscaled,
+    shared_encoding,
+    stock_encoding,
+    with_attention_factor,
+)
 from harpe.positions.geometry import ModelGeometry
 
 
@@ -25,11 +32,18 @@ def pi(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> 
     return [Stage(stock_encoding(parameters, geometry), length, share=1.0)]
 
 
-def ntk(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
+def ntk(
+    geometry: ModelGeometry,
+    length: int,
+    *,
+    factor: float | None = None,
+    attention_factor: AttentionFactor | None = None,
+) -> list[Stage]:
     """NTK-aware scaling by s: base b0 s^(d/(d-2)) (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
     check_unscaled(geometry, "NTK-aware scaling")
     base = ntk_base(geometry.base, _scale(geometry, length, factor), geometry.rotary_dim)
-    return [Stage(shared_encoding(base, geometry), length, share=1.0)]
+    encoding = with_attention_factor(shared_encoding(base, geometry), attention_factor, geometry, length)
+    return [Stage(encoding, length, share=1.0)]
 
 
 def ntk_dynamic(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:

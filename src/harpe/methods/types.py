@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from harpe.errors import HarpeError
 from harpe.positions.geometry import ModelGeometry
@@ -55,6 +55,9 @@ class Encoding:
     """Parameters of transformers' rope types (`rope_type`, `rope_theta`, `factor` …); None: only the base changes."""
     attention: SelfExtend | DualChunk | None = None
     """Positions changed inside the attention instead (no training)."""
+    attention_factor: float | tuple[float, ...] = 1.0
+    """Multiplies queries and keys (cos and sin) beside what the checkpoint has: of all heads, or one per key/value
+    head. Scores are multiplied by its square."""
 
     def describe(self) -> str:
         """In words, for plans and tables."""
@@ -69,10 +72,49 @@ class Encoding:
             return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
         rows = self.layer_bases or (self.bases,)
         values_of = [base for row in rows if row is not None for base in row]
+        factor = _factor_words(self.attention_factor)
         if len(set(values_of)) == 1:
-            return f"one base, {values_of[0]:,.0f}"
+            return f"one base, {values_of[0]:,.0f}{factor}"
         layers = ", by layer" if self.layer_bases else ""
-        return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}"
+        return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}{factor}"
+
+
+def _factor_words(factor: float | tuple[float, ...]) -> str:
+    values = factor if isinstance(factor, tuple) else (factor,)
+    if set(values) == {1.0}:
+        return ""
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return f", attention factor {low}" if low == high else f", attention factors from {low} to {high}"
+
+
+AttentionFactor = float | Literal["yarn"] | Sequence[float]
+"""An attention factor as methods take it: a number, YaRN's, or a number for every key/value head."""
+
+
+def with_attention_factor(
+    encoding: Encoding, factor: AttentionFactor | None, geometry: ModelGeometry, length: int
+) -> Encoding:
+    """The encoding with queries and keys multiplied; None: as it is.
+
+    "yarn" is 0.1 ln s + 1 for a scale s = length / trained context (Peng et al. 2023, arXiv 2309.00071, equation 22):
+    the longer the text, the more tokens divide the attention, and the factor sharpens it again.
+
+    Raises HarpeError for numbers that are not above 0, and for another count than there are key/value heads.
+    """
+    if factor is None:
+        return encoding
+    if factor == "yarn":
+        factor = 0.1 * math.log(max(1.0, length / geometry.original_length)) + 1
+    values = (factor,) if isinstance(factor, int | float) else tuple(factor)
+    if not isinstance(factor, int | float) and len(values) != geometry.key_value_heads:
+        raise HarpeError(
+            f"attention_factor has {len(values)} numbers, and the model has {geometry.key_value_heads} key/value "
+            "heads: give one for each of them, or one for all."
+        )
+    for value in values:
+        if not math.isfinite(value) or value <= 0:
+            raise HarpeError(f"attention_factor has {value:g}; it multiplies queries and keys and must be above 0.")
+    return replace(encoding, attention_factor=values[0] if len(set(values)) == 1 else values)
 
 
 def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:
@@ -181,6 +223,8 @@ class Stage:
         encoding = dict(value["encoding"])
         encoding["bases"] = tuple(encoding["bases"])
         rows = encoding["layer_bases"]
+        if isinstance(encoding.get("attention_factor"), list):
+            encoding["attention_factor"] = tuple(encoding["attention_factor"])
         encoding["layer_bases"] = None if rows is None else tuple(None if row is None else tuple(row) for row in rows)
         if encoding["attention"] is not None:
             fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in (SelfExtend, DualChunk)}

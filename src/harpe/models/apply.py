@@ -23,8 +23,9 @@ def rope_parameters(
 ) -> dict[str, Any]:
     """The entry of `rope_parameters` in config.json for the layers that change.
 
-    One base for all heads, and every rope type of transformers, stay stock; where the checkpoint had an attention
-    factor, which the type `default` cannot hold, one base is LongRoPE without any scaling. Bases per head are one list,
+    One base for all heads, and every rope type of transformers, stay stock; where there is an attention factor, the
+    checkpoint's or the encoding's, which the type `default` cannot hold, one base is LongRoPE without any scaling. One
+    factor per head is written as bases per head, equal ones too. Bases per head are one list,
     or a list by layer where they differ, or where layers with a sliding window read from the same rotary module and
     keep their positions (whose entry then stands under `local`).
 
@@ -42,8 +43,9 @@ def rope_parameters(
         old = {"rope_type": "default", "rope_theta": geometry.base, **kept}
     if encoding.stock is not None:
         return {**encoding.stock, **kept}
-    factor = geometry.attention_factor
-    if not encoding.per_head and encoding.attention is None:
+    given, trained = encoding.attention_factor, geometry.attention_factor
+    factor = [trained * of_head for of_head in given] if isinstance(given, tuple) else trained * given
+    if not encoding.per_head and encoding.attention is None and not isinstance(factor, list):
         shared = {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
         if factor == 1.0:
             return shared

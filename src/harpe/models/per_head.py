@@ -13,7 +13,7 @@ An entry of `rope_parameters` with rope type "harpe" has the keys
     bases              one base per key/value head, or a list of such rows, one for every layer (null: none)
     rope_theta         the base that the checkpoint was trained with
     local              the rope parameters of layers whose row is null, where one rotary module serves all layers
-    attention_factor   multiplies cos and sin; default 1
+    attention_factor   multiplies cos and sin; default 1; or a list of one for every key/value head
     partial_rotary_factor, original_max_position_embeddings   as everywhere in transformers
 
 This file needs torch, transformers, `phases.py` and `rotation.py`: an exported checkpoint carries it as it stands.
@@ -120,13 +120,14 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
     stock, _ = stock_frequencies(
         config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type
     )
-    bases, factor = rope["bases"], float(rope.get("attention_factor") or 1.0)
+    bases, factor = rope["bases"], rope.get("attention_factor") or 1.0
+    by_head = torch.tensor(factor, dtype=torch.float64, device="cpu")[:, None] if isinstance(factor, list) else factor
 
     def steps(row: list[float]) -> torch.Tensor:
         return torch.tensor(phase_steps(base_frequencies(row, 2 * len(stock))), dtype=torch.int64, device="cpu")
 
     if not any(isinstance(row, list | tuple) for row in bases):
-        return steps(bases) if factor == 1.0 else with_factor(steps(bases), factor)
+        return steps(bases) if factor == 1.0 else with_factor(steps(bases), by_head)
     unused = torch.zeros(key_value_heads(config), len(stock), dtype=torch.int64, device="cpu")
     other = with_factor(unused, 1.0)
     if rope.get("local") is not None:
@@ -134,7 +135,7 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
         other = with_factor(
             torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor
         )
-    return torch.stack([other if row is None else with_factor(steps(row), factor) for row in bases])
+    return torch.stack([other if row is None else with_factor(steps(row), by_head) for row in bases])
 
 
 def initialise(
@@ -151,6 +152,14 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
     bases, heads = rope_parameters["bases"], key_value_heads(self)
     by_layer = any(isinstance(row, list | tuple) for row in bases)
     rows = [row for row in bases if row is not None] if by_layer else [bases]
+    factor = rope_parameters.get("attention_factor") or 1.0
+    for value in factor if isinstance(factor, list | tuple) else [factor]:
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ValueError(f"rope_parameters.attention_factor holds {value!r}; a factor is a number above 0.")
+    if isinstance(factor, list | tuple) and len(factor) != heads:
+        raise ValueError(
+            f"rope_parameters.attention_factor has {len(factor)} numbers; the model has {heads} key/value heads."
+        )
     if by_layer and len(bases) != self.num_hidden_layers:
         raise ValueError(
             f"rope_parameters.bases has rows for {len(bases)} layers; the model has {self.num_hidden_layers}."

@@ -154,6 +154,9 @@ def trained_with(
     """
     before, after, _ = declared(config, rope, outer)
     length = after if given is None else given
+    if {*(rope.get("short_factor") or (0,)), *(rope.get("long_factor") or (0,))} == {1.0}:
+        # no scaling at all: how one base keeps an attention factor (`harpe.models.apply.rope_parameters`)
+        return Trained(int(length), module_frequencies(config, rotary, key, length)[1], None)
     if rope.get("rope_type", "default") not in SCALED or length <= before:
         return Trained(int(length), 1.0, None)
     scaled, _ = stock_frequencies(config, rotary, rope, key, length)
