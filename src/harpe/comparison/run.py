@@ -94,7 +94,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
 
     def head_distances() -> Sequence[Sequence[float]]:
         if options.plan:
-            raise HarpeError("The adaptive assignment measures the model, which --plan does not load.")
+            raise HarpeError("An assignment by measurement needs the model, which --plan does not load.")
         texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
         tokenizer = reading_tokenizer(source.tokenizer, recipe.split_special_tokens)
         found, note = measured_distances(source.load(), tokenizer, texts, recipe.text_field, context)

@@ -27,7 +27,13 @@ def abf(
 ) -> list[Stage]:
     """One stage at the target length with one base for all heads: `base`, else the range's top (HARPE's baseline)."""
     encoding = shared_encoding(bounds.high if base is None else base, geometry)
-    return [Stage(with_attention_factor(encoding, attention_factor, geometry, length), length, share=1.0)]
+    return [
+        Stage(
+            with_attention_factor(encoding, attention_factor, geometry, length / geometry.original_length),
+            length,
+            share=1.0,
+        )
+    ]
 
 
 def one_base(
@@ -48,7 +54,9 @@ def one_base(
     }
     if at not in places:
         raise HarpeError(f"one-base has at: {at!r}; choose {', '.join(places)}.")
-    encoding = with_attention_factor(shared_encoding(places[at], geometry), attention_factor, geometry, length)
+    encoding = with_attention_factor(
+        shared_encoding(places[at], geometry), attention_factor, geometry, length / geometry.original_length
+    )
     return [Stage(encoding, length, share=1.0)]
 
 

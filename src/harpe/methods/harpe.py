@@ -62,7 +62,9 @@ def harpe(
                 "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave "
                 "one out."
             )
-        given = with_attention_factor(per_head_encoding(bases, geometry), attention_factor, geometry, length)
+        given = with_attention_factor(
+            per_head_encoding(bases, geometry), attention_factor, geometry, length / geometry.original_length
+        )
         return [Stage(given, length, share=1.0)]
     if assignment == "adaptive" and measure is None:
         raise HarpeError(
@@ -84,4 +86,11 @@ def harpe(
     if choice.chosen.reason:
         note += f"; chosen by {choice.chosen.reason}"
     encoding = per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry)
-    return [Stage(with_attention_factor(encoding, attention_factor, geometry, length), length, share=1.0, note=note)]
+    return [
+        Stage(
+            with_attention_factor(encoding, attention_factor, geometry, length / geometry.original_length),
+            length,
+            share=1.0,
+            note=note,
+        )
+    ]

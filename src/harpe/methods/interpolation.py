@@ -19,7 +19,8 @@ from harpe.methods.types import (
 from harpe.positions.geometry import ModelGeometry
 
 
-def _scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:
+def scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:
+    """The scale s: `factor`, else target over trained length; HarpeError below 1."""
     value = length / geometry.original_length if factor is None else float(factor)
     if value < 1:
         raise HarpeError(f"The factor is {value:g}; positions are scaled by 1 or more.")
@@ -28,7 +29,7 @@ def _scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:
 
 def pi(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
     """Position interpolation (Chen et al. 2023, arXiv 2306.15595): all positions divided by the scale."""
-    parameters = {"rope_type": "linear", "factor": _scale(geometry, length, factor)}
+    parameters = {"rope_type": "linear", "factor": scale(geometry, length, factor)}
     return [Stage(stock_encoding(parameters, geometry), length, share=1.0)]
 
 
@@ -41,8 +42,9 @@ def ntk(
 ) -> list[Stage]:
     """NTK-aware scaling by s: base b0 s^(d/(d-2)) (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
     check_unscaled(geometry, "NTK-aware scaling")
-    base = ntk_base(geometry.base, _scale(geometry, length, factor), geometry.rotary_dim)
-    encoding = with_attention_factor(shared_encoding(base, geometry), attention_factor, geometry, length)
+    s = scale(geometry, length, factor)
+    base = ntk_base(geometry.base, s, geometry.rotary_dim)
+    encoding = with_attention_factor(shared_encoding(base, geometry), attention_factor, geometry, s)
     return [Stage(encoding, length, share=1.0)]
 
 
@@ -52,7 +54,7 @@ def ntk_dynamic(geometry: ModelGeometry, length: int, *, factor: float | None = 
     Stock type of transformers. `factor` s is the scale by default; with s = 1 the base at length n is NTK-aware's for
     n.
     """
-    parameters = {"rope_type": "dynamic", "factor": _scale(geometry, length, factor)}
+    parameters = {"rope_type": "dynamic", "factor": scale(geometry, length, factor)}
     return [Stage(stock_encoding(parameters, geometry), length, share=1.0)]
 
 
@@ -70,7 +72,7 @@ def yarn(
     (`attention_factor`)."""
     parameters: dict[str, Any] = {
         "rope_type": "yarn",
-        "factor": _scale(geometry, length, factor),
+        "factor": scale(geometry, length, factor),
         "original_max_position_embeddings": geometry.original_length,
         "beta_fast": float(beta_fast),
         "beta_slow": float(beta_slow),
@@ -108,7 +110,7 @@ def longrope(
             )
     parameters: dict[str, Any] = {
         "rope_type": "longrope",
-        "factor": _scale(geometry, length, factor),
+        "factor": scale(geometry, length, factor),
         "original_max_position_embeddings": geometry.original_length,
         "long_factor": [float(value) for value in long_factor],
         "short_factor": [float(value) for value in short],

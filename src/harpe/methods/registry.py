@@ -22,6 +22,7 @@ from harpe.methods.abf import abf, abf_staged, base_kept, one_base
 from harpe.methods.dual_chunk import dca
 from harpe.methods.harpe import MeasureDistances, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
+from harpe.methods.parts import by_parts, harpe_parts, mrrope
 from harpe.methods.self_extend import self_extend
 from harpe.methods.types import Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
@@ -63,9 +64,12 @@ BUILT_IN = (
     Method("abf-staged", abf_staged, "ABF in stages", f"{_XIONG}; stages of {_HARPE}"),
     Method("yarn", yarn, "YaRN", "Peng et al. 2023, arXiv 2309.00071"),
     Method("longrope", longrope, "LongRoPE", "Ding et al. 2024, arXiv 2402.13753"),
+    Method("mrrope", mrrope, "MrRoPE", "after arXiv 2601.22181"),
+    Method("by-parts", by_parts, "by parts", "control: harpe-parts with one exponent for all heads", control=True),
     Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325"),
     Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
     Method("harpe", harpe, "HARPE", _HARPE),
+    Method("harpe-parts", harpe_parts, "HARPE by parts", f"ours, from {_HARPE} and YaRN"),
     Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
 )
 

@@ -38,9 +38,14 @@ class DualChunk:
     """Tokens behind the end of a chunk that keep exact distances to it."""
 
 
+Table = tuple[tuple[float, ...], ...]
+"""Inverse frequencies [key/value heads][pairs]; 0 for a pair that does not turn."""
+
+
 @dataclass(frozen=True)
 class Encoding:
-    """Rotary positions of a model: one base per key/value head, or one base for all of them, or a stock rope type."""
+    """Rotary positions of a model: one base per key/value head, or one base for all of them, a table of inverse
+    frequencies for every head, or a stock rope type."""
 
     bases: tuple[float, ...]
     """One base per key/value head."""
@@ -51,6 +56,9 @@ class Encoding:
     layer_bases: tuple[tuple[float, ...] | None, ...] | None = None
     """One row of bases for every layer, where layers differ, None for a layer that keeps its positions; `bases` is then
     the first row."""
+    tables: tuple[Table | None, ...] | None = None
+    """Inverse frequencies in radians a position in the place of bases: one table for all layers, or one for every
+    layer, None for a layer that keeps its positions. `bases` are then the trained one."""
     stock: dict[str, Any] | None = None
     """Parameters of transformers' rope types (`rope_type`, `rope_theta`, `factor` …); None: only the base changes."""
     attention: SelfExtend | DualChunk | None = None
@@ -70,6 +78,10 @@ class Encoding:
             }
             values = "".join(f", {name} {value:g}" for name, value in shown.items() if isinstance(value, int | float))
             return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
+        if self.tables is not None:
+            heads = {row for table in self.tables if table is not None for row in table}
+            layers = ", by layer" if len(self.tables) > 1 else ""
+            return f"{len(heads)} tables of frequencies{layers}{_factor_words(self.attention_factor)}"
         rows = self.layer_bases or (self.bases,)
         values_of = [base for row in rows if row is not None for base in row]
         factor = _factor_words(self.attention_factor)
@@ -92,19 +104,19 @@ AttentionFactor = float | Literal["yarn"] | Sequence[float]
 
 
 def with_attention_factor(
-    encoding: Encoding, factor: AttentionFactor | None, geometry: ModelGeometry, length: int
+    encoding: Encoding, factor: AttentionFactor | None, geometry: ModelGeometry, scale: float
 ) -> Encoding:
     """The encoding with queries and keys multiplied; None: as it is.
 
-    "yarn" is 0.1 ln s + 1 for a scale s = length / trained context (Peng et al. 2023, arXiv 2309.00071, equation 22):
-    the longer the text, the more tokens divide the attention, and the factor sharpens it again.
+    "yarn" is 0.1 ln s + 1 for the scale s, target over trained length (Peng et al. 2023, arXiv 2309.00071, eq. 22): the
+    longer the text, the more tokens divide the attention, and the factor sharpens it again.
 
     Raises HarpeError for numbers that are not above 0, and for another count than there are key/value heads.
     """
     if factor is None:
         return encoding
     if factor == "yarn":
-        factor = 0.1 * math.log(max(1.0, length / geometry.original_length)) + 1
+        factor = 0.1 * math.log(max(1.0, scale)) + 1
     values = (factor,) if isinstance(factor, int | float) else tuple(factor)
     if not isinstance(factor, int | float) and len(values) != geometry.key_value_heads:
         raise HarpeError(
@@ -162,6 +174,33 @@ def per_head_encoding(bases: Sequence[float] | Sequence[Sequence[float] | None],
     return Encoding(
         next(row for row in rows if row is not None), geometry.rotary_dim, per_head=True, layer_bases=tuple(rows)
     )
+
+
+def table_encoding(tables: Sequence[Sequence[Sequence[float]] | None], geometry: ModelGeometry) -> Encoding:
+    """An encoding with inverse frequencies [1 or layers][key/value heads][pairs], in radians a position; None for
+    layers that keep their positions.
+
+    Raises HarpeError for tables of another shape, and for frequencies that are not finite or below 0.
+    """
+    if len(tables) not in (1, geometry.layers):
+        raise HarpeError(f"There are tables for {len(tables)} layers; give one for all {geometry.layers}, or for each.")
+    changed = range(geometry.layers) if geometry.changed_layers is None else geometry.changed_layers
+    heads, pairs, rows = geometry.key_value_heads, geometry.rotary_dim // 2, list[Table | None]()
+    for layer, table in enumerate(tables):
+        if len(tables) > 1 and (table is None or layer not in changed):
+            if layer in changed:
+                raise HarpeError(f"There is no table for layer {layer}, whose positions change.")
+            rows.append(None)
+            continue
+        if table is None or len(table) != heads or any(len(row) != pairs for row in table):
+            raise HarpeError(
+                f"A table has {heads} heads of {pairs} pairs of dimensions; that of layer {layer} has not."
+            )
+        for value in (value for row in table for value in row):
+            if not math.isfinite(value) or value < 0:
+                raise HarpeError(f"A frequency of layer {layer} is {value}; it must be a number of 0 or above.")
+        rows.append(tuple(tuple(float(value) for value in row) for row in table))
+    return Encoding((geometry.base,) * heads, geometry.rotary_dim, per_head=True, tables=tuple(rows))
 
 
 def shared_encoding(base: float, geometry: ModelGeometry) -> Encoding:
@@ -223,6 +262,10 @@ class Stage:
         encoding = dict(value["encoding"])
         encoding["bases"] = tuple(encoding["bases"])
         rows = encoding["layer_bases"]
+        if encoding.get("tables") is not None:
+            encoding["tables"] = tuple(
+                None if table is None else tuple(tuple(row) for row in table) for table in encoding["tables"]
+            )
         if isinstance(encoding.get("attention_factor"), list):
             encoding["attention_factor"] = tuple(encoding["attention_factor"])
         encoding["layer_bases"] = None if rows is None else tuple(None if row is None else tuple(row) for row in rows)

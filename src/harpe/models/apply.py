@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -58,13 +59,23 @@ def rope_parameters(
         kept["attention_factor"] = factor
     entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
     keeps_windows = key is None and any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
-    if encoding.layer_bases is None and not keeps_windows:
-        return {**entry, "bases": list(encoding.bases)}
-    rows, changed = encoding.layer_bases or (encoding.bases,) * config.num_hidden_layers, set(changed_layers(config))
-    entry["bases"] = [list(row) if row is not None and layer in changed else None for layer, row in enumerate(rows)]
+    layers, changed = config.num_hidden_layers, set(changed_layers(config))
+    by_layer: Sequence[Any] | None = encoding.layer_bases
+    name, row = "bases", cast(Any, encoding.bases)
+    if encoding.tables is not None:
+        name, row, by_layer = "frequencies", encoding.tables[0], encoding.tables if len(encoding.tables) > 1 else None
+    if by_layer is None and not keeps_windows:
+        return {**entry, name: _listed(row)}
+    rows = by_layer or (row,) * layers
+    entry[name] = [_listed(row) if row is not None and layer in changed else None for layer, row in enumerate(rows)]
     if keeps_windows:
-        entry["local"] = {name: value for name, value in old.items() if name != "bases"}
+        entry["local"] = {key: value for key, value in old.items() if key not in ("bases", "frequencies")}
     return entry
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as JSON has them."""
+    return [_listed(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def apply_encoding(

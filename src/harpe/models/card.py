@@ -78,9 +78,14 @@ def _positions(config: PreTrainedConfig, per_head: bool) -> str:
             f"{lengths} Positions are those of rope type `{entry.get('rope_type', 'default')}`, base "
             f"{entry.get('rope_theta'):,.0f}."
         )
+    layers = changed_layers(config)
+    if "frequencies" in entry:
+        return (
+            f"{lengths} Every key/value head has a table of rotary frequencies of its own, in `config.json` under "
+            f"`frequencies`, in layers {', '.join(map(str, layers))}."
+        )
     rows = entry["bases"]
     assert isinstance(rows, list)
-    layers = changed_layers(config)
     by_layer = [(i, row) for i, row in enumerate(rows) if isinstance(row, list)] or [(layers[0], rows)]
     own = "Every key/value head has a RoPE base of its own ([HARPE](https://arxiv.org/abs/2412.07171)):"
     lines = [lengths, "", own, ""]

@@ -11,6 +11,8 @@ integers (steps), so that it survives `model.to(bfloat16)`; inverse frequencies 
 
 An entry of `rope_parameters` with rope type "harpe" has the keys
     bases              one base per key/value head, or a list of such rows, one for every layer (null: none)
+    frequencies        in their place: inverse frequencies, a row of radians a position for every key/value head, or a
+                       list of such tables, one for every layer (null: none); a pair of 0 does not turn
     rope_theta         the base that the checkpoint was trained with
     local              the rope parameters of layers whose row is null, where one rotary module serves all layers
     attention_factor   multiplies cos and sin; default 1; or a list of one for every key/value head
@@ -39,7 +41,7 @@ from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 ROPE_TYPE = "harpe"
 KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
-"""Optional keys beside rope_type and bases."""
+"""Optional keys beside rope_type and bases or frequencies."""
 PROTOCOL = 2
 """Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows
 from it. Exported checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds.
@@ -112,6 +114,17 @@ def stock_frequencies(
     return frequencies.double().tolist(), float(factor)
 
 
+def table_rows(rope: dict[str, Any]) -> tuple[list[Any], bool]:
+    """What an entry has for the heads, by layer (bases, or tables of frequencies), and whether layers differ; one row
+    where they do not."""
+    given = rope["frequencies"] if "frequencies" in rope else rope["bases"]
+    first = next((row for row in given if row is not None), None)
+    if "frequencies" in rope and isinstance(first, list | tuple):
+        first = next(iter(first), None)
+    by_layer = isinstance(first, list | tuple)
+    return (list(given), True) if by_layer else ([given], False)
+
+
 def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torch.Tensor:
     """Steps of a configuration, on the CPU: int64 [H, N], [H, N, 2] or [L, H, N, 2], as in `Phases`."""
     family = family_of(config)
@@ -120,14 +133,16 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
     stock, _ = stock_frequencies(
         config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type
     )
-    bases, factor = rope["bases"], rope.get("attention_factor") or 1.0
+    rows, by_layer = table_rows(rope)
+    factor = rope.get("attention_factor") or 1.0
     by_head = torch.tensor(factor, dtype=torch.float64, device="cpu")[:, None] if isinstance(factor, list) else factor
 
-    def steps(row: list[float]) -> torch.Tensor:
-        return torch.tensor(phase_steps(base_frequencies(row, 2 * len(stock))), dtype=torch.int64, device="cpu")
+    def steps(row: list[Any]) -> torch.Tensor:
+        given = row if "frequencies" in rope else base_frequencies(row, 2 * len(stock))
+        return torch.tensor(phase_steps(given), dtype=torch.int64, device="cpu")
 
-    if not any(isinstance(row, list | tuple) for row in bases):
-        return steps(bases) if factor == 1.0 else with_factor(steps(bases), by_head)
+    if not by_layer:
+        return steps(rows[0]) if factor == 1.0 else with_factor(steps(rows[0]), by_head)
     unused = torch.zeros(key_value_heads(config), len(stock), dtype=torch.int64, device="cpu")
     other = with_factor(unused, 1.0)
     if rope.get("local") is not None:
@@ -135,7 +150,7 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
         other = with_factor(
             torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor
         )
-    return torch.stack([other if row is None else with_factor(steps(row), by_head) for row in bases])
+    return torch.stack([other if row is None else with_factor(steps(row), by_head) for row in rows])
 
 
 def initialise(
@@ -148,10 +163,13 @@ def initialise(
 
 def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_keys: set[str] | None = None) -> None:
     """transformers calls this for every new configuration with rope type "harpe"; ValueError says what is wrong."""
-    self._check_received_keys(ROPE_TYPE, set(rope_parameters), {"rope_type", "bases"}, KEYS, ignore_keys=ignore_keys)
-    bases, heads = rope_parameters["bases"], key_value_heads(self)
-    by_layer = any(isinstance(row, list | tuple) for row in bases)
-    rows = [row for row in bases if row is not None] if by_layer else [bases]
+    if {"bases", "frequencies"} <= set(rope_parameters):
+        raise ValueError("rope_parameters has bases and frequencies; it takes one of them.")
+    name = "frequencies" if "frequencies" in rope_parameters else "bases"
+    self._check_received_keys(ROPE_TYPE, set(rope_parameters), {"rope_type", name}, KEYS, ignore_keys=ignore_keys)
+    heads = key_value_heads(self)
+    given, by_layer = table_rows(rope_parameters)
+    rows = [row for row in given if row is not None]
     factor = rope_parameters.get("attention_factor") or 1.0
     for value in factor if isinstance(factor, list | tuple) else [factor]:
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
@@ -160,11 +178,18 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
         raise ValueError(
             f"rope_parameters.attention_factor has {len(factor)} numbers; the model has {heads} key/value heads."
         )
-    if by_layer and len(bases) != self.num_hidden_layers:
+    if by_layer and len(given) != self.num_hidden_layers:
         raise ValueError(
-            f"rope_parameters.bases has rows for {len(bases)} layers; the model has {self.num_hidden_layers}."
+            f"rope_parameters.{name} has rows for {len(given)} layers; the model has {self.num_hidden_layers}."
         )
     for row in rows:
+        if name == "frequencies":
+            if len(row) != heads or len({len(pairs) for pairs in row}) != 1:
+                raise ValueError(f"rope_parameters.frequencies needs {heads} rows of equal length, one for every head.")
+            for value in (value for pairs in row for value in pairs):
+                if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                    raise ValueError(f"rope_parameters.frequencies holds {value!r}; a frequency is a number from 0 on.")
+            continue
         for base in row:
             if not isinstance(base, int | float) or not math.isfinite(base) or base <= 1:
                 raise ValueError(f"rope_parameters.bases holds {base!r}; a RoPE base must be a finite number above 1.")
