@@ -95,7 +95,7 @@ def test_the_nearer_a_head_looks_the_more_of_its_pairs_stay() -> None:
         middle = [head[20] for head in table]  # a pair in between turns the faster the larger the exponent
         assert sorted(range(4), key=lambda h: row[h]) == sorted(range(4), key=lambda h: -middle[h])
     with pytest.raises(HarpeError, match="Choose another assignment"):
-        make_stages(method_named("harpe-parts"), GEOMETRY, LENGTH, {"assignment": "measured"})
+        make_stages(method_named("harpe-parts"), GEOMETRY, LENGTH, options)
 
 
 def test_harpe_parts_with_one_exponent_is_the_stock_model_by_parts() -> None:
