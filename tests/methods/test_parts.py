@@ -85,9 +85,8 @@ def test_every_head_of_harpe_parts_is_by_parts_with_its_exponent() -> None:
 
 def test_the_nearer_a_head_looks_the_more_of_its_pairs_stay() -> None:
     distances = [[10.0, 300.0, 20.0, 5.0], [1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]]
-    stages = make_stages(
-        method_named("harpe-parts"), GEOMETRY, LENGTH, {"assignment": "measured"}, measure=lambda: distances
-    )
+    options = {"assignment": "measured"}
+    stages = make_stages(method_named("harpe-parts"), GEOMETRY, LENGTH, options, measure=lambda: distances)
     tables = stages[0].encoding.tables
     assert tables is not None and len(tables) == 3
     for row, table in zip(distances, tables, strict=True):
