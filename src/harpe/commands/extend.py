@@ -21,6 +21,7 @@ from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.check import MemoryCheck
 from harpe.reporter import Reporter
+from harpe.runs.chosen_method import with_method
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal
 from harpe.runs.head_distances import measured_distances
@@ -59,10 +60,11 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
     reporter = (reporter if ranks.first else None) or Reporter()
     with ExitStack() as stack:
         ranks.broadcast_from_rank0(lambda: _enter(stack, held(run)))
+        options, why = ranks.broadcast_from_rank0(lambda: with_method(options, run))
         ranks.broadcast_from_rank0(lambda: open_run(run, options, options.resume))
         with removed_on_refusal(run, unless=options.resume or not ranks.first):
             stack.enter_context(watched(run / "logs", ranks, "extend"))
-            decided = ranks.broadcast_from_rank0(lambda: _decided(options, run, ranks.count, reporter))
+            decided = ranks.broadcast_from_rank0(lambda: _decided(options, run, ranks.count, why, reporter))
             model = ranks.on_every_rank(lambda: _loaded(decided, options.length))
             data = ranks.broadcast_from_rank0(lambda: _texts(options, run, decided, reporter))
             training = replace(decided.training, tokens=options.tokens or data.tokens)
@@ -108,9 +110,10 @@ class _Decided:
     notes: list[str]
 
 
-def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Reporter) -> _Decided:
+def _decided(options: ExtendOptions, run: Path, processes: int, why: str, reporter: Reporter) -> _Decided:
     """Check all that needs no weights and no texts, and decide what the run is, or read back what it decided when it
-    began."""
+    began; `why` is said of the method."""
+    assert options.method is not None
     revision = pinned_revision(run, options.method, options.revision)
     source = open_source(
         options.model, options.length, revision, options.tokenizer, options.original_length, options.sliding_window
@@ -127,7 +130,12 @@ def _decided(options: ExtendOptions, run: Path, processes: int, reporter: Report
 
     bases = base_range(source.geometry, options.length, options.min, options.max, options.range)
     facts = model_facts(options.model, revision, source.geometry)
-    row = settled_row(run, options.method, facts, lambda: extended_row(options, source.geometry, head_distances), notes)
+
+    def make() -> Row:
+        notes.extend([f"The method was chosen for you: {why} --method names another."] if why else [])
+        return extended_row(options, source.geometry, head_distances)
+
+    row = settled_row(run, options.method, facts, make, notes)
     parameters = source.parameters()
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     check_lora(training.adapters)

@@ -112,6 +112,17 @@ def method_named(name: str) -> Method:
     return known[name]
 
 
+def default_method(geometry: ModelGeometry) -> tuple[str, dict[str, Any], str]:
+    """The method for a checkpoint where none is named, with its options, and why (docs/results.md)."""
+    if geometry.trained_angles is None and geometry.attention_factor == 1.0:
+        return "yarn", {}, "yarn: of all methods it lost least at every length measured, and stock programs load it."
+    why = (
+        "one base in the middle of HARPE's range, with YaRN's attention factor: this checkpoint was trained with a "
+        "scaling of its own, which yarn would lose."
+    )
+    return "one-base", {"attention_factor": "yarn"}, why
+
+
 def takes_range(method: Method) -> bool:
     """Whether a method takes bases from the range."""
     return "bounds" in inspect.signature(method.function).parameters

@@ -33,9 +33,11 @@ class ExtendOptions(
     .parquet; of splits only train), a hub data set NAME or NAME:CONFIG, embedded, or what `harpe prepare` made."""
     out: str
     """Run directory to make."""
-    method: str = "harpe"
-    """harpe: a base for every key/value head. abf: one larger base for all heads. Others (yarn, pi, stages …), also of
-    installed packages: docs/methods.md."""
+    method: str | None = None
+    """yarn, harpe (a base for every key/value head), harpe-parts, abf (one larger base) and others, also of installed
+    packages: docs/methods.md. Default: what did best in docs/results.md; the plan says what and why."""
+    as_published: bool = False
+    """HARPE as its paper has it: --method harpe --strategy peak-valley."""
     method_options: dict[str, Any] | None = None
     """Options of the method by name, as JSON: '{"factor": 8}'."""
     base: float | None = None

@@ -13,6 +13,7 @@ from harpe.methods.harpe import MeasureDistances
 from harpe.methods.registry import make_stages, method_named, takes_range
 from harpe.methods.types import Stage
 from harpe.options.extend import ExtendOptions
+from harpe.options.shared import RangeOptions
 from harpe.positions.geometry import ModelGeometry
 from harpe.report.wording import first_upper
 
@@ -108,6 +109,7 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
 
     Raises HarpeError for options that do not go together, and for a method without training.
     """
+    assert options.method is not None
     given = dict(options.method_options or {})
     given_search = ((f.name, getattr(options, f.name), f.default) for f in fields(SearchOptions) if f.name != "seed")
     chosen = {name: value for name, value, default in given_search if value != default}
@@ -128,6 +130,8 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
     ends = {"min": options.min, "max": options.max, "range": options.range}
     if takes_range(found):
         given |= {key: value for key, value in ends.items() if value is not None}
+    elif (options.min, options.max, options.range) != (None, None, RangeOptions.range):
+        raise HarpeError(f"--range, --min and --max are for bases, which --method {options.method} does not choose.")
     row = make_row(options.method, geometry, options.length, given, measure=measure)
     if not row.trained:
         raise HarpeError(

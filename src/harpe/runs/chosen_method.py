@@ -1,0 +1,45 @@
+"""The method of `harpe extend` where none is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from harpe.errors import HarpeError
+from harpe.methods.registry import default_method
+from harpe.models.geometry import read_geometry
+from harpe.models.load import load_config
+from harpe.options.extend import ExtendOptions
+
+BASES = ("strategy", "stride", "rule", "assignment", "layer_bases", "base", "min", "max", "range")
+"""Options that choose bases, which the default method has not."""
+
+
+def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
+    """The options with a method, and why it was chosen; "" where it was named, or a run has it that is resumed.
+
+    Raises HarpeError for options of other methods, and for a checkpoint that cannot be extended.
+    """
+    given = [name for name in BASES if getattr(options, name) != getattr(ExtendOptions, name)]
+    if options.as_published:
+        if given or options.method or options.method_options:
+            raise HarpeError(
+                "--as-published is --method harpe --strategy peak-valley. Leave it out, or --method, --method-options "
+                "and whatever else chooses bases."
+            )
+        return replace(options, as_published=False, method="harpe", strategy="peak-valley"), ""
+    if options.method is not None:
+        return options, ""
+    if given or options.method_options:
+        what = f"--{given[0].replace('_', '-')}" if given else "--method-options"
+        raise HarpeError(f"{what} belongs to a method. Name it: --method harpe, abf … (docs/methods.md).")
+    recipe = run / "recipe.yaml"
+    if recipe.is_file():
+        there = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        if isinstance(there, dict) and isinstance(there.get("method"), str):
+            return replace(options, method=there["method"], method_options=there.get("method_options")), ""
+    geometry = read_geometry(load_config(options.model, options.revision), options.model, options.original_length)
+    method, own, why = default_method(geometry)
+    return replace(options, method=method, method_options=own or None), why
