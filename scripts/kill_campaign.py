@@ -78,7 +78,7 @@ class Kind:
 def _extend(work: Path, run: Path) -> list[str]:
     return [
         "extend", f"{work}/model", "--length=256", f"--data={work}/texts", f"--out={run}", "--tokens=4096",
-        "--batch-tokens=512",
+        "--method=harpe", "--batch-tokens=512",
         "--learning-rate=1e-3", "--save-every=2", "--dtype=float32",
     ]  # fmt: skip
 

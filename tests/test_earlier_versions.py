@@ -32,7 +32,7 @@ RUN = [
     "--learning-rate=1e-3",
     "--save-every=2",
 ]
-RUN += ["--dtype=float32"]
+RUN += ["--dtype=float32", "--method=harpe"]
 MEASURED = ["--data=texts", "--documents=2", "--samples=0", "--grid-samples=0", "--dtype=float32"]
 
 

@@ -14,6 +14,7 @@ from harpe.files import read_json
 
 def plan_of(workspace: Path, **options: Any) -> dict[str, Any]:
     settings = {"length": 256, "tokens": 1024, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
+    options = {"method": "harpe", **options}
     harpe.extend(str(workspace / "model"), data=str(workspace / "texts"), out=workspace / "run", **(settings | options))
     return read_json(workspace / "run" / "plan.json")
 

@@ -38,7 +38,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def run(workspace: Path, out: str = "run", **changes: Any) -> Path:
-    options = {**SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts"), **changes}
+    options = {"method": "harpe", **SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts")}
+    options |= changes
     return harpe.extend(out=workspace / out, **options)
 
 
@@ -266,7 +267,13 @@ def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytes
 def test_adapters_are_told_of_planned_merged_and_resumed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The saved model has the names and shapes of the original, and differs from it by matrices of low rank."""
     arguments = [f"{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    given = ["extend", str(workspace / "model"), f"--data={workspace / 'texts'}", *(f"--{each}" for each in arguments)]
+    given = [
+        "extend",
+        str(workspace / "model"),
+        f"--data={workspace / 'texts'}",
+        "--method=harpe",
+        *(f"--{each}" for each in arguments),
+    ]
     assert main([*given, "--lora-rank=2", f"--out={workspace / 'run'}"]) == 0
     told = capsys.readouterr()
     assert "adapters of rank 2 (alpha 4) on all linear layers, norms and embeddings" in told.out + told.err

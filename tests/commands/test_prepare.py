@@ -59,7 +59,8 @@ def prepared(workspace: Path, out: str = "prepared", **changes: Any) -> Path:
 
 
 def extended(workspace: Path, out: str = "run", **changes: Any) -> Path:
-    options = {**SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "prepared"), **changes}
+    options = {"method": "harpe", **SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "prepared")}
+    options |= changes
     return harpe.extend(out=workspace / out, **options)
 
 

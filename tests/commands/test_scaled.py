@@ -117,6 +117,7 @@ def test_a_scaled_checkpoint_is_trained_saved_and_exported_with_the_bases_of_the
         "batch_tokens": 512,
         "learning_rate": 1e-3,
         "dtype": "float32",
+        "method": "harpe",
     }
     target = harpe.extend(
         str(workspace / "scaled"), data=str(workspace / "texts"), out=workspace / "run", reporter=Listener(), **options

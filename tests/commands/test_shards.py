@@ -264,7 +264,7 @@ def test_sequences_without_an_answer_are_left_out_and_the_others_stay_as_they_ar
     assert cut.targets == sum(map(sum, labels)) and cut.index["sequences"] == len(cut) == len(keep)
     cut.verify()
     assert sum(row["tokens_drawn"] for row in cut.index["sources"]) == cut.tokens
-    given: dict[str, Any] = {"original_length": 64, "dtype": "float32", "learning_rate": 1e-3}
+    given: dict[str, Any] = {"original_length": 64, "dtype": "float32", "learning_rate": 1e-3, "method": "harpe"}
     harpe.extend(str(place / "model"), 128, str(made[0]), place / "run", **given)
     losses = [json.loads(line)["loss"] for line in (place / "run/harpe/stage-1/log.jsonl").read_text().splitlines()]
     assert losses and min(losses) > 0  # a step that trains on nothing has a loss of 0

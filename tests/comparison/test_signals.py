@@ -248,7 +248,7 @@ def test_a_worker_that_is_killed_alone_takes_along_what_it_has_started_and_is_tr
 def test_an_extension_that_is_terminated_says_how_to_go_on_and_does(workspace: Path, fork: Any) -> None:
     command = ["extend", str(workspace / "model"), "--length=256", f"--data={workspace / 'texts'}"]
     command += [f"--out={workspace / 'run'}", "--tokens=20480", "--batch-tokens=512", "--save-every=1"]
-    command += ["--dtype=float32"]
+    command += ["--dtype=float32", "--method=harpe"]
     process = fork(lambda: cli.main(command))
     stage = workspace / "run" / "harpe" / "stage-1"
     waited(lambda: list(stage.glob("checkpoint-*/complete.json")), "the first checkpoint")

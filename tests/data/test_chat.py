@@ -193,7 +193,7 @@ def test_training_begins_with_the_loss_of_answers_in_float64(chats: Path) -> Non
     data = prepared(chats, "chats.jsonl", "a")
     harpe.extend(
         model=str(chats / "model"), length=128, data=str(chats / "a"), out=chats / "run", dtype="float32",
-        batch_tokens=256, learning_rate=1e-3,
+        batch_tokens=256, learning_rate=1e-3, method="harpe",
     )  # fmt: skip
     (stage,) = read_json(chats / "run/harpe/stages.json")["stages"]
     model = load_model(chats / "model", torch.float64).eval()

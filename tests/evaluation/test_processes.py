@@ -223,7 +223,7 @@ def test_evaluate_in_two_processes_writes_what_one_writes_for_a_checkpoint_and_f
 
 def make_run(run: Path, texts: Path) -> None:
     """A run of `harpe extend` on the embedded model, with the fewest steps."""
-    options = {"length": 512, "tokens": 1024, "batch_tokens": 512, "dtype": "float32"}
+    options = {"length": 512, "tokens": 1024, "batch_tokens": 512, "dtype": "float32", "method": "harpe"}
     harpe.extend("embedded", data=str(texts), out=run, **options)
     for scores in run.glob("*/scores"):
         shutil.rmtree(scores)

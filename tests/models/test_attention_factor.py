@@ -167,7 +167,7 @@ def test_a_run_with_yarn_s_factor_trains_and_exports_it(workspace: Path) -> None
     texts, model = str(workspace / "texts"), str(workspace / "model")
     options: dict[str, Any] = {"tokens": 2048, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
     extended = harpe.extend(
-        model, 512, texts, workspace / "run", method_options={"attention_factor": "yarn"}, **options
+        model, 512, texts, workspace / "run", method="harpe", method_options={"attention_factor": "yarn"}, **options
     )
     exported = export(ExportOptions(source=str(workspace / "run"), out=str(workspace / "out")))
     first = load_model(extended)

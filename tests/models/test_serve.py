@@ -60,6 +60,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrain
     start = str(place / "start")
     data = harpe.prepare(str(place / "chats.jsonl"), start, 512, place / "chats", chat="messages")
     settings = {"batch_tokens": 2048, "learning_rate": 1e-3, "dtype": "float32", "document_mask": "restart"}
+    settings["method"] = "harpe"
     trained = harpe.extend(model=start, length=512, data=str(data), tokens=2**15, out=place / "run", **settings)
     model = load_model(trained).eval()
     model.generation_config.eos_token_id = None

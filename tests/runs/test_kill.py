@@ -65,7 +65,7 @@ def test_an_extension_killed_inside_a_checkpoint_resumes_to_the_same_weights(
     def arguments(out: str) -> list[str]:
         return [
             "extend", str(workspace / "model"), "--length=256", f"--data={workspace / 'texts'}",
-            f"--out={workspace / out}",
+            f"--out={workspace / out}", "--method=harpe",
             "--tokens=4096", "--batch-tokens=512", "--learning-rate=1e-3", "--save-every=2", "--dtype=bfloat16",
         ]  # fmt: skip
 

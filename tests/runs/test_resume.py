@@ -52,7 +52,8 @@ class Said(Reporter):
 
 
 def run(workspace: Path, out: str = "run", **changes: Any) -> Path:
-    options = {**SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts"), **changes}
+    options = {"method": "harpe", **SETTINGS, "model": str(workspace / "model"), "data": str(workspace / "texts")}
+    options |= changes
     return harpe.extend(out=workspace / out, **options)
 
 

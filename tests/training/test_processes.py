@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def command(workspace: Path, out: str, *more: str) -> list[str]:
     given = ["extend", str(workspace / "model"), "--data", str(workspace / "texts"), "--out", str(workspace / out)]
     given += ["--length", "256", "--tokens", "4096", "--batch-tokens", "512", "--learning-rate", "1e-3"]
-    return [*given, "--dtype", "float32", "--save-every", "2", *more]
+    return [*given, "--method", "harpe", "--dtype", "float32", "--save-every", "2", *more]
 
 
 def killed_in_a_save(given: list[str]) -> int:

@@ -35,7 +35,8 @@ class ExtendOptions(
     """Run directory to make."""
     method: str | None = None
     """yarn, harpe (a base for every key/value head), harpe-parts, abf (one larger base) and others, also of installed
-    packages: docs/methods.md. Default: what did best in docs/results.md; the plan says what and why."""
+    packages: docs/methods.md. Default: harpe where options choose its bases, otherwise what did best in
+    docs/results.md; the plan says what and why."""
     as_published: bool = False
     """HARPE as its paper has it: --method harpe --strategy peak-valley."""
     method_options: dict[str, Any] | None = None

@@ -13,28 +13,33 @@ from harpe.models.geometry import read_geometry
 from harpe.models.load import load_config
 from harpe.options.extend import ExtendOptions
 
-BASES = ("strategy", "stride", "rule", "assignment", "layer_bases", "base", "min", "max", "range")
-"""Options that choose bases, which the default method has not."""
+OF_HARPE = ("strategy", "stride", "rule", "force", "assignment", "layer_bases", "min", "max", "range")
+"""Options that choose bases: given, they name the method."""
 
 
 def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
     """The options with a method, and why it was chosen; "" where it was named, or a run has it that is resumed.
 
-    Raises HarpeError for options of other methods, and for a checkpoint that cannot be extended.
+    Raises HarpeError for options that go against each other, and for a checkpoint that cannot be extended.
     """
-    given = [name for name in BASES if getattr(options, name) != getattr(ExtendOptions, name)]
     if options.as_published:
-        if given or options.method or options.method_options:
+        if (
+            options.method not in (None, "harpe")
+            or options.method_options
+            or options.strategy != ExtendOptions.strategy
+        ):
             raise HarpeError(
                 "--as-published is --method harpe --strategy peak-valley. Leave it out, or --method, --method-options "
-                "and whatever else chooses bases."
+                "and --strategy."
             )
         return replace(options, as_published=False, method="harpe", strategy="peak-valley"), ""
     if options.method is not None:
         return options, ""
-    if given or options.method_options:
-        what = f"--{given[0].replace('_', '-')}" if given else "--method-options"
-        raise HarpeError(f"{what} belongs to a method. Name it: --method harpe, abf … (docs/methods.md).")
+    if any(getattr(options, name) != getattr(ExtendOptions, name) for name in OF_HARPE):
+        return replace(options, method="harpe"), ""
+    if options.base is not None or options.method_options:
+        what = "--base" if options.base is not None else "--method-options"
+        raise HarpeError(f"{what} belongs to a method. Name it: --method abf, harpe … (docs/methods.md).")
     recipe = run / "recipe.yaml"
     if recipe.is_file():
         there = yaml.safe_load(recipe.read_text(encoding="utf-8"))

@@ -1,0 +1,86 @@
+"""Which method `harpe extend` takes where none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import harpe
+from harpe.errors import HarpeError
+from harpe.files import read_json
+from harpe.models.load import load_model, load_tokenizer
+from harpe.models.saved import save_checkpoint
+
+SETTINGS: dict[str, Any] = {
+    "length": 256,
+    "tokens": 1024,
+    "batch_tokens": 512,
+    "learning_rate": 1e-3,
+    "dtype": "float32",
+}
+
+
+def extended(workspace: Path, out: str = "run", **options: Any) -> Path:
+    options = {"model": str(workspace / "model"), "data": str(workspace / "texts"), **SETTINGS, **options}
+    return harpe.extend(out=workspace / out, **options)
+
+
+def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(workspace: Path) -> None:
+    model = extended(workspace)
+    plan = read_json(workspace / "run" / "plan.json")
+    assert any("The method was chosen for you: yarn: " in note for note in plan["notes"])
+    stock = AutoModelForCausalLM.from_pretrained(model)
+    assert stock.config.rope_parameters["rope_type"] == "yarn" and stock.config.rope_parameters["factor"] == 4
+    extended(workspace, resume=True)
+    extended(workspace, resume=True, method="yarn")
+    with pytest.raises(HarpeError, match="another recipe"):
+        extended(workspace, resume=True, method="harpe")
+
+
+def test_a_run_that_named_its_method_is_resumed_without_naming_it(workspace: Path) -> None:
+    extended(workspace, method="abf", method_options={"attention_factor": 1.1})
+    assert extended(workspace, resume=True) == workspace / "run" / "abf" / "model"
+
+
+def test_a_checkpoint_with_a_scaling_of_its_own_keeps_it(workspace: Path) -> None:
+    model = load_model(workspace / "model")
+    tokenizer = load_tokenizer(str(workspace / "model"))
+    model.config.rope_parameters = {
+        **model.config.rope_parameters,
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    save_checkpoint(model, tokenizer, workspace / "scaled", 64)
+    extended(workspace, model=str(workspace / "scaled"))
+    plan = read_json(workspace / "run" / "plan.json")
+    assert plan["methods"][1]["name"] == "one-base"
+    assert any("a scaling of its own" in note for note in plan["notes"])
+
+
+def test_options_of_bases_name_harpe_and_others_ask_for_a_name(workspace: Path) -> None:
+    assert extended(workspace, assignment="descending") == workspace / "run" / "harpe" / "model"
+    with pytest.raises(HarpeError, match="--base belongs to a method"):
+        extended(workspace, "other", base=5e4)
+    with pytest.raises(HarpeError, match="--method-options belongs to a method"):
+        extended(workspace, "other", method_options={"factor": 4})
+    for options in ({"min": 2e4}, {"range": "short"}):
+        with pytest.raises(HarpeError, match="which --method yarn does not choose"):
+            extended(workspace, "other", method="yarn", **options)
+    assert not (workspace / "other").exists()
+
+
+def test_as_published_is_the_search_for_bases_without_a_factor(workspace: Path) -> None:
+    extended(workspace, as_published=True)
+    extended(workspace, "named", method="harpe", strategy="peak-valley")
+    first, second = (read_json(workspace / run / "harpe" / "stages.json")["stages"] for run in ("run", "named"))
+    assert first == second and first[0]["encoding"]["attention_factor"] == 1.0
+    extended(workspace, as_published=True, resume=True)
+    for other in ({"method": "yarn"}, {"strategy": "log-uniform"}):
+        with pytest.raises(HarpeError, match="--as-published is --method harpe"):
+            extended(workspace, "other", as_published=True, **other)
