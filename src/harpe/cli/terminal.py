@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from harpe.report.wording import duration
 from harpe.reporter import Reporter
 
 LINE_EVERY = 15.0
@@ -30,6 +31,7 @@ class Terminal(Reporter):
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def say(self, text: str) -> None:
         self.close()
@@ -60,10 +62,16 @@ class Terminal(Reporter):
 
     def _line(self, what: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
+        began, before = self._first.setdefault(what, (now, done))
         if done < total and now - self._printed.get(what, now - LINE_EVERY) < LINE_EVERY:
             return
         self._printed[what] = now
-        self.console.print(f"{what}: {done}/{total}{note and ', ' + note}", markup=False)
+        parts = [f"{what}: {done}/{total}", *([note] if note else [])]
+        if before < done < total:
+            parts.append(f"{duration((now - began) / (done - before) * (total - done))} left")
+        if done >= total:
+            del self._first[what]  # the next work of that name
+        self.console.print(", ".join(parts), markup=False)
 
     def close(self) -> None:
         """End the bars, so that what follows is printed below them."""

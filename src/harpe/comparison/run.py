@@ -143,7 +143,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     for sentence in about:
         reporter.say(sentence)
     expected = expected_seconds(recipe, source, rows, *speeds)
-    reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (measured on one sequence).")
+    reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (from a short measurement).")
     failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, processes, reporter)
     for what, reason in failed.items():
         reporter.say(f"{what} failed: {reason}")

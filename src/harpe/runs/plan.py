@@ -111,7 +111,7 @@ def plan_text(plan: dict[str, Any], expected: float) -> str:
             lines.append("    bases " + " ".join(f"{base:,.0f}" for base in method["bases"]))
     corpus = plan["corpus"]
     lines += ["", f"Corpus: {corpus['tokens']} tokens, SHA-256 {corpus['hash']}", f"  {corpus['description']}"]
-    lines += ["", f"Expected time: {duration(expected)} (measured on one sequence)."]
+    lines += ["", f"Expected time: {duration(expected)} (from a short measurement)."]
     return "\n".join(lines)
 
 

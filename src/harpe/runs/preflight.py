@@ -17,6 +17,8 @@ from harpe.errors import HarpeError
 from harpe.models.geometry import text_config
 from harpe.options.shared import TextOptions
 from harpe.options.training import TrainingSettings
+from harpe.planning.time import sequence_operations
+from harpe.planning.trace import Tracer
 from harpe.reporter import Reporter
 from harpe.runs.directory import check_disk, resume_dtype, write_environment
 from harpe.runs.source import Source
@@ -26,6 +28,9 @@ from harpe.training.loss import chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.sequence_parallel import sequence_parallel
 from harpe.training.tiles import mlp_tiles
+
+PIECE = 1024
+"""Tokens of a sequence that a processor's speed is measured on."""
 
 
 def settle_training(options: Any, run: Path, **settings: Any) -> tuple[TrainingSettings, str]:
@@ -108,10 +113,17 @@ def seconds_per_token(
     layout: Layout = ONE_PROCESS,
     ranks: Processes = ALONE,
 ) -> tuple[float, float]:
-    """Seconds a token of training and of reading, of all processes together, measured on one sequence of random tokens;
-    the model stays as it is, but for adapters that it is to be trained by."""
+    """Seconds a token of training and of reading, of all processes together, measured on random tokens; the model stays
+    as it is, but for adapters that it is to be trained by.
+
+    A processor, which is busy with few tokens already, reads `PIECE` of a longer sequence, and the operations of the
+    whole are counted.
+    """
     adapt(model, options)
-    vocabulary, size = int(text_config(model.config).vocab_size), length // layout.sequence_parallel
+    vocabulary, size, more = int(text_config(model.config).vocab_size), length // layout.sequence_parallel, 1.0
+    if model.device.type == "cpu" and size == length > PIECE:
+        tracer, size = Tracer(model.config), PIECE
+        more = sequence_operations(tracer, length) / length / (sequence_operations(tracer, size) / size)
     ids = torch.randint(0, vocabulary, (options.micro_batch, size), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
     batch = {"input_ids": ids, "shift_labels": ids}
@@ -132,7 +144,7 @@ def seconds_per_token(
             if training:
                 loss.backward()
         loss.item()
-        return max(ranks.gather(time.perf_counter() - start)) / (ids.numel() * layout.world)
+        return more * max(ranks.gather(time.perf_counter() - start)) / (ids.numel() * layout.world)
 
     was_training = model.training
     model.train()
