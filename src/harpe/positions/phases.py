@@ -38,7 +38,8 @@ class Phases(NamedTuple):
     positions: Tensor
     """int64 [B, S]."""
     table: Tensor
-    """Steps: int64 [H, N]; [H, N, 2] with an attention factor (`with_factor`); [L, H, N, 2] with rows by layer."""
+    """Steps: int64 [H, N]; [H, N, 2] with an attention factor (`with_factor`); [H, N, 4] with a scale of queries beside
+    it (`with_length_scale`); [L, H, N, 2 or 4] with rows by layer."""
 
     def by_layer(self) -> bool:
         return self.table.dim() == 4
@@ -91,6 +92,35 @@ def with_factor(steps: Tensor, factor: float | Tensor) -> Tensor:
     """int64 [..., H, N, 2]: steps [..., H, N], and the float64 bits of a factor that multiplies cos and sin."""
     bits = torch.as_tensor(factor, dtype=torch.float64, device=steps.device).view(torch.int64)
     return torch.stack((steps, bits.expand_as(steps)), dim=-1)
+
+
+def with_length_scale(table: Tensor, coefficient: float | Tensor, length: int) -> Tensor:
+    """int64 [..., H, N, 4]: a table [..., H, N, 2], the float64 bits of c / ln L0, and L0; see `query_scale`.
+
+    `coefficient` c is one number, or float64 [H, 1]; `length` L0 is in tokens.
+    """
+    slope = torch.as_tensor(coefficient, dtype=torch.float64, device=table.device) / math.log(length)
+    bits = slope.view(torch.int64).expand(table.shape[:-1])
+    return torch.cat((table, torch.stack((bits, torch.full_like(bits, length)), dim=-1)), dim=-1)
+
+
+def has_length_scale(table: Tensor) -> bool:
+    """Whether queries are to be multiplied by `query_scale`."""
+    return table.dim() > 2 and table.shape[-1] == 4
+
+
+def query_scale(position_ids: Tensor, table: Tensor) -> Tensor | None:
+    """What the queries of every head are multiplied by, float32 [B, S, H]; None where a table has no such scale.
+
+    1 + c (ln n / ln L0 - 1) at position n - 1, and exactly 1 up to L0. For c = 1 this is the max(1, ln n / ln L0) of
+    Entropy-ABF (Zhang et al. 2024, arXiv 2401.07004). In float64, so that its bits do not depend on how many positions
+    there are.
+    """
+    if not has_length_scale(table):
+        return None
+    slope, length = table[:, 0, 2].contiguous().view(torch.float64), table[:, 0, 3]
+    seen = torch.maximum(position_ids[:, :, None] + 1, length)
+    return (1 + slope * (seen.double() / length).log()).to(torch.float32)
 
 
 def trigonometry(position_ids: Tensor, table: Tensor) -> TwoTensors:
