@@ -77,7 +77,7 @@ def by_parts(
     length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """e = u^exponent, the same for all heads: the control of `harpe-parts`. 1 is MrRoPE-Uni."""
-    exponents = _powers(geometry, exponent, beta_fast, beta_slow)
+    exponents = exponents_of(geometry, exponent, beta_fast, beta_slow)
     return _shared(geometry, length, factor, exponents, attention_factor, length_scale)
 
 
@@ -128,7 +128,7 @@ def harpe_parts(
     check_unscaled(geometry, "harpe-parts")
 
     def table(row: Sequence[float]) -> list[list[float]]:
-        powers = [_powers(geometry, exponent, beta_fast, beta_slow) for exponent in row]
+        powers = [exponents_of(geometry, exponent, beta_fast, beta_slow) for exponent in row]
         return [[geometry.base ** (-i / pairs) * s ** -head[i] for i in range(pairs)] for head in powers]
 
     changed = set(range(geometry.layers) if geometry.changed_layers is None else geometry.changed_layers)
@@ -149,7 +149,8 @@ def _by_rank(spread: Sequence[float], distances: Sequence[float]) -> list[float]
     return row
 
 
-def _powers(geometry: ModelGeometry, exponent: float, beta_fast: float, beta_slow: float) -> list[float]:
+def exponents_of(geometry: ModelGeometry, exponent: float, beta_fast: float, beta_slow: float) -> list[float]:
+    """u^exponent of every pair; HarpeError for one that is not above 0."""
     if not math.isfinite(exponent) or exponent <= 0:
         raise HarpeError(f"An exponent is {exponent:g}; it must be a number above 0.")
     steps, n = ramp(geometry, beta_fast, beta_slow)
