@@ -6,13 +6,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -184,11 +185,14 @@ def test_decoding_with_a_cache_and_padding_gives_the_logits_of_one_pass(family: 
             found = model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
             last.append(found.logits[:, 0])
     torch.testing.assert_close(torch.stack(last, 1), expected[:, 140:], atol=2e-4, rtol=1e-4)
-    padded = torch.cat([torch.zeros(1, 7, dtype=torch.int64), ids], 1)
-    mask = torch.cat([torch.zeros(1, 7, dtype=torch.int64), torch.ones_like(ids)], 1)
+    padding, other = torch.zeros(1, 150, dtype=torch.int64), ids_of(1, 300, seed=2)
+    batch = torch.cat([torch.cat([padding, ids], 1), other])
+    mask = torch.ones_like(batch)
+    mask[0, :150] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    got = logits(model, padded, attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(got[:, 7:], expected, atol=2e-4, rtol=1e-4)
+    got = logits(model, batch, attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(got[:1, 150:], expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1:], logits(model, other), atol=2e-4, rtol=1e-4)
 
 
 def test_gradients_are_those_of_the_formula_and_recomputing_them_changes_no_bit() -> None:
@@ -313,6 +317,15 @@ def test_a_run_with_it_trains_and_exports_it(workspace: Path) -> None:
     second = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
     ids = ids_of(1, 200)
     assert torch.equal(logits(first, ids), logits(second, ids))
+
+
+def test_a_family_that_would_undo_it_is_refused_before_texts_are_read(workspace: Path) -> None:
+    folder = shutil.copytree(workspace / "model", workspace / "behind")
+    short("nanochat", vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
+    options: dict[str, Any] = {"method_options": {"length_scale": 1.0}, "tokens": 2048, "batch_tokens": 512}
+    with pytest.raises(HarpeError, match="after they are rotated"):
+        harpe.extend(str(folder), 512, str(workspace / "texts"), workspace / "run", **options)
+    assert not (workspace / "run" / "data").exists()
 
 
 def test_frequencies_of_a_stock_type_become_a_table_with_its_factor() -> None:

@@ -83,7 +83,8 @@ class Encoding:
         if self.tables is not None:
             heads = {row for table in self.tables if table is not None for row in table}
             layers = ", by layer" if len(self.tables) > 1 else ""
-            return f"{len(heads)} tables of frequencies{layers}{self._factors()}"
+            count = f"{len(heads)} tables" if len(heads) > 1 else "one table"
+            return f"{count} of frequencies{layers}{self._factors()}"
         rows = self.layer_bases or (self.bases,)
         values_of = [base for row in rows if row is not None for base in row]
         factor = self._factors()

@@ -139,16 +139,31 @@ def apply_encoding(
         config.validate_rope()
     else:
         check_applied(config, family.rotary, dict(entry), key)
-    device = next(model.parameters()).device
-    for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            if type(module) is family.rotary:
-                with torch.device(device):
-                    setattr(parent, name, type(module)(config))
+    renew_rotary(model)
     check_rotation(model)
+    check_factors(model, encoding, geometry)
+    return apply_attention(model, encoding.attention)
+
+
+def check_factors(model: PreTrainedModel, encoding: Encoding, geometry: ModelGeometry) -> None:
+    """Refuse a family whose attention would not have the factors of an encoding (`check_scaled`); may be asked before
+    anything is changed.
+
+    Raises HarpeError.
+    """
     if encoding.length_scale or encoding.attention_factor != 1.0:
         check_scaled(model, geometry.head_dim if encoding.length_scale else None)
-    return apply_attention(model, encoding.attention)
+
+
+def renew_rotary(model: PreTrainedModel) -> None:
+    """Make the rotary modules anew from the model's configuration."""
+    config = text_config(model.config)
+    rotary, device = find_family(config).rotary, next(model.parameters()).device
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is rotary:
+                with torch.device(device):
+                    setattr(parent, name, type(module)(config))
 
 
 def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:

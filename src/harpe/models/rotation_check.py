@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -124,6 +124,43 @@ def check_scaled(model: PreTrainedModel, whole: int | None = None) -> None:
             f"A {config.model_type} takes the dimensions that turn apart before it rotates them ({min(widths)} of "
             f"{whole}): length_scale would reach those alone. Leave it out."
         )
+
+
+class Rotated(NamedTuple):
+    """Queries and keys of an attention as they are rotated: [heads, tokens, dimensions], on the CPU."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+
+
+@torch.no_grad()
+def rotated_states(model: PreTrainedModel, tokens: int = 16) -> dict[torch.nn.Module, Rotated]:
+    """What every attention that rotates makes of a short text."""
+    config = text_config(model.config)
+    family, seen = find_family(config), dict[torch.nn.Module, Rotated]()
+    stock, now = family.module.apply_rotary_pos_emb, list[torch.nn.Module]()
+
+    @functools.wraps(stock)
+    def apply(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        heads = kwargs.get("unsqueeze_dim", args[-1] if args else 1)
+        found = stock(q, k, cos, sin, *args, **kwargs)
+        seen[now[-1]] = Rotated(*(x[0].transpose(0, heads - 1).cpu() for x in found))
+        return found
+
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: now.append(module))
+        for module in model.modules()
+        if isinstance(module, family.attentions)
+    ]
+    family.module.apply_rotary_pos_emb = apply  # type: ignore[attr-defined]
+    try:
+        ids = torch.arange(tokens, device=model.device)[None] % (config.vocab_size - 1) + 1
+        within(model, lambda: hidden_states(model, ids))
+    finally:
+        family.module.apply_rotary_pos_emb = stock  # type: ignore[attr-defined]
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 @contextmanager
