@@ -27,6 +27,7 @@ from harpe.models.export import export_checkpoint
 from harpe.models.geometry import changed_layers, read_geometry
 from harpe.models.load import load_model
 from harpe.options.runs import ExportOptions
+from harpe.positions import rotation
 from harpe.positions.rotation import Layout
 
 from .test_attention_factor import NORM_BEHIND
@@ -150,7 +151,11 @@ def test_an_attention_gives_what_one_written_out_in_float64_gives(family: str) -
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "glm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_token_alone_is_rotated_to_the_bits_of_the_long_pass(family: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("held", [rotation.HELD_ANGLES, 0], ids=["cos and sin", "positions"])
+def test_a_token_alone_is_rotated_to_the_bits_of_the_long_pass(
+    family: str, dtype: torch.dtype, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "HELD_ANGLES", held)
     model = with_scales(short(family))
     heads, layer_type = heads_of(model), rope_of(model)[0]
     generator = torch.Generator().manual_seed(4)
@@ -340,3 +345,13 @@ def test_frequencies_of_a_stock_type_become_a_table_with_its_factor() -> None:
     theirs, _ = ROPE_INIT_FUNCTIONS["yarn"](fresh)
     for row in rope["frequencies"]:
         assert row == pytest.approx(theirs.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma3_text"])
+def test_a_traced_model_gives_the_same_logits(family: str) -> None:
+    """Both forms of the pair: cos and sin, traced through, and positions by layer, for the operator."""
+    model, ids = with_scales(short(family)), ids_of(1, 150)
+    expected = logits(model, ids)
+    torch._dynamo.reset()
+    got = logits(torch.compile(model, fullgraph=True, backend="aot_eager"), ids)
+    torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)

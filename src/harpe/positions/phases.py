@@ -32,6 +32,9 @@ FINE = 128
 than all else."""
 
 
+ALL = slice(None)
+
+
 class Phases(NamedTuple):
     """Angles as the two factors that they are formed from."""
 
@@ -47,6 +50,10 @@ class Phases(NamedTuple):
     def heads(self) -> int:
         return self.table.shape[-2] if self.table.dim() == 2 else self.table.shape[-3]
 
+    def query_scale(self, tokens: slice = ALL) -> Tensor | None:
+        """What queries are multiplied by, float32 [B, s, H]; None for nothing."""
+        return query_scale(self.positions[:, tokens], self.table)
+
     def of_rows(self, rows: slice) -> Phases:
         return Phases(self.positions[rows], self.table)
 
@@ -57,13 +64,21 @@ class CosSin(NamedTuple):
     cos_bits: Tensor
     """int32 [B, S, H, N]."""
     sin_bits: Tensor
-    """int32 [B, S, H, 2, N], of -sin and sin."""
+    """int32 [B, S, H, 2, N], of -sin and sin; [B, S, H, 3, N] with what queries are multiplied by beside them."""
 
     def cos(self) -> Tensor:
         return self.cos_bits.view(torch.float32)
 
     def sin(self) -> Tensor:
         return self.sin_bits[..., 1, :].view(torch.float32)
+
+    def sins(self) -> Tensor:
+        """-sin and sin, float32 [B, S, H, 2, N]."""
+        return self.sin_bits[..., :2, :].view(torch.float32)
+
+    def query_scale(self, tokens: slice = ALL) -> Tensor | None:
+        """As that of `Phases`."""
+        return self.sin_bits[:, tokens, :, 2, 0].view(torch.float32) if self.sin_bits.shape[-2] == 3 else None
 
     def heads(self) -> int:
         return self.cos_bits.shape[2]
@@ -165,9 +180,10 @@ def cos_and_sin(position_ids: Tensor, table: Tensor) -> TwoTensors:
     return sum_of_angles((cos, sin), (fine_cos, fine_sin))
 
 
-def hold(cos: Tensor, sin: Tensor) -> TwoTensors:
-    """The pair of `CosSin` for cos and sin, float32 [B, S, H, N]."""
-    return cos.view(torch.int32), torch.stack((-sin, sin), dim=-2).view(torch.int32)
+def hold(cos: Tensor, sin: Tensor, scale: Tensor | None = None) -> TwoTensors:
+    """The pair of `CosSin` for cos and sin, float32 [B, S, H, N], and a scale of queries [B, S, H]."""
+    rows = (-sin, sin) if scale is None else (-sin, sin, scale[..., None].expand_as(sin))
+    return cos.view(torch.int32), torch.stack(rows, dim=-2).view(torch.int32)
 
 
 def is_per_head(cos: Any) -> bool:

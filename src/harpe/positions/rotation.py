@@ -27,7 +27,6 @@ from harpe.positions.phases import (
     TwoTensors,
     cos_and_sin,
     decode,
-    has_length_scale,
     hold,
     query_scale,
     sum_of_angles,
@@ -102,8 +101,7 @@ def encode_positions(position_ids: Tensor, table: Tensor) -> TwoTensors:
 
     Returns
     -------
-    The pair of `CosSin` where the angles are few, no kernel forms them on the fly, and they are those of queries and
-    keys alike; else that of `Phases`.
+    The pair of `CosSin` where the angles are few and no kernel forms them on the fly; else that of `Phases`.
     """
     if position_ids.dim() != 2 or position_ids.is_floating_point():
         found = f"{position_ids.dtype} {list(position_ids.shape)}"
@@ -111,9 +109,9 @@ def encode_positions(position_ids: Tensor, table: Tensor) -> TwoTensors:
     position_ids = position_ids.to(torch.int64)
     few = position_ids.shape[0] * position_ids.shape[1] * table.shape[0] * table.shape[1] <= HELD_ANGLES
     fused = _kernel is not None and position_ids.is_cuda and not torch.compiler.is_compiling()
-    if table.dim() == 4 or not few or fused or has_length_scale(table):
+    if table.dim() == 4 or not few or fused:
         return position_ids, table
-    return hold(*cos_and_sin(position_ids, table))
+    return hold(*cos_and_sin(position_ids, table), query_scale(position_ids, table))
 
 
 def _turn(
@@ -172,11 +170,11 @@ def _turn_one(x: Tensor, cos: Tensor, sins: Tensor, axis: int, scale: Tensor | N
     return turned if exact else turned.type(x.dtype)
 
 
-def _rotate_one(q: Tensor, k: Tensor, held: CosSin, layout: Layout, scale: Tensor | None) -> TwoTensors:
-    """Rotated copies of one token's q and k; q times scale, float32 [B or 1, 1, H]."""
+def _rotate_one(q: Tensor, k: Tensor, held: CosSin, layout: Layout) -> TwoTensors:
+    """Rotated copies of one token's q and k."""
     batch, _, heads, pairs = held.cos_bits.shape
     cos = held.cos().view(batch, heads, 1, 1, pairs)
-    sins = held.sin_bits.view(torch.float32).view(batch, heads, 1, 2, pairs)
+    sins, scale = held.sins().view(batch, heads, 1, 2, pairs), held.query_scale()
     if layout.direction < 0:
         sins = -sins
     axis = -1 if layout.interleaved else -2
@@ -184,7 +182,7 @@ def _rotate_one(q: Tensor, k: Tensor, held: CosSin, layout: Layout, scale: Tenso
         cos, sins = cos.transpose(3, 4), sins.transpose(3, 4)
     turned = _turn_one(k, cos, sins, axis)
     if scale is not None:
-        scale = scale.transpose(1, 2)[..., None]
+        scale = scale.view(batch, heads, 1, 1)
         cos, sins = cos * scale[..., None], sins * scale[..., None]
     return _turn_one(q, cos, sins, axis, scale), turned
 
@@ -270,10 +268,9 @@ def _rotate_tiles(q: Tensor, k: Tensor, angles: Phases | CosSin, layout: Layout)
     for row in plan.rows:
         own = angles.of_rows(row)
         for part, cos, sin in _tiles(own, plan):
-            scale = query_scale(own.positions[:, part], own.table) if isinstance(own, Phases) else None
-            for x, out, by in ((k, out_k, None), (q, out_q, scale)):
-                if by is not None:  # the tile's own cos and sin, which nobody needs after the queries
-                    cos, sin = cos.mul_(by[..., None]), sin.mul_(by[..., None])
+            for x, out, by in ((k, out_k, None), (q, out_q, own.query_scale(part))):
+                if by is not None:
+                    cos, sin = cos * by[..., None], sin * by[..., None]
                 space = None if x.dtype == torch.float32 else plan.space[:2]
                 _turn(x[row, part], cos, sin, axis, layout.direction, out[row, part], space, by)
     return out_q, out_k
@@ -325,10 +322,11 @@ def _operator_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_operator_backward, setup_context=_Rotation.setup_context)
 
 
-def _rotate_traced(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses."""
+def _rotate_traced(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, scale: Tensor | None = None) -> Tensor:
+    """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses, times scale [B, S, H]."""
     heads, pairs = cos.shape[2:]
     grouped = x.unflatten(2, (heads, x.shape[2] // heads)).float()
+    grouped = grouped if scale is None else grouped * scale[..., None, None]
     cos, sin = cos.unsqueeze(3), sin.unsqueeze(3) * layout.direction
     turned, rest = grouped[..., : 2 * pairs], grouped[..., 2 * pairs :]
     a, b = turned.unflatten(-1, (pairs, 2)).unbind(-1) if layout.interleaved else turned.chunk(2, dim=-1)
@@ -365,9 +363,8 @@ def rotate_per_head(
         )
     compiling, grad = torch.compiler.is_compiling(), torch.is_grad_enabled()
     if q.shape[3 - head_dim] == 1 and not compiling and not grad and (_kernel is None or not q.is_cuda):
-        if isinstance(angles, CosSin):
-            return _rotate_one(q, k, angles, layout, None)
-        return _rotate_one(q, k, CosSin(*hold(*cos_and_sin(*angles))), layout, query_scale(*angles))
+        held = angles if isinstance(angles, CosSin) else CosSin(*hold(*cos_and_sin(*angles), query_scale(*angles)))
+        return _rotate_one(q, k, held, layout)
     if head_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
     if not compiling:
@@ -376,5 +373,6 @@ def rotate_per_head(
     elif isinstance(angles, Phases):
         q, k = _operator(q, k, first, second, *layout)
     else:
-        q, k = (_rotate_traced(x, angles.cos(), angles.sin(), layout) for x in (q, k))
+        scale = angles.query_scale()
+        q, k = (_rotate_traced(x, angles.cos(), angles.sin(), layout, by) for x, by in ((q, scale), (k, None)))
     return (q.transpose(1, 2), k.transpose(1, 2)) if head_dim == 1 else (q, k)
