@@ -167,7 +167,11 @@ def test_a_bad_method_of_another_package_is_refused_by_name(
 
 
 def test_every_built_in_method_survives_json() -> None:
-    needs = {"longrope": {"long_factor": [1.0] * 64}, "self-extend": {"window": 2048, "group": 64}}
+    needs: dict[str, dict[str, Any]] = {
+        "longrope": {"long_factor": [1.0] * 64},
+        "self-extend": {"window": 2048, "group": 64},
+        "layer-scale": {"first": 8.0, "last": 32.0},
+    }
     for method in BUILT_IN:
         for stage in stages(method.name, **needs.get(method.name, {})):
             assert Stage.from_dict(json.loads(json.dumps(stage.as_dict()))) == stage

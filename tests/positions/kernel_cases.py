@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from harpe.positions import rotation, rotation_triton
-from harpe.positions.phases import base_frequencies, decode, phase_steps, with_factor
+from harpe.positions.phases import base_frequencies, decode, phase_steps, with_factor, with_length_scale
 from harpe.positions.rotation import Layout, encode_positions, rotate_per_head, use_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -116,6 +116,25 @@ def test_it_is_the_cpu_path_at_every_position(dtype: torch.dtype) -> None:
     got = rotation_triton.rotate(q, k, positions.to(DEVICE), table, False, 1)
     for a, b in zip(got, wanted, strict=True):
         close(a.cpu(), b.double(), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("dim", "pairs"), [(16, 8), (20, 6)])
+def test_queries_are_scaled_by_the_length_that_they_see(
+    reference: Any, dim: int, pairs: int, inplace: bool, dtype: torch.dtype
+) -> None:
+    q, k, table = case(2, 3, dim, pairs, dtype, factor=1.25)
+    coefficients = torch.tensor([[0.5], [1.0]], dtype=torch.float64, device=DEVICE)
+    table = with_length_scale(table, coefficients, 64)
+    positions = torch.tensor([[0, 1, 63, 64, 65, 70_000], [5, 100, 1000, 10_000, 3000, 2]], device=DEVICE)
+    wanted = [reference(x, positions, BASES[:2], pairs, factor=1.25) for x in (q, k)]
+    growth = (positions + 1).clamp(min=64).double().log() / torch.tensor(64.0, dtype=torch.float64).log() - 1
+    scale = 1 + growth[..., None] * coefficients[:, 0].repeat_interleave(3)
+    got = rotation_triton.rotate(q, k, positions, table, False, 1, inplace)
+    assert scale.max() > 1.2
+    close(got[0], wanted[0] * scale[..., None], dtype)
+    close(got[1], wanted[1], dtype)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(interleaved=True)], ids=str)

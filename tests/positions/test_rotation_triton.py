@@ -58,10 +58,18 @@ def test_it_is_installed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(
-    ("dim", "pairs", "interleaved"), [(128, 64, False), (128, 64, True), (96, 48, False), (80, 16, False)]
+    ("dim", "pairs", "interleaved", "scaled"),
+    [
+        (128, 64, False, False),
+        (128, 64, True, False),
+        (96, 48, False, False),
+        (80, 16, False, False),
+        (128, 64, False, True),
+        (80, 16, False, True),
+    ],
 )
 def test_compiled_for_a_gpu_it_reads_16_bytes_at_a_time_and_keeps_everything_in_registers(
-    dtype: str, dim: int, pairs: int, interleaved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, dim: int, pairs: int, interleaved: bool, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For compute capability 9.0, with the alignment that whole projections have. The interpreter accepts what a
     compiler may not."""
@@ -77,7 +85,8 @@ def test_compiled_for_a_gpu_it_reads_16_bytes_at_a_time_and_keeps_everything_in_
         "heads": 8,
         "q_group": 4,
         "k_group": 1,
-        "has_factor": False,
+        "has_factor": scaled,
+        "has_scale": scaled,
         "interleaved": interleaved,
         "direction": 1,
     }

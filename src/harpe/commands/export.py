@@ -14,6 +14,7 @@ from harpe.files import check_new_folder, read_json
 from harpe.models.card import model_card
 from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
+from harpe.models.fold import fold_attention_factor
 from harpe.models.load import load_config, load_model, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.runs import ExportOptions
@@ -52,13 +53,17 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     check_vocabulary(config, tokenizer, folder)
     model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
+    folded = {"Weights": fold_attention_factor(model)} if options.fold else {}
+    if options.fold:
+        reporter.say(folded["Weights"])
+        config = model.config
     card = None
     if chosen:
         name, on_hub = chosen.run.model.name, _on_hub(source, chosen)
         shown = name if on_hub else PurePath(name).name
         title = f"{shown}, {chosen.run.target_length} tokens, {chosen.row.title}"
-        card = model_card(config, title, name if on_hub else None, _sections(chosen, shown))
-    export_checkpoint(model, out, tokenizer, card)
+        card = model_card(config, title, name if on_hub else None, {**_sections(chosen, shown), **folded})
+    export_checkpoint(model, out, tokenizer, card, folded)
     code = (out / f"{MODULE}.py").is_file()
     how = (
         "loads by trust_remote_code=True; its code is modeling_harpe.py"

@@ -17,6 +17,7 @@ from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
+from harpe.models.apply import check_factors
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.check import MemoryCheck
@@ -163,6 +164,7 @@ def _loaded(decided: _Decided, length: int) -> PreTrainedModel:
     model = source.load(layout, decided.training.dtype)
     for stage in decided.row.stages:
         check_sequence_parallel(model, layout.sequence_parallel, stage.length)
+        check_factors(model, stage.encoding, source.geometry)
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.types import AttentionFactor, Stage, check_unscaled, shared_encoding, with_attention_factor
+from harpe.methods.types import AttentionFactor, LengthScale, Stage, check_unscaled, shared_encoding, with_factors
 from harpe.positions.geometry import ModelGeometry
 
 Place = Literal["top", "middle", "geometric-middle", "bottom"]
@@ -24,16 +24,12 @@ def abf(
     *,
     base: float | None = None,
     attention_factor: AttentionFactor | None = None,
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
-    """One stage at the target length with one base for all heads: `base`, else the range's top (HARPE's baseline)."""
+    """One stage at the target length with one base for all heads: `base`, else the range's top (HARPE's baseline). With
+    `length_scale` 1 it is Entropy-ABF."""
     encoding = shared_encoding(bounds.high if base is None else base, geometry)
-    return [
-        Stage(
-            with_attention_factor(encoding, attention_factor, geometry, length / geometry.original_length),
-            length,
-            share=1.0,
-        )
-    ]
+    return [Stage(with_factors(encoding, attention_factor, length_scale, geometry, length), length, share=1.0)]
 
 
 def one_base(
@@ -43,6 +39,7 @@ def one_base(
     *,
     at: Place = "middle",
     attention_factor: AttentionFactor | None = None,
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """A control of HARPE: one base for all heads from HARPE's own range, without which a gain cannot be put down to
     different bases."""
@@ -54,10 +51,8 @@ def one_base(
     }
     if at not in places:
         raise HarpeError(f"one-base has at: {at!r}; choose {', '.join(places)}.")
-    encoding = with_attention_factor(
-        shared_encoding(places[at], geometry), attention_factor, geometry, length / geometry.original_length
-    )
-    return [Stage(encoding, length, share=1.0)]
+    encoding = shared_encoding(places[at], geometry)
+    return [Stage(with_factors(encoding, attention_factor, length_scale, geometry, length), length, share=1.0)]
 
 
 def base_kept(geometry: ModelGeometry, length: int) -> list[Stage]:

@@ -10,7 +10,7 @@ from harpe.bases.base_sets import Rule, Strategy
 from harpe.bases.choice import SearchOptions, choose_rows
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.types import AttentionFactor, Stage, per_head_encoding, with_attention_factor
+from harpe.methods.types import AttentionFactor, Encoding, LengthScale, Stage, per_head_encoding, with_factors
 from harpe.positions.geometry import ModelGeometry
 
 MeasureDistances = Callable[[], Sequence[Sequence[float]]]
@@ -31,6 +31,7 @@ def harpe(
     seed: int = 0,
     bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     attention_factor: AttentionFactor | None = None,
+    length_scale: LengthScale | None = None,
     measure: MeasureDistances | None = None,
 ) -> list[Stage]:
     """One stage at `length` with head h on a base of its own.
@@ -44,6 +45,8 @@ def harpe(
         positions.
     attention_factor
         Multiplies queries and keys: none (the paper), "yarn" (0.1 ln s + 1), a number, or one per key/value head.
+    length_scale
+        Multiplies queries by max(1, 1 + c (ln n / ln L0 - 1)): none (the paper), c, or one per key/value head.
     measure
         Called for the adaptive assignment only.
     """
@@ -56,16 +59,17 @@ def harpe(
         layer_bases=layer_bases,
         seed=seed,
     )
+
+    def scaled(encoding: Encoding) -> Encoding:
+        return with_factors(encoding, attention_factor, length_scale, geometry, length)
+
     if bases is not None:
         if search != SearchOptions(seed=seed):
             raise HarpeError(
                 "harpe has bases that are given; strategy, stride, rule, assignment and layer_bases choose them. Leave "
                 "one out."
             )
-        given = with_attention_factor(
-            per_head_encoding(bases, geometry), attention_factor, geometry, length / geometry.original_length
-        )
-        return [Stage(given, length, share=1.0)]
+        return [Stage(scaled(per_head_encoding(bases, geometry)), length, share=1.0)]
     if assignment == "adaptive" and measure is None:
         raise HarpeError(
             "The adaptive assignment measures the model on texts, which are not at hand here; choose another "
@@ -86,11 +90,4 @@ def harpe(
     if choice.chosen.reason:
         note += f"; chosen by {choice.chosen.reason}"
     encoding = per_head_encoding(choice.first if len(set(rows)) == 1 else rows, geometry)
-    return [
-        Stage(
-            with_attention_factor(encoding, attention_factor, geometry, length / geometry.original_length),
-            length,
-            share=1.0,
-            note=note,
-        )
-    ]
+    return [Stage(scaled(encoding), length, share=1.0, note=note)]

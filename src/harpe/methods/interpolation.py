@@ -10,11 +10,13 @@ from harpe.bases.ranges import ntk_base
 from harpe.errors import HarpeError
 from harpe.methods.types import (
     AttentionFactor,
+    LengthScale,
     Stage,
     check_unscaled,
     shared_encoding,
     stock_encoding,
     with_attention_factor,
+    with_length_scale,
 )
 from harpe.positions.geometry import ModelGeometry
 
@@ -39,13 +41,14 @@ def ntk(
     *,
     factor: float | None = None,
     attention_factor: AttentionFactor | None = None,
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """NTK-aware scaling by s: base b0 s^(d/(d-2)) (bloc97 2023; Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
     check_unscaled(geometry, "NTK-aware scaling")
     s = scale(geometry, length, factor)
     base = ntk_base(geometry.base, s, geometry.rotary_dim)
     encoding = with_attention_factor(shared_encoding(base, geometry), attention_factor, geometry, s)
-    return [Stage(encoding, length, share=1.0)]
+    return [Stage(with_length_scale(encoding, length_scale, geometry), length, share=1.0)]
 
 
 def ntk_dynamic(geometry: ModelGeometry, length: int, *, factor: float | None = None) -> list[Stage]:
@@ -66,6 +69,7 @@ def yarn(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     attention_factor: float | None = None,
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """YaRN (Peng et al. 2023, arXiv 2309.00071): pairs with more than `beta_fast` turns in the trained context stay,
     those with fewer than `beta_slow` are interpolated, a ramp between; q and k are scaled by 0.1 ln s + 1
@@ -79,7 +83,8 @@ def yarn(
     }
     if attention_factor is not None:
         parameters["attention_factor"] = float(attention_factor)
-    return [Stage(stock_encoding(parameters, geometry), length, share=1.0)]
+    encoding = with_length_scale(stock_encoding(parameters, geometry), length_scale, geometry)
+    return [Stage(encoding, length, share=1.0)]
 
 
 def longrope(

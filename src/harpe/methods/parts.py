@@ -17,11 +17,13 @@ from harpe.methods.harpe import MeasureDistances
 from harpe.methods.interpolation import scale
 from harpe.methods.types import (
     AttentionFactor,
+    LengthScale,
     Stage,
     check_unscaled,
     stock_encoding,
     table_encoding,
     with_attention_factor,
+    with_length_scale,
 )
 from harpe.positions.geometry import ModelGeometry
 
@@ -54,12 +56,13 @@ def mrrope(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     attention_factor: AttentionFactor = "yarn",
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """After MrRoPE (arXiv 2601.22181), as others describe it: e = t (t + 1) / (n (n + 1)) for the t-th of n pairs in
     between (pro), or t / n (uni); q and k are multiplied by 0.1 ln s + 1."""
     steps, n = ramp(geometry, beta_fast, beta_slow)
     exponents = [t * (t + 1) / (n * (n + 1)) if variant == "pro" else t / n for t in steps]
-    return _shared(geometry, length, factor, exponents, attention_factor)
+    return _shared(geometry, length, factor, exponents, attention_factor, length_scale)
 
 
 def by_parts(
@@ -71,9 +74,11 @@ def by_parts(
     beta_fast: float = 8.0,
     beta_slow: float = 1.0,
     attention_factor: AttentionFactor = "yarn",
+    length_scale: LengthScale | None = None,
 ) -> list[Stage]:
     """e = u^exponent, the same for all heads: the control of `harpe-parts`. 1 is MrRoPE-Uni."""
-    return _shared(geometry, length, factor, _powers(geometry, exponent, beta_fast, beta_slow), attention_factor)
+    exponents = exponents_of(geometry, exponent, beta_fast, beta_slow)
+    return _shared(geometry, length, factor, exponents, attention_factor, length_scale)
 
 
 def harpe_parts(
@@ -88,6 +93,7 @@ def harpe_parts(
     beta_fast: float = 8.0,
     beta_slow: float = 1.0,
     attention_factor: AttentionFactor = "yarn",
+    length_scale: LengthScale | None = None,
     measure: MeasureDistances | None = None,
 ) -> list[Stage]:
     """e = u^(an exponent of the head): every head keeps its fast pairs and has the whole scale at its slow end.
@@ -122,12 +128,13 @@ def harpe_parts(
     check_unscaled(geometry, "harpe-parts")
 
     def table(row: Sequence[float]) -> list[list[float]]:
-        powers = [_powers(geometry, exponent, beta_fast, beta_slow) for exponent in row]
+        powers = [exponents_of(geometry, exponent, beta_fast, beta_slow) for exponent in row]
         return [[geometry.base ** (-i / pairs) * s ** -head[i] for i in range(pairs)] for head in powers]
 
     changed = set(range(geometry.layers) if geometry.changed_layers is None else geometry.changed_layers)
     tables = [table(row) if len(rows) == 1 or layer in changed else None for layer, row in enumerate(rows)]
     encoding = with_attention_factor(table_encoding(tables, geometry), attention_factor, geometry, s)
+    encoding = with_length_scale(encoding, length_scale, geometry)
     shown = sorted({exponent for row in rows for exponent in row})
     note = f"exponents from {shown[0]:.3g} to {shown[-1]:.3g}"
     return [Stage(encoding, length, share=1.0, note=note)]
@@ -142,7 +149,8 @@ def _by_rank(spread: Sequence[float], distances: Sequence[float]) -> list[float]
     return row
 
 
-def _powers(geometry: ModelGeometry, exponent: float, beta_fast: float, beta_slow: float) -> list[float]:
+def exponents_of(geometry: ModelGeometry, exponent: float, beta_fast: float, beta_slow: float) -> list[float]:
+    """u^exponent of every pair; HarpeError for one that is not above 0."""
     if not math.isfinite(exponent) or exponent <= 0:
         raise HarpeError(f"An exponent is {exponent:g}; it must be a number above 0.")
     steps, n = ramp(geometry, beta_fast, beta_slow)
@@ -150,7 +158,12 @@ def _powers(geometry: ModelGeometry, exponent: float, beta_fast: float, beta_slo
 
 
 def _shared(
-    geometry: ModelGeometry, length: int, factor: float | None, exponents: list[float], attention: AttentionFactor
+    geometry: ModelGeometry,
+    length: int,
+    factor: float | None,
+    exponents: list[float],
+    attention: AttentionFactor,
+    length_scale: LengthScale | None,
 ) -> list[Stage]:
     """One table for all heads: LongRoPE in transformers, with the same factors at every length."""
     s = scale(geometry, length, factor)
@@ -165,4 +178,5 @@ def _shared(
     given = with_attention_factor(stock_encoding(stock, geometry), attention, geometry, s).attention_factor
     if isinstance(given, tuple):
         raise HarpeError("attention_factor has a number for every head, which one table for all heads cannot hold.")
-    return [Stage(stock_encoding({**stock, "attention_factor": given}, geometry), length, share=1.0)]
+    encoding = stock_encoding({**stock, "attention_factor": given}, geometry)
+    return [Stage(with_length_scale(encoding, length_scale, geometry), length, share=1.0)]

@@ -22,6 +22,8 @@ from harpe.methods.abf import abf, abf_staged, base_kept, one_base
 from harpe.methods.dual_chunk import dca
 from harpe.methods.harpe import MeasureDistances, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
+from harpe.methods.layer_scale import layer_scale
+from harpe.methods.p_rope import p_rope
 from harpe.methods.parts import by_parts, harpe_parts, mrrope
 from harpe.methods.self_extend import self_extend
 from harpe.methods.types import Stage, shared_encoding, untrained
@@ -66,6 +68,8 @@ BUILT_IN = (
     Method("longrope", longrope, "LongRoPE", "Ding et al. 2024, arXiv 2402.13753"),
     Method("mrrope", mrrope, "MrRoPE", "after arXiv 2601.22181"),
     Method("by-parts", by_parts, "by parts", "control: harpe-parts with one exponent for all heads", control=True),
+    Method("p-rope", p_rope, "p-RoPE", "Barbero et al. 2024, arXiv 2410.06205"),
+    Method("layer-scale", layer_scale, "a scale by layer", "after arXiv 2503.04355"),
     Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325"),
     Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
     Method("harpe", harpe, "HARPE", _HARPE),

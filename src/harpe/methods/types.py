@@ -66,6 +66,8 @@ class Encoding:
     attention_factor: float | tuple[float, ...] = 1.0
     """Multiplies queries and keys (cos and sin) beside what the checkpoint has: of all heads, or one per key/value
     head. Scores are multiplied by its square."""
+    length_scale: float | tuple[float, ...] = 0.0
+    """c of `with_length_scale`: of all heads, or one per key/value head; 0: queries as they are."""
 
     def describe(self) -> str:
         """In words, for plans and tables."""
@@ -77,30 +79,39 @@ class Encoding:
                 k: v for k, v in self.stock.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)
             }
             values = "".join(f", {name} {value:g}" for name, value in shown.items() if isinstance(value, int | float))
-            return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}"
+            return f"rope type {self.stock['rope_type']}{values}, on base {self.bases[0]:,.0f}{self._factors()}"
         if self.tables is not None:
             heads = {row for table in self.tables if table is not None for row in table}
             layers = ", by layer" if len(self.tables) > 1 else ""
-            return f"{len(heads)} tables of frequencies{layers}{_factor_words(self.attention_factor)}"
+            count = f"{len(heads)} tables" if len(heads) > 1 else "one table"
+            return f"{count} of frequencies{layers}{self._factors()}"
         rows = self.layer_bases or (self.bases,)
         values_of = [base for row in rows if row is not None for base in row]
-        factor = _factor_words(self.attention_factor)
+        factor = self._factors()
         if len(set(values_of)) == 1:
             return f"one base, {values_of[0]:,.0f}{factor}"
         layers = ", by layer" if self.layer_bases else ""
         return f"{len(set(values_of))} bases from {min(values_of):,.0f} to {max(values_of):,.0f}{layers}{factor}"
 
+    def _factors(self) -> str:
+        factor = _number_words("attention factor", self.attention_factor, 1.0)
+        return factor + _number_words("length scale", self.length_scale, 0.0)
 
-def _factor_words(factor: float | tuple[float, ...]) -> str:
-    values = factor if isinstance(factor, tuple) else (factor,)
-    if set(values) == {1.0}:
+
+def _number_words(name: str, given: float | tuple[float, ...], nothing: float) -> str:
+    values = given if isinstance(given, tuple) else (given,)
+    if set(values) == {nothing}:
         return ""
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-    return f", attention factor {low}" if low == high else f", attention factors from {low} to {high}"
+    return f", {name} {low}" if low == high else f", {name}s from {low} to {high}"
 
 
 AttentionFactor = float | Literal["yarn"] | Sequence[float]
 """An attention factor as methods take it: a number, YaRN's, or a number for every key/value head."""
+
+
+LengthScale = float | Sequence[float]
+"""A scale of queries by length as methods take it: a number, or a number for every key/value head."""
 
 
 def with_attention_factor(
@@ -117,16 +128,53 @@ def with_attention_factor(
         return encoding
     if factor == "yarn":
         factor = 0.1 * math.log(max(1.0, scale)) + 1
-    values = (factor,) if isinstance(factor, int | float) else tuple(factor)
-    if not isinstance(factor, int | float) and len(values) != geometry.key_value_heads:
-        raise HarpeError(
-            f"attention_factor has {len(values)} numbers, and the model has {geometry.key_value_heads} key/value "
-            "heads: give one for each of them, or one for all."
-        )
+    values = _of_heads("attention_factor", factor, geometry)
     for value in values:
         if not math.isfinite(value) or value <= 0:
             raise HarpeError(f"attention_factor has {value:g}; it multiplies queries and keys and must be above 0.")
     return replace(encoding, attention_factor=values[0] if len(set(values)) == 1 else values)
+
+
+def with_length_scale(encoding: Encoding, scale: LengthScale | None, geometry: ModelGeometry) -> Encoding:
+    """The encoding with the n-th token's query multiplied by max(1, 1 + c (ln n / ln L0 - 1)) for `scale` c and the
+    trained context L0; None: as it is.
+
+    c = 1 is Entropy-ABF's max(1, ln n / ln L0) (Zhang et al. 2024, arXiv 2401.07004), the logits times s ln n of
+    Scalable-Softmax (Nakanishi 2025, arXiv 2501.19399) with s = 1 / ln L0, from L0 on.
+
+    Raises HarpeError for numbers below 0, and for another count than there are key/value heads.
+    """
+    if scale is None:
+        return encoding
+    values = _of_heads("length_scale", scale, geometry)
+    for value in values:
+        if not math.isfinite(value) or value < 0:
+            raise HarpeError(f"length_scale has {value:g}; 0 leaves queries as they are, and none is below it.")
+    return replace(encoding, length_scale=values[0] if len(set(values)) == 1 else values)
+
+
+def with_factors(
+    encoding: Encoding,
+    attention_factor: AttentionFactor | None,
+    length_scale: LengthScale | None,
+    geometry: ModelGeometry,
+    length: int,
+) -> Encoding:
+    """Both of them, for a target of `length` tokens."""
+    scaled = with_attention_factor(encoding, attention_factor, geometry, length / geometry.original_length)
+    return with_length_scale(scaled, length_scale, geometry)
+
+
+def _of_heads(name: str, given: float | Sequence[float], geometry: ModelGeometry) -> tuple[float, ...]:
+    """One number for all heads, or one for each."""
+    if isinstance(given, int | float):
+        return (float(given),)
+    if len(given) != geometry.key_value_heads:
+        raise HarpeError(
+            f"{name} has {len(given)} numbers, and the model has {geometry.key_value_heads} key/value heads: give one "
+            "for each of them, or one for all."
+        )
+    return tuple(float(value) for value in given)
 
 
 def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:
@@ -266,8 +314,9 @@ class Stage:
             encoding["tables"] = tuple(
                 None if table is None else tuple(tuple(row) for row in table) for table in encoding["tables"]
             )
-        if isinstance(encoding.get("attention_factor"), list):
-            encoding["attention_factor"] = tuple(encoding["attention_factor"])
+        for name in ("attention_factor", "length_scale"):
+            if isinstance(encoding.get(name), list):
+                encoding[name] = tuple(encoding[name])
         encoding["layer_bases"] = None if rows is None else tuple(None if row is None else tuple(row) for row in rows)
         if encoding["attention"] is not None:
             fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in (SelfExtend, DualChunk)}

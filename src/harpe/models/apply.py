@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from harpe.errors import HarpeError
 from harpe.methods.types import Encoding
 from harpe.models.attention import apply_attention
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
-from harpe.models.per_head import ROPE_TYPE
-from harpe.models.rotation_check import check_rotation
+from harpe.models.per_head import LENGTH, ROPE_TYPE, stock_frequencies
+from harpe.models.rotation_check import check_rotation, check_scaled
 from harpe.models.trained_base import check_applied
 from harpe.positions.geometry import ModelGeometry
 
@@ -26,7 +28,8 @@ def rope_parameters(
 
     One base for all heads, and every rope type of transformers, stay stock; where there is an attention factor, the
     checkpoint's or the encoding's, which the type `default` cannot hold, one base is LongRoPE without any scaling. One
-    factor per head is written as bases per head, equal ones too. Bases per head are one list,
+    factor per head is written as bases per head, equal ones too, as is a scale of queries by length; with it the
+    frequencies of a stock rope type are written as a table. Bases per head are one list,
     or a list by layer where they differ, or where layers with a sliding window read from the same rotary module and
     keep their positions (whose entry then stands under `local`).
 
@@ -43,10 +46,13 @@ def rope_parameters(
         # the family raises the base by a rule of its own
         old = {"rope_type": "default", "rope_theta": geometry.base, **kept}
     if encoding.stock is not None:
-        return {**encoding.stock, **kept}
+        if not encoding.length_scale:
+            return {**encoding.stock, **kept}
+        encoding = _as_table(config, encoding, {**encoding.stock, **kept}, key)
     given, trained = encoding.attention_factor, geometry.attention_factor
     factor = [trained * of_head for of_head in given] if isinstance(given, tuple) else trained * given
-    if not encoding.per_head and encoding.attention is None and not isinstance(factor, list):
+    stays_stock = not encoding.per_head and encoding.attention is None and not encoding.length_scale
+    if stays_stock and not isinstance(factor, list):
         shared = {"rope_type": "default", "rope_theta": encoding.bases[0], **kept}
         if factor == 1.0:
             return shared
@@ -57,6 +63,8 @@ def rope_parameters(
         return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor, **own}
     if factor != 1.0:
         kept["attention_factor"] = factor
+    if encoding.length_scale:
+        kept |= {"length_scale": _listed(encoding.length_scale), LENGTH: geometry.original_length}
     entry = {"rope_type": ROPE_TYPE, "rope_theta": geometry.base, **kept}
     keeps_windows = key is None and any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
     layers, changed = config.num_hidden_layers, set(changed_layers(config))
@@ -71,6 +79,18 @@ def rope_parameters(
     if keeps_windows:
         entry["local"] = {key: value for key, value in old.items() if key not in ("bases", "frequencies")}
     return entry
+
+
+def _as_table(config: PreTrainedConfig, encoding: Encoding, stock: dict[str, Any], key: str | None) -> Encoding:
+    """The frequencies and the attention factor of a stock rope type, as tables hold them."""
+    if stock["rope_type"] == "dynamic" or stock.get("short_factor") != stock.get("long_factor"):
+        raise HarpeError(
+            f"length_scale goes with frequencies that do not change with the length of the text; those of the rope "
+            f"type {stock['rope_type']} do. Leave it out, or choose a method such as by-parts."
+        )
+    frequencies, factor = stock_frequencies(config, find_family(config).rotary, stock, key)
+    table = (tuple(frequencies),) * len(encoding.bases)
+    return replace(encoding, stock=None, per_head=True, tables=(table,), attention_factor=factor)
 
 
 def _listed(value: Any) -> Any:
@@ -99,6 +119,8 @@ def apply_encoding(
     HarpeError
         Where the family makes something else of it (`check_applied`, `check_rotation`).
     """
+    if encoding.attention is not None and encoding.length_scale:
+        raise HarpeError("length_scale does not go with Self-Extend and dual chunk attention, which keep true lengths.")
     install()
     config = text_config(model.config)
     family = find_family(config)
@@ -117,13 +139,31 @@ def apply_encoding(
         config.validate_rope()
     else:
         check_applied(config, family.rotary, dict(entry), key)
-    device = next(model.parameters()).device
+    renew_rotary(model)
+    check_rotation(model)
+    check_factors(model, encoding, geometry)
+    return apply_attention(model, encoding.attention)
+
+
+def check_factors(model: PreTrainedModel, encoding: Encoding, geometry: ModelGeometry) -> None:
+    """Refuse a family whose attention would not have the factors of an encoding (`check_scaled`); may be asked before
+    anything is changed.
+
+    Raises HarpeError.
+    """
+    if encoding.length_scale or encoding.attention_factor != 1.0:
+        check_scaled(model, geometry.head_dim if encoding.length_scale else None)
+
+
+def renew_rotary(model: PreTrainedModel) -> None:
+    """Make the rotary modules anew from the model's configuration."""
+    config = text_config(model.config)
+    rotary, device = find_family(config).rotary, next(model.parameters()).device
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            if type(module) is family.rotary:
+            if type(module) is rotary:
                 with torch.device(device):
                     setattr(parent, name, type(module)(config))
-    return apply_attention(check_rotation(model), encoding.attention)
 
 
 def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from transformers import PreTrainedConfig
 
 from harpe.models.geometry import changed_layers, rope_key, text_config
-from harpe.models.per_head import ROPE_TYPE
+from harpe.models.per_head import LENGTH, ROPE_TYPE
 
 
 def rope_entry(config: PreTrainedConfig) -> dict[str, object]:
@@ -79,10 +79,11 @@ def _positions(config: PreTrainedConfig, per_head: bool) -> str:
             f"{entry.get('rope_theta'):,.0f}."
         )
     layers = changed_layers(config)
+    scaled = _scale(entry)
     if "frequencies" in entry:
         return (
             f"{lengths} Every key/value head has a table of rotary frequencies of its own, in `config.json` under "
-            f"`frequencies`, in layers {', '.join(map(str, layers))}."
+            f"`frequencies`, in layers {', '.join(map(str, layers))}.{scaled and f' {scaled}'}"
         )
     rows = entry["bases"]
     assert isinstance(rows, list)
@@ -96,4 +97,18 @@ def _positions(config: PreTrainedConfig, per_head: bool) -> str:
     if len(layers) < text.num_hidden_layers:
         where = ", ".join(map(str, layers))
         lines += ["", f"They hold in layers {where}; the others keep the positions that they had."]
+    lines += ["", scaled] * bool(scaled)
     return "\n".join(lines)
+
+
+def _scale(entry: dict[str, object]) -> str:
+    """What queries are multiplied by, where they are."""
+    given = entry.get("length_scale")
+    if not given:
+        return ""
+    values = ", ".join(f"{value:.4g}" for value in given) if isinstance(given, list) else f"{given:.4g}"
+    length = entry[LENGTH]
+    return (
+        f"The query of the n-th token is multiplied by max(1, 1 + c (ln n / ln {length} - 1)), c being {values}"
+        f"{', by key/value head' if isinstance(given, list) else ''}."
+    )

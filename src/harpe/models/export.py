@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,13 +20,19 @@ from harpe.models.per_head import ROPE_TYPE
 
 
 def export_checkpoint(
-    model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None, card: str | None = None
+    model: PreTrainedModel,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    card: str | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> Path:
     """Write weights (safetensors), configuration, generation configuration, tokenizer and model card; returns `path`.
 
     A model with one base per head also gets `modeling_harpe.py` and, in config.json, the `auto_map` that leads there;
     `architectures` keeps the name of transformers' own class, which `transformers serve` and others look up. One base
     for all heads is a stock checkpoint without code. The folder appears whole or not at all.
+
+    `sections` are further headings of a card that is not given (`harpe.models.card.model_card`).
 
     Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at
     which they stop (`harpe.models.old_keys`).
@@ -66,5 +73,5 @@ def export_checkpoint(
             tokenizer.model_max_length = config.max_position_embeddings
             tokenizer.save_pretrained(folder)
         title = f"{Path(path).name}: {config.model_type}, {config.max_position_embeddings} tokens"
-        (folder / "README.md").write_text(card or model_card(model.config, title), encoding="utf-8")
+        (folder / "README.md").write_text(card or model_card(model.config, title, sections=sections), encoding="utf-8")
     return Path(path)

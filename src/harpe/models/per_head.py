@@ -16,7 +16,10 @@ An entry of `rope_parameters` with rope type "harpe" has the keys
     rope_theta         the base that the checkpoint was trained with
     local              the rope parameters of layers whose row is null, where one rotary module serves all layers
     attention_factor   multiplies cos and sin; default 1; or a list of one for every key/value head
-    partial_rotary_factor, original_max_position_embeddings   as everywhere in transformers
+    length_scale       c: queries at position n - 1 are multiplied by max(1, 1 + c (ln n / ln L0 - 1)); default 0;
+                       or a list of one for every key/value head. Layers whose row is null have none
+    original_max_position_embeddings   L0 in tokens
+    partial_rotary_factor              as everywhere in transformers
 
 This file needs torch, transformers, `phases.py` and `rotation.py`: an exported checkpoint carries it as it stands.
 """
@@ -36,13 +39,22 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
 
-from harpe.positions.phases import base_frequencies, is_per_head, of_heads, of_layer, phase_steps, with_factor
+from harpe.positions.phases import (
+    base_frequencies,
+    is_per_head,
+    of_heads,
+    of_layer,
+    phase_steps,
+    with_factor,
+    with_length_scale,
+)
 from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
 ROPE_TYPE = "harpe"
-KEYS = {"rope_theta", "local", "attention_factor", "partial_rotary_factor", "original_max_position_embeddings"}
+LENGTH = "original_max_position_embeddings"
+KEYS = {"rope_theta", "local", "attention_factor", "length_scale", "partial_rotary_factor", LENGTH}
 """Optional keys beside rope_type and bases or frequencies."""
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of what the hooks of a process agree on: the pair that takes the place of cos and sin, and who picks rows
 from it. Exported checkpoints carry the hooks of the harpe that wrote them; whoever comes second uses what it finds.
 Raised with any change of the pair."""
@@ -126,7 +138,7 @@ def table_rows(rope: dict[str, Any]) -> tuple[list[Any], bool]:
 
 
 def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torch.Tensor:
-    """Steps of a configuration, on the CPU: int64 [H, N], [H, N, 2] or [L, H, N, 2], as in `Phases`."""
+    """Steps of a configuration, on the CPU: int64, in one of the shapes of `Phases.table`."""
     family = family_of(config)
     rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     default = {key: value for key, value in rope.items() if key == "partial_rotary_factor"}
@@ -134,23 +146,29 @@ def build_table(config: PreTrainedConfig, layer_type: str | None = None) -> torc
         config, family.rotary, {"rope_type": "default", "rope_theta": 10000.0, **default}, layer_type
     )
     rows, by_layer = table_rows(rope)
-    factor = rope.get("attention_factor") or 1.0
-    by_head = torch.tensor(factor, dtype=torch.float64, device="cpu")[:, None] if isinstance(factor, list) else factor
+    factor, scale = rope.get("attention_factor") or 1.0, rope.get("length_scale") or 0.0
+
+    def full(steps: torch.Tensor, factor: Any, scale_here: Any) -> torch.Tensor:
+        factors, scales = (
+            torch.tensor(given, dtype=torch.float64, device="cpu")[:, None] if isinstance(given, list) else given
+            for given in (factor, scale_here)
+        )
+        table = with_factor(steps, factors)
+        return with_length_scale(table, scales, rope[LENGTH]) if scale else table
 
     def steps(row: list[Any]) -> torch.Tensor:
         given = row if "frequencies" in rope else base_frequencies(row, 2 * len(stock))
         return torch.tensor(phase_steps(given), dtype=torch.int64, device="cpu")
 
     if not by_layer:
-        return steps(rows[0]) if factor == 1.0 else with_factor(steps(rows[0]), by_head)
+        return full(steps(rows[0]), factor, scale) if scale or factor != 1.0 else steps(rows[0])
     unused = torch.zeros(key_value_heads(config), len(stock), dtype=torch.int64, device="cpu")
-    other = with_factor(unused, 1.0)
+    other = full(unused, 1.0, 0.0)
     if rope.get("local") is not None:
         local, local_factor = stock_frequencies(config, family.rotary, rope["local"], layer_type)
-        other = with_factor(
-            torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused), local_factor
-        )
-    return torch.stack([other if row is None else with_factor(steps(row), by_head) for row in rows])
+        own = torch.tensor(phase_steps([local]), dtype=torch.int64, device="cpu").expand_as(unused)
+        other = full(own, local_factor, 0.0)
+    return torch.stack([other if row is None else full(steps(row), factor, scale) for row in rows])
 
 
 def initialise(
@@ -170,14 +188,21 @@ def validate(self: PreTrainedConfig, rope_parameters: dict[str, Any], ignore_key
     heads = key_value_heads(self)
     given, by_layer = table_rows(rope_parameters)
     rows = [row for row in given if row is not None]
-    factor = rope_parameters.get("attention_factor") or 1.0
-    for value in factor if isinstance(factor, list | tuple) else [factor]:
-        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise ValueError(f"rope_parameters.attention_factor holds {value!r}; a factor is a number above 0.")
-    if isinstance(factor, list | tuple) and len(factor) != heads:
-        raise ValueError(
-            f"rope_parameters.attention_factor has {len(factor)} numbers; the model has {heads} key/value heads."
-        )
+    for key, words, lowest in (
+        ("attention_factor", "a factor is a number above 0", 5e-324),
+        ("length_scale", "a scale is a number from 0 on", 0.0),
+    ):
+        numbers = rope_parameters.get(key)
+        for value in numbers if isinstance(numbers, list | tuple) else [lowest if numbers is None else numbers]:
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < lowest:
+                raise ValueError(f"rope_parameters.{key} holds {value!r}; {words}.")
+        if isinstance(numbers, list | tuple) and len(numbers) != heads:
+            raise ValueError(
+                f"rope_parameters.{key} has {len(numbers)} numbers; the model has {heads} key/value heads."
+            )
+    length = rope_parameters.get(LENGTH)
+    if rope_parameters.get("length_scale") and not (isinstance(length, int) and length > 1):
+        raise ValueError(f"rope_parameters.length_scale needs {LENGTH}, a number of tokens above 1; it is {length!r}.")
     if by_layer and len(given) != self.num_hidden_layers:
         raise ValueError(
             f"rope_parameters.{name} has rows for {len(given)} layers; the model has {self.num_hidden_layers}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -80,6 +80,87 @@ def check_rotation(
                 f"{beginning}layer {layer} turns by other angles than the rope parameters of its configuration give."
             )
     return model
+
+
+@torch.no_grad()
+def check_scaled(model: PreTrainedModel, whole: int | None = None) -> None:
+    """Refuse a family with a norm behind the rotation (nanochat, HunYuan): it takes out any factor of a query or key.
+    And, where queries are to be scaled as a `whole` of so many dimensions, one that hands on a part of them (Phi).
+
+    Raises HarpeError.
+    """
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        return
+    config, turned = text_config(model.config), list[torch.Tensor]()
+    family = find_family(config)
+    stock, found, widths = family.module.apply_rotary_pos_emb, set[str](), set[int]()
+
+    @functools.wraps(stock)
+    def apply(q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        widths.add(q.shape[-1])
+        turned[:] = stock(q, *args, **kwargs)
+        return tuple(turned)
+
+    def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if args and any(args[0] is each for each in turned):
+            found.add(type(module).__name__)
+
+    parts = [child for each in model.modules() if isinstance(each, family.attentions) for child in each.children()]
+    hooks = [child.register_forward_pre_hook(enter) for child in parts]
+    family.module.apply_rotary_pos_emb = apply  # type: ignore[attr-defined]
+    try:
+        within(model, lambda: hidden_states(model, torch.ones(1, 2, dtype=torch.int64, device=model.device)))
+    finally:
+        family.module.apply_rotary_pos_emb = stock  # type: ignore[attr-defined]
+        for hook in hooks:
+            hook.remove()
+    if found:
+        raise HarpeError(
+            f"A {config.model_type} normalises queries and keys after they are rotated ({', '.join(sorted(found))}): "
+            "attention_factor and length_scale would be taken out again. Leave them out."
+        )
+    if whole is not None and widths != {whole}:
+        raise HarpeError(
+            f"A {config.model_type} takes the dimensions that turn apart before it rotates them ({min(widths)} of "
+            f"{whole}): length_scale would reach those alone. Leave it out."
+        )
+
+
+class Rotated(NamedTuple):
+    """Queries and keys of an attention as they are rotated: [heads, tokens, dimensions], on the CPU."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+
+
+@torch.no_grad()
+def rotated_states(model: PreTrainedModel, tokens: int = 16) -> dict[torch.nn.Module, Rotated]:
+    """What every attention that rotates makes of a short text."""
+    config = text_config(model.config)
+    family, seen = find_family(config), dict[torch.nn.Module, Rotated]()
+    stock, now = family.module.apply_rotary_pos_emb, list[torch.nn.Module]()
+
+    @functools.wraps(stock)
+    def apply(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        heads = kwargs.get("unsqueeze_dim", args[-1] if args else 1)
+        found = stock(q, k, cos, sin, *args, **kwargs)
+        seen[now[-1]] = Rotated(*(x[0].transpose(0, heads - 1).cpu() for x in found))
+        return found
+
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: now.append(module))
+        for module in model.modules()
+        if isinstance(module, family.attentions)
+    ]
+    family.module.apply_rotary_pos_emb = apply  # type: ignore[attr-defined]
+    try:
+        ids = torch.arange(tokens, device=model.device)[None] % (config.vocab_size - 1) + 1
+        within(model, lambda: hidden_states(model, ids))
+    finally:
+        family.module.apply_rotary_pos_emb = stock  # type: ignore[attr-defined]
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 @contextmanager

@@ -61,6 +61,9 @@ class ExportOptions:
     """Which training seed of a comparison; default: the first that has a model."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
+    fold: bool = False
+    """Put the attention factor (temperature) into the query weights, so that no program need know of it: one base with
+    a factor becomes plain RoPE. Exact up to the rounding of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

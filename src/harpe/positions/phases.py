@@ -32,19 +32,27 @@ FINE = 128
 than all else."""
 
 
+ALL = slice(None)
+
+
 class Phases(NamedTuple):
     """Angles as the two factors that they are formed from."""
 
     positions: Tensor
     """int64 [B, S]."""
     table: Tensor
-    """Steps: int64 [H, N]; [H, N, 2] with an attention factor (`with_factor`); [L, H, N, 2] with rows by layer."""
+    """Steps: int64 [H, N]; [H, N, 2] with an attention factor (`with_factor`); [H, N, 4] with a scale of queries beside
+    it (`with_length_scale`); [L, H, N, 2 or 4] with rows by layer."""
 
     def by_layer(self) -> bool:
         return self.table.dim() == 4
 
     def heads(self) -> int:
         return self.table.shape[-2] if self.table.dim() == 2 else self.table.shape[-3]
+
+    def query_scale(self, tokens: slice = ALL) -> Tensor | None:
+        """What queries are multiplied by, float32 [B, s, H]; None for nothing."""
+        return query_scale(self.positions[:, tokens], self.table)
 
     def of_rows(self, rows: slice) -> Phases:
         return Phases(self.positions[rows], self.table)
@@ -56,13 +64,21 @@ class CosSin(NamedTuple):
     cos_bits: Tensor
     """int32 [B, S, H, N]."""
     sin_bits: Tensor
-    """int32 [B, S, H, 2, N], of -sin and sin."""
+    """int32 [B, S, H, 2, N], of -sin and sin; [B, S, H, 3, N] with what queries are multiplied by beside them."""
 
     def cos(self) -> Tensor:
         return self.cos_bits.view(torch.float32)
 
     def sin(self) -> Tensor:
         return self.sin_bits[..., 1, :].view(torch.float32)
+
+    def sins(self) -> Tensor:
+        """-sin and sin, float32 [B, S, H, 2, N]."""
+        return self.sin_bits[..., :2, :].view(torch.float32)
+
+    def query_scale(self, tokens: slice = ALL) -> Tensor | None:
+        """As that of `Phases`."""
+        return self.sin_bits[:, tokens, :, 2, 0].view(torch.float32) if self.sin_bits.shape[-2] == 3 else None
 
     def heads(self) -> int:
         return self.cos_bits.shape[2]
@@ -91,6 +107,35 @@ def with_factor(steps: Tensor, factor: float | Tensor) -> Tensor:
     """int64 [..., H, N, 2]: steps [..., H, N], and the float64 bits of a factor that multiplies cos and sin."""
     bits = torch.as_tensor(factor, dtype=torch.float64, device=steps.device).view(torch.int64)
     return torch.stack((steps, bits.expand_as(steps)), dim=-1)
+
+
+def with_length_scale(table: Tensor, coefficient: float | Tensor, length: int) -> Tensor:
+    """int64 [..., H, N, 4]: a table [..., H, N, 2], the float64 bits of c / ln L0, and L0; see `query_scale`.
+
+    `coefficient` c is one number, or float64 [H, 1]; `length` L0 is in tokens.
+    """
+    slope = torch.as_tensor(coefficient, dtype=torch.float64, device=table.device) / math.log(length)
+    bits = slope.view(torch.int64).expand(table.shape[:-1])
+    return torch.cat((table, torch.stack((bits, torch.full_like(bits, length)), dim=-1)), dim=-1)
+
+
+def has_length_scale(table: Tensor) -> bool:
+    """Whether queries are to be multiplied by `query_scale`."""
+    return table.dim() > 2 and table.shape[-1] == 4
+
+
+def query_scale(position_ids: Tensor, table: Tensor) -> Tensor | None:
+    """What the queries of every head are multiplied by, float32 [B, S, H]; None where a table has no such scale.
+
+    1 + c (ln n / ln L0 - 1) at position n - 1, and exactly 1 up to L0. For c = 1 this is the max(1, ln n / ln L0) of
+    Entropy-ABF (Zhang et al. 2024, arXiv 2401.07004). In float64, so that its bits do not depend on how many positions
+    there are.
+    """
+    if not has_length_scale(table):
+        return None
+    slope, length = table[:, 0, 2].contiguous().view(torch.float64), table[:, 0, 3]
+    seen = torch.maximum(position_ids[:, :, None] + 1, length)
+    return (1 + slope * (seen.double() / length).log()).to(torch.float32)
 
 
 def trigonometry(position_ids: Tensor, table: Tensor) -> TwoTensors:
@@ -135,9 +180,10 @@ def cos_and_sin(position_ids: Tensor, table: Tensor) -> TwoTensors:
     return sum_of_angles((cos, sin), (fine_cos, fine_sin))
 
 
-def hold(cos: Tensor, sin: Tensor) -> TwoTensors:
-    """The pair of `CosSin` for cos and sin, float32 [B, S, H, N]."""
-    return cos.view(torch.int32), torch.stack((-sin, sin), dim=-2).view(torch.int32)
+def hold(cos: Tensor, sin: Tensor, scale: Tensor | None = None) -> TwoTensors:
+    """The pair of `CosSin` for cos and sin, float32 [B, S, H, N], and a scale of queries [B, S, H]."""
+    rows = (-sin, sin) if scale is None else (-sin, sin, scale[..., None].expand_as(sin))
+    return cos.view(torch.int32), torch.stack(rows, dim=-2).view(torch.int32)
 
 
 def is_per_head(cos: Any) -> bool:

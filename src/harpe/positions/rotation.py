@@ -28,6 +28,7 @@ from harpe.positions.phases import (
     cos_and_sin,
     decode,
     hold,
+    query_scale,
     sum_of_angles,
     trigonometry,
 )
@@ -96,7 +97,7 @@ def encode_positions(position_ids: Tensor, table: Tensor) -> TwoTensors:
     position_ids
         int64 [B, S], any values.
     table
-        int64 [H, N], [H, N, 2] or, with rows for every layer, [L, H, N, 2], on the same device.
+        int64 [H, N], [H, N, 2 or 4] or, with rows for every layer, [L, H, N, 2 or 4], on the same device.
 
     Returns
     -------
@@ -110,19 +111,32 @@ def encode_positions(position_ids: Tensor, table: Tensor) -> TwoTensors:
     fused = _kernel is not None and position_ids.is_cuda and not torch.compiler.is_compiling()
     if table.dim() == 4 or not few or fused:
         return position_ids, table
-    return hold(*cos_and_sin(position_ids, table))
+    return hold(*cos_and_sin(position_ids, table), query_scale(position_ids, table))
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, axis: int, direction: int, out: Tensor, space: Tensor | None) -> None:
+def _turn(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    axis: int,
+    direction: int,
+    out: Tensor,
+    space: Tensor | None,
+    scale: Tensor | None,
+) -> None:
     """Rotate x [B, S, H * G, D] into `out` of the same shape; G heads of a group share cos and sin [B or 1, S, H, N].
 
     The two dimensions of a pair lie along `axis` once D is taken apart: -2 if it becomes (2, N), half-split; -1 if
     (N, 2), interleaved. `space`, float32 [2, at least as many elements as x], is where x of another dtype is
-    worked on; None where x is float32.
+    worked on; None where x is float32. `scale`, float32 [B or 1, S, H], is in cos and sin already; the dimensions that
+    do not turn are multiplied by it.
     """
     heads, pairs = sin.shape[2:]
     if x.shape[3] > 2 * pairs:
-        out[..., 2 * pairs :] = x[..., 2 * pairs :]
+        rest = x[..., 2 * pairs :]
+        if scale is not None:
+            rest = (rest.unflatten(2, (heads, -1)) * scale[..., None, None]).flatten(2, 3)
+        out[..., 2 * pairs :] = rest
         x, out = x[..., : 2 * pairs], out[..., : 2 * pairs]
     apart = (*x.shape[:2], heads, x.shape[2] // heads, *((2, pairs) if axis == -2 else (pairs, 2)))
     source, target = x.view(apart), out.view(apart)
@@ -137,16 +151,19 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, axis: int, direction: int, out: T
         target.copy_(turned)
 
 
-def _turn_one(x: Tensor, cos: Tensor, sins: Tensor, axis: int) -> Tensor:
+def _turn_one(x: Tensor, cos: Tensor, sins: Tensor, axis: int, scale: Tensor | None = None) -> Tensor:
     """What `_turn` does, for one token and in few operations: while decoding, their number is what takes time.
 
     x [B, H * G, 1, D] or [B, 1, H * G, D]; cos [B or 1, H, 1, 1, N] and (-sin, sin) [B or 1, H, 1, 2, N], or with the
-    last two axes swapped where `axis` is -1.
+    last two axes swapped where `axis` is -1; scale [B or 1, H, 1, 1] as in `_turn`.
     """
     batch, one, other, dim = x.shape
     heads, rotary = cos.shape[1], sins.shape[3] * sins.shape[4]
     if dim > rotary:
-        return torch.cat((_turn_one(x[..., :rotary], cos, sins, axis), x[..., rotary:]), -1)
+        rest = x[..., rotary:]
+        if scale is not None:
+            rest = (rest.reshape(batch, heads, -1, dim - rotary) * scale).to(x.dtype).view(batch, one, other, -1)
+        return torch.cat((_turn_one(x[..., :rotary], cos, sins, axis), rest), -1)
     exact = x.dtype == torch.float32
     source = (x if exact else x.float()).view(batch, heads, one * other // heads, sins.shape[3], sins.shape[4])
     turned = torch.addcmul(source * cos, source.flip(axis), sins).view(batch, one, other, dim)
@@ -157,13 +174,17 @@ def _rotate_one(q: Tensor, k: Tensor, held: CosSin, layout: Layout) -> TwoTensor
     """Rotated copies of one token's q and k."""
     batch, _, heads, pairs = held.cos_bits.shape
     cos = held.cos().view(batch, heads, 1, 1, pairs)
-    sins = held.sin_bits.view(torch.float32).view(batch, heads, 1, 2, pairs)
+    sins, scale = held.sins().view(batch, heads, 1, 2, pairs), held.query_scale()
     if layout.direction < 0:
         sins = -sins
-    if not layout.interleaved:
-        return _turn_one(q, cos, sins, -2), _turn_one(k, cos, sins, -2)
-    cos, sins = cos.transpose(3, 4), sins.transpose(3, 4)
-    return _turn_one(q, cos, sins, -1), _turn_one(k, cos, sins, -1)
+    axis = -1 if layout.interleaved else -2
+    if layout.interleaved:
+        cos, sins = cos.transpose(3, 4), sins.transpose(3, 4)
+    turned = _turn_one(k, cos, sins, axis)
+    if scale is not None:
+        scale = scale.view(batch, heads, 1, 1)
+        cos, sins = cos * scale[..., None], sins * scale[..., None]
+    return _turn_one(q, cos, sins, axis, scale), turned
 
 
 class TilePlan(NamedTuple):
@@ -245,10 +266,13 @@ def _rotate_tiles(q: Tensor, k: Tensor, angles: Phases | CosSin, layout: Layout)
     plan, axis = _plan_tiles(q, k, angles), -1 if layout.interleaved else -2
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
     for row in plan.rows:
-        for part, cos, sin in _tiles(angles.of_rows(row), plan):
-            for x, out in ((q, out_q), (k, out_k)):
+        own = angles.of_rows(row)
+        for part, cos, sin in _tiles(own, plan):
+            for x, out, by in ((k, out_k, None), (q, out_q, own.query_scale(part))):
+                if by is not None:
+                    cos, sin = cos * by[..., None], sin * by[..., None]
                 space = None if x.dtype == torch.float32 else plan.space[:2]
-                _turn(x[row, part], cos, sin, axis, layout.direction, out[row, part], space)
+                _turn(x[row, part], cos, sin, axis, layout.direction, out[row, part], space, by)
     return out_q, out_k
 
 
@@ -298,10 +322,11 @@ def _operator_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_operator_backward, setup_context=_Rotation.setup_context)
 
 
-def _rotate_traced(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses."""
+def _rotate_traced(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, scale: Tensor | None = None) -> Tensor:
+    """The same rotation of x [B, S, H * G, D] in operations that a compiler fuses, times scale [B, S, H]."""
     heads, pairs = cos.shape[2:]
     grouped = x.unflatten(2, (heads, x.shape[2] // heads)).float()
+    grouped = grouped if scale is None else grouped * scale[..., None, None]
     cos, sin = cos.unsqueeze(3), sin.unsqueeze(3) * layout.direction
     turned, rest = grouped[..., : 2 * pairs], grouped[..., 2 * pairs :]
     a, b = turned.unflatten(-1, (pairs, 2)).unbind(-1) if layout.interleaved else turned.chunk(2, dim=-1)
@@ -338,7 +363,7 @@ def rotate_per_head(
         )
     compiling, grad = torch.compiler.is_compiling(), torch.is_grad_enabled()
     if q.shape[3 - head_dim] == 1 and not compiling and not grad and (_kernel is None or not q.is_cuda):
-        held = angles if isinstance(angles, CosSin) else CosSin(*hold(*cos_and_sin(*angles)))
+        held = angles if isinstance(angles, CosSin) else CosSin(*hold(*cos_and_sin(*angles), query_scale(*angles)))
         return _rotate_one(q, k, held, layout)
     if head_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -348,5 +373,6 @@ def rotate_per_head(
     elif isinstance(angles, Phases):
         q, k = _operator(q, k, first, second, *layout)
     else:
-        q, k = (_rotate_traced(x, angles.cos(), angles.sin(), layout) for x in (q, k))
+        scale = angles.query_scale()
+        q, k = (_rotate_traced(x, angles.cos(), angles.sin(), layout, by) for x, by in ((q, scale), (k, None)))
     return (q.transpose(1, 2), k.transpose(1, 2)) if head_dim == 1 else (q, k)

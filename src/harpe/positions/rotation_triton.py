@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from harpe.positions.phases import RADIANS
+from harpe.positions.phases import RADIANS, has_length_scale
 
 ANGLES = 2048
 """Angles of a program: 16 a thread, few enough that cos, sin and a pair of operands stay in registers."""
@@ -51,12 +51,13 @@ def _cos_and_sin(phase):
 # fmt: off
 @triton.jit
 def _turn_heads(
-    x, out, x_rows, out_rows, token, total, cos, sin, head, part, x_head, x_dim, out_head, out_dim,
+    x, out, x_rows, out_rows, token, total, cos, sin, scale, head, part, x_head, x_dim, out_head, out_dim,
     group: tl.constexpr, parts: tl.constexpr, dim: tl.constexpr, pairs: tl.constexpr, tokens: tl.constexpr,
-    block: tl.constexpr, rest: tl.constexpr, interleaved: tl.constexpr,
+    block: tl.constexpr, rest: tl.constexpr, interleaved: tl.constexpr, scaled: tl.constexpr,
 ):
     # fmt: on
-    """Turn the heads of a group: x and out at rows int64 [tokens, 1], by cos and sin float32 [tokens, block]."""
+    """Turn the heads of a group: x and out at rows int64 [tokens, 1], by cos and sin float32 [tokens, block]; where
+    `scaled`, the dimensions that do not turn are multiplied by scale float32 [tokens, 1], which is in cos and sin."""
     for first in range(0, group, parts):
         member = first + part
         kept = token < tl.where(member < group, total, 0)
@@ -79,7 +80,10 @@ def _turn_heads(
         if rest:
             dims = 2 * pairs + tl.arange(0, rest).to(tl.int64)[None, :]
             mask = kept & (dims < dim)
-            tl.store(target + dims * out_dim, tl.load(source + dims * x_dim, mask=mask), mask=mask)
+            kept_dims = tl.load(source + dims * x_dim, mask=mask)
+            if scaled:
+                kept_dims = (kept_dims.to(tl.float32) * scale).to(out.dtype.element_ty)
+            tl.store(target + dims * out_dim, kept_dims, mask=mask)
 
 
 # fmt: off
@@ -93,7 +97,7 @@ def _kernel(
     position_batch, position_token, table_head, table_pair,
     heads: tl.constexpr, q_group: tl.constexpr, k_group: tl.constexpr, parts: tl.constexpr, dim: tl.constexpr,
     pairs: tl.constexpr, tokens: tl.constexpr, block: tl.constexpr, rest: tl.constexpr, has_factor: tl.constexpr,
-    interleaved: tl.constexpr, direction: tl.constexpr,
+    has_scale: tl.constexpr, interleaved: tl.constexpr, direction: tl.constexpr,
 ):
     # fmt: on
     """Program (i, p): tokens `i // heads * tokens` and on, key/value head `i % heads`, of each group the heads p, p +
@@ -118,10 +122,17 @@ def _kernel(
     q_rows, out_q_rows = batch * q_batch + step_in_batch * q_token, batch * out_q_batch + step_in_batch * out_q_token
     k_rows, out_k_rows = batch * k_batch + step_in_batch * k_token, batch * out_k_batch + step_in_batch * out_k_token
     # fmt: off
-    _turn_heads(q, out_q, q_rows, out_q_rows, token, total, cos, sin, head, part, q_head, q_dim, out_q_head, out_q_dim,
-                q_group, parts, dim, pairs, tokens, block, rest, interleaved)
-    _turn_heads(k, out_k, k_rows, out_k_rows, token, total, cos, sin, head, part, k_head, k_dim, out_k_head, out_k_dim,
-                k_group, parts, dim, pairs, tokens, block, rest, interleaved)
+    _turn_heads(k, out_k, k_rows, out_k_rows, token, total, cos, sin, 1.0, head, part, k_head, k_dim, out_k_head,
+                out_k_dim, k_group, parts, dim, pairs, tokens, block, rest, interleaved, False)
+    scale = 1.0
+    if has_scale:  # `harpe.positions.phases.query_scale`
+        slope = tl.load(table + head * table_head + 2).to(tl.float64, bitcast=True)
+        trained = tl.load(table + head * table_head + 3)
+        seen = tl.maximum(position + 1, trained).to(tl.float64)
+        scale = (1.0 + slope * tl.log(seen / trained.to(tl.float64))).to(tl.float32)
+        cos, sin = cos * scale, sin * scale
+    _turn_heads(q, out_q, q_rows, out_q_rows, token, total, cos, sin, scale, head, part, q_head, q_dim, out_q_head,
+                out_q_dim, q_group, parts, dim, pairs, tokens, block, rest, interleaved, has_scale)
     # fmt: on
 
 
@@ -157,7 +168,7 @@ def rotate(
     position_ids
         int64 [B, S], or [1, S] for all of the batch; any values and strides.
     table
-        int64 [H, N] or, with an attention factor, [H, N, 2].
+        int64 [H, N], with an attention factor [H, N, 2], or with a scale of queries [H, N, 4].
     inplace
         Overwrite q and k, whose elements must not overlap, and return them. For callers that own both.
 
@@ -178,7 +189,9 @@ def rotate(
     if q.numel() == 0:
         return out_q, out_k
     heads, pairs = table.shape[:2]
-    grid, options = launch_options(batch * length, heads, q_heads // heads, dim, pairs, inplace)
+    # in place, what does not turn is left alone, unless it is scaled
+    alone = inplace and not has_length_scale(table)
+    grid, options = launch_options(batch * length, heads, q_heads // heads, dim, pairs, alone)
     # Triton launches on the current device, which in a model spread over several is not always q's
     position_batch = position_ids.stride(0) if position_ids.shape[0] > 1 else 0
     # fmt: off
@@ -188,7 +201,8 @@ def rotate(
             *q.stride(), *k.stride(), *out_q.stride(), *out_k.stride(),
             position_batch, position_ids.stride(1), *table.stride()[:2],
             heads=heads, q_group=q_heads // heads, k_group=k.shape[2] // heads, has_factor=table.dim() == 3,
-            interleaved=interleaved, direction=direction, enable_fp_fusion=True, **options,
+            has_scale=has_length_scale(table), interleaved=interleaved, direction=direction, enable_fp_fusion=True,
+            **options,
         )
     # fmt: on
     return out_q, out_k
