@@ -143,7 +143,7 @@ def _task(
     cells = sorted({cell for each in of.values() for cell in each.samples})
     models = [key for key, each in of.items() if each.samples.keys() == set(cells)]
     value: dict[str, Any] = {"id": first.id, "title": first.title, "group": first.group, "task": first.task}
-    value |= {"lengths": sorted({length for length, _ in cells}), "methods": {}, "differences": {}}
+    value |= {"lengths": sorted({length for length, _ in cells}), "units": 0, "methods": {}, "differences": {}}
     value["incomplete"] = sorted({method for method, _ in of} - {method for method, _ in models})
     if not models:
         return value
@@ -159,16 +159,12 @@ def _task(
         scores = np.array([of[key].samples[cell].scores for key in models], float)
         asked.append(Asked(cell[0], scores, alike.draw))
     drawn = resample_lengths(asked, resamples=resamples)
-    value["samples"] = {
-        str(length): sum(len(of[models[0]].samples[cell].keys) for cell in cells if cell[0] == length)
-        for length in drawn.lengths
-    }
+    value["units"] = sum({each.draw: each.scores.shape[1] for each in asked}.values())
     for method in dict.fromkeys(method for method, _ in models):
         rows = [number for number, key in enumerate(models) if key[0] == method]
         value["methods"][method] = {"seeds": len(rows), **_method(drawn, rows, trained_length)}
     if len(drawn.lengths) > 1:
-        units = sum({each.draw: each.scores.shape[1] for each in asked}.values())
-        value["differences"] = _differences(drawn, models, reference, trained, units)
+        value["differences"] = _differences(drawn, models, reference, trained, value["units"])
     return value
 
 
