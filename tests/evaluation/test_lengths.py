@@ -126,13 +126,13 @@ def test_the_bootstrap_is_that_of_a_naive_loop(seeds: int, shared: bool) -> None
     assert means == pytest.approx([np.mean([scores[n, t] for t in ("a", "b")]) for n in lengths], rel=1e-12)
     areas = length_score(resampled, lengths)
     reached = effective_length(resampled, lengths, base_score(resampled, lengths, 512))
-    expected = naive(scores, shared, 3000, 512)
+    expected = naive(scores, shared, 1000, 512)
     spread = statistics.stdev(area for area, _ in expected)
-    assert areas.std() == pytest.approx(spread, rel=0.06)
-    assert areas.mean() == pytest.approx(statistics.mean(area for area, _ in expected), abs=0.1 * spread)
+    assert areas.std() == pytest.approx(spread, rel=0.08)
+    assert areas.mean() == pytest.approx(statistics.mean(area for area, _ in expected), abs=0.12 * spread)
     for length in lengths:
         share = sum(each == length for _, each in expected) / len(expected)
-        assert (reached == length).mean() == pytest.approx(share, abs=0.04)
+        assert (reached == length).mean() == pytest.approx(share, abs=0.05)
 
 
 def test_models_see_the_same_draws_so_that_what_samples_have_in_common_cancels() -> None:
