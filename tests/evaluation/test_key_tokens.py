@@ -95,15 +95,15 @@ def test_longppl_of_a_model_that_judges_itself_is_that_of_the_definition(texts: 
     assert (found["judge"], found["step"], found["alpha"], found["beta"]) == ("the model itself", 15, 2, -2)
     for point in found["points"]:
         perplexity, count = expected(losses, [[t for t in each if t < point["length"]] for each in keys])
-        assert point["perplexity"] == pytest.approx(perplexity, rel=1e-4) and point["tokens"] == count
+        assert point["perplexity"] == pytest.approx(perplexity, rel=1e-4) and point["count"] == count
         assert point["low"] <= point["perplexity"] <= point["high"]
-        assert point["counts"] == [sum(t < point["length"] for t in each) for each in keys]
-    assert found["points"][-1]["tokens"] > 10 and found["share"] == found["points"][-1]["tokens"] / (4 * (L - K))
+        assert point["tokens"] == [sum(t < point["length"] for t in each) for each in keys]
+    assert found["points"][-1]["count"] > 10 and found["share"] == found["points"][-1]["count"] / (4 * (L - K))
     # by position: a token's loss lies where the token before it stands
     for b in found["positions"]:
         here = [of[t - 1] for of, each in zip(losses, keys, strict=True) for t in each if b["start"] < t <= b["end"]]
         assert b["tokens"] == len(here) and b["nll"] == pytest.approx(sum(here) / len(here), rel=1e-4)
-    assert sum(b["tokens"] for b in found["positions"]) == found["points"][-1]["tokens"]
+    assert sum(b["tokens"] for b in found["positions"]) == found["points"][-1]["count"]
     # what is measured without is the same
     plain = measure(texts, tmp_path / "plain", key_tokens=False)
     assert plain["points"] == value["points"] and "key_tokens" not in plain
@@ -124,7 +124,7 @@ def test_a_judge_with_the_same_tokenizer_chooses_the_tokens_and_the_model_is_mea
     keys = [naive_keys(judge, row, K) for row in rows]
     perplexity, count = expected([stock_losses(other, row) for row in rows], keys)
     last = value["key_tokens"]["points"][-1]
-    assert last["perplexity"] == pytest.approx(perplexity, rel=1e-4) and last["tokens"] == count > 10
+    assert last["perplexity"] == pytest.approx(perplexity, rel=1e-4) and last["count"] == count > 10
     with pytest.raises(HarpeError, match="key-tokens model"):  # another judge is another measurement
         measure(texts, tmp_path, model=str(tmp_path / "other"))
 
@@ -172,7 +172,7 @@ def test_a_judge_with_another_tokenizer_is_mapped_by_characters(
                 if key and i + len(begin) > 0:
                     total, count = total + losses[i + len(begin) - 1], count + 1
         last = value["key_tokens"]["points"][-1]
-        assert last["tokens"] == count > 10
+        assert last["count"] == count > 10
         assert last["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
 
 

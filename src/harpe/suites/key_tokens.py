@@ -57,7 +57,7 @@ class Judge:
             return f"None {behind} needs the long context: there is no LongPPL."
         shown = f"{last['perplexity']:.4g} ({last['low']:.4g} to {last['high']:.4g})"
         return (
-            f"LongPPL at {self.longest:,} tokens: {shown}, on {last['tokens']:,} key tokens, {value['share']:.2%} "
+            f"LongPPL at {self.longest:,} tokens: {shown}, on {last['count']:,} key tokens, {value['share']:.2%} "
             f"{behind}."
         )
 

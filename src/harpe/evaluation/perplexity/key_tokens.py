@@ -143,24 +143,24 @@ def key_summary(records: Sequence[dict[str, Any]], lengths: Sequence[int], short
 
     Returns
     -------
-    points: for every length tokens (their number), documents that have any, and perplexity with the ends of its
+    points: for every length count (of key tokens), documents that have any, and perplexity with the ends of its
     interval (over key tokens; bootstrap over documents), which is None where there is no key token; by document nll and
-    counts. share: of the tokens behind the first `short_context`. positions: as in `prefix_curve`."""
+    tokens. share: of the tokens behind the first `short_context`. positions: as in `prefix_curve`."""
     points = []
     for i, length in enumerate(lengths):
         pairs = [(r["nll"][i], r["tokens"][i]) for r in records]
         there = [(s, n) for s, n in pairs if n]
-        point: dict[str, Any] = {"length": length, "tokens": sum(n for _, n in there), "documents": len(there)}
+        point: dict[str, Any] = {"length": length, "count": sum(n for _, n in there), "documents": len(there)}
         point |= dict.fromkeys(("perplexity", "low", "high"))
         if there:
             mean = weighted_mean([s for s, _ in there], [n for _, n in there])
             point |= {key: float(np.exp(each)) for key, each in _ends(mean).items()}
-        points.append(point | {"nll": [s for s, _ in pairs], "counts": [n for _, n in pairs]})
+        points.append(point | {"nll": [s for s, _ in pairs], "tokens": [n for _, n in pairs]})
     rows = [(r["position_nll"], r["position_tokens"]) for r in records]
     judged_tokens = len(records) * (lengths[-1] - short_context)
     return {
         "points": points,
-        "share": points[-1]["tokens"] / judged_tokens,
+        "share": points[-1]["count"] / judged_tokens,
         "positions": position_means(list(pairwise(position_edges(lengths[-1]))), rows),
     }
 
