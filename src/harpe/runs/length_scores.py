@@ -157,7 +157,7 @@ def _task(
                     f"{cell[0]:,} tokens). Delete its scores and measure it again."
                 )
         scores = np.array([of[key].samples[cell].scores for key in models], float)
-        asked.append(Asked(cell[0], scores, alike.draw))
+        asked.append(Asked(cell[0], scores, (alike.draw, alike.keys)))
     drawn = resample_lengths(asked, resamples=resamples)
     value["units"] = sum({each.draw: each.scores.shape[1] for each in asked}.values())
     for method in dict.fromkeys(method for method, _ in models):
