@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from harpe.evaluation.perplexity.curves import prefix_curve, prefix_record
+from harpe.evaluation.perplexity.curves import prefix_curve, prefix_losses, prefix_record
 from harpe.files import write_json, write_text
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
 from harpe.runs.directory import _processor
@@ -56,7 +56,9 @@ def main() -> None:
     documents = held_out_texts(options.data, tokenizer, options.length, options.documents).haystacks
     lengths = [options.length * i // options.points for i in range(1, options.points + 1)]
     start = time.perf_counter()
-    records = [prefix_record(model, ids, lengths, tokenizer.bos_token_id) for ids in documents]
+    records = [
+        prefix_record(prefix_losses(model, [tokenizer.bos_token_id, *ids], lengths), lengths) for ids in documents
+    ]
     curve = prefix_curve(records, lengths, "yarn")["points"]
     ours = time.perf_counter() - start
     print(f"one pass: {ours:.1f} s", flush=True)

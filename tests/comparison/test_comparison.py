@@ -457,6 +457,7 @@ def fake(tmp_path: Path, losses: dict[str, list[list[float]]], trained: set[str]
         "methods": methods,
         "seeds": list(range(max(map(len, losses.values())))),
         "baseline": baseline,
+        "original_length": 64,
         "target_length": 256,
     }
     write_json(tmp_path / "plan.json", plan)

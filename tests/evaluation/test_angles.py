@@ -13,7 +13,7 @@ from harpe.evaluation.needles.answers import answer_batch
 from harpe.evaluation.needles.grid import cache_reuse
 from harpe.evaluation.needles.samples import NeedleSample, Turn
 from harpe.evaluation.perplexity.by_position import document_records
-from harpe.evaluation.perplexity.curves import document_losses, prefix_record, window_totals
+from harpe.evaluation.perplexity.curves import document_losses, prefix_losses, prefix_record, window_totals
 from harpe.models.angles import moving_rope, start_anew
 
 BEFORE = 32
@@ -52,7 +52,7 @@ def test_a_curve_is_that_of_the_stock_model_at_every_length(make_tiny: Any, rope
     model, ids, lengths = model_of(make_tiny, rope), ids_of(128), [16, 33, 48, 64, 128]
     fresh = copy.deepcopy(model)
     for _ in range(2):  # the second document is read behind the first one's longest length
-        record = prefix_record(model, ids, lengths)
+        record = prefix_record(prefix_losses(model, ids, lengths), lengths)
         assert record["nll"] == pytest.approx([fresh_loss(fresh, ids[:length]) for length in lengths], rel=1e-5)
     assert sum(record["position_nll"]) == pytest.approx(record["nll"][-1])
     # one pass for all would show

@@ -15,6 +15,7 @@ from harpe.evaluation.perplexity.curves import (
     document_losses,
     perplexity,
     prefix_curve,
+    prefix_losses,
     prefix_record,
     prefix_totals,
     window_curve,
@@ -98,7 +99,9 @@ def yarn(model: Any, documents: list[list[int]], bos: int, max_length: int, stri
 def test_yarns_averages_are_those_of_its_script(make_tiny: Any) -> None:
     model, documents = make_tiny("llama"), [ids_of(n, n) for n in (100, 61, 75)]
     curve = prefix_curve(
-        [prefix_record(model, ids, [20, 40, 80], begin=(0,)) for ids in documents], [20, 40, 80], "yarn"
+        [prefix_record(prefix_losses(model, [0, *ids], [20, 40, 80]), [20, 40, 80]) for ids in documents],
+        [20, 40, 80],
+        "yarn",
     )
     for point in curve["points"]:
         assert point["perplexity"] == pytest.approx(

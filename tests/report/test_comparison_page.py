@@ -362,7 +362,7 @@ def test_equal_budgets_and_equal_data_are_read_from_the_records(comparison: Any,
 
 
 def test_page_refers_to_nothing_outside_itself(run: Path) -> None:
-    page = write_report(run).read_text()
+    page = re.sub(r'href="data:image/svg\+xml;base64,[^"]*"', "", write_report(run).read_text())
     assert not re.search(
         r"https?:|@import|url\(|<link|<img|<iframe|\bsrc=|fetch\(|XMLHttp|import\(", page, re.IGNORECASE
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
@@ -292,7 +293,7 @@ def test_interval_of_the_mean_contains_it_and_equals_the_part_for_equal_exact_pa
 
 
 def test_page_refers_to_nothing_outside_itself(run: Path) -> None:
-    page = write_report(run).read_text()
+    page = re.sub(r'href="data:image/svg\+xml;base64,[^"]*"', "", write_report(run).read_text())
     assert not re.search(
         r"https?:|//[a-z]|@import|url\(|<link|<img|<iframe|\bsrc=|fetch\(|import\(", page, re.IGNORECASE
     )
@@ -445,3 +446,22 @@ def test_differences_by_position_are_those_of_the_file_with_a_picture_and_number
     )
     (run / "positions.json").unlink()
     assert "with intervals" not in write_report(run).read_text()
+
+
+def test_every_needle_map_can_be_saved_in_red_to_green_from_the_page_itself(run: Path) -> None:
+    page = write_report(run).read_text()
+    saved = re.findall(r'<a download="needles-([^"]+)\.svg" href="data:image/svg\+xml;base64,([^"]+)">', page)
+    assert [name for name, _ in saved] == list(METHODS)
+    for name, data in saved:
+        grid = json.loads((run / name / "scores" / "grid.json").read_text())
+        root = ElementTree.fromstring(base64.b64decode(data))
+        cells = [each.get("fill") for each in root.iter("{http://www.w3.org/2000/svg}rect")]
+        shares = [cell["score"] for row in grid["cells"] for cell in row]
+        assert len(cells) == len(shares) + 50
+        for share, colour in zip(shares, cells, strict=False):
+            stops = ((240, 73, 110), (235, 184, 57), (12, 215, 159))
+            half, place = (stops[:2], 2 * share) if share < 0.5 else (stops[1:], 2 * share - 1)
+            expected = [a + (b - a) * place for a, b in zip(*half, strict=True)]
+            assert [int((colour or "")[k : k + 2], 16) for k in (1, 3, 5)] == pytest.approx(expected, abs=0.51)
+        words = "".join(root.itertext())
+        assert all(f"{length:,}" in words for length in grid["lengths"]) and "context length in tokens" in words

@@ -64,7 +64,14 @@ PLACES = [
     *[(verb, "index.json") for verb in ("prepare", "extend", "export")],
     *[
         ("report", name)
-        for name in ("report/index.html", "report/tables.csv", "report/tables.md", "positions.json", "summary.json")
+        for name in (
+            "report/index.html",
+            "report/tables.csv",
+            "report/tables.md",
+            "positions.json",
+            "lengths.json",
+            "summary.json",
+        )
     ],
 ]
 

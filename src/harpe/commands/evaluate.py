@@ -23,6 +23,7 @@ from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table, score_table
 from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores, resume_dtype
+from harpe.runs.length_scores import write_lengths
 from harpe.runs.position_losses import write_positions
 from harpe.runs.scored import check_untouched
 from harpe.runs.texts import held_out_texts
@@ -99,6 +100,7 @@ def _measure(options: EvaluateOptions, work: _Work, ranks: Processes, reporter: 
         work.plan["corpus"] |= {"held_out_documents": len(work.held_out.documents), "held_out_read": work.held_out.read}
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
         write_positions(run)
+        write_lengths(run)
         reporter.say(f"The report is in {write_report(run)}.")
 
 
@@ -107,7 +109,7 @@ def _check(options: EvaluateOptions, work: _Work, tokenizer: PreTrainedTokenizer
     check_needles(tokenizer, work.held_out, work.protocol)
     if work.plan is not None:
         run = Path(options.model)
-        refuse_foreign(run / "plan.json", run / "positions.json", run / "report" / "index.html")
+        refuse_foreign(run / "plan.json", run / "positions.json", run / "lengths.json", run / "report" / "index.html")
     for model in work.models:
         identity = identity_of(model.name, model.revision, tokenizer)
         if work.plan is not None and model.name == work.plan["model"]["name"]:

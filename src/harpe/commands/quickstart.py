@@ -19,6 +19,7 @@ from harpe.reporter import Reporter
 from harpe.runs.decided import model_facts, settled_plan, settled_row
 from harpe.runs.differences import gated_mean, summarise_run
 from harpe.runs.directory import held, open_run, removed_on_refusal
+from harpe.runs.length_scores import write_lengths
 from harpe.runs.plan import Plan, plan_text
 from harpe.runs.position_losses import write_positions
 from harpe.runs.preflight import (
@@ -132,6 +133,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     )
     write_json(run / "summary.json", summarise_run(run, {"prompt": made["prompt"], "text": made["text"]}))
     write_positions(run)
+    write_lengths(run)
     page = write_report(run)
     reporter.table(main_table(run))
     reporter.say(f"The extended model: {extended}\nThe report: {page}")

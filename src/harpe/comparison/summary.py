@@ -14,6 +14,7 @@ from harpe.comparison.suites.registry import SUITES, asked_suites
 from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
 from harpe.files import read_json, write_json
 from harpe.report.wording import first_upper
+from harpe.runs.length_scores import summarised
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
 
 LEVEL = 0.05
@@ -35,6 +36,7 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
         "measures": measures,
         "positions": _positions(run, plan, resamples),
+        "lengths": _lengths(run, plan, resamples),
         "reading": [*_reading(plan, measures), *_not_measured(plan, measures)],
     }
     write_json(run / "summary.json", value)
@@ -64,14 +66,28 @@ def complete(run: Path) -> None:
     check_rows(run, read_json(run / "plan.json"))
     if not path.is_file():
         summarise(run)
-    elif "positions" not in (there := read_json(path)):
-        write_json(path, {**there, "positions": _positions(run, read_json(run / "plan.json"), RESAMPLES)})
+        return
+    there, plan = read_json(path), read_json(run / "plan.json")
+    added = {"positions": _positions, "lengths": _lengths}
+    if missing := [key for key in added if key not in there]:
+        write_json(path, there | {key: added[key](run, plan, RESAMPLES) for key in missing})
 
 
 def _positions(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any] | None:
     methods, trained = [m["name"] for m in plan["methods"]], {m["name"] for m in plan["methods"] if m["trained"]}
     losses = gathered(methods, sorted({0, *plan["seeds"]}), lambda name, seed: run / name / f"seed-{seed}" / "scores")
     return position_differences(losses, plan["baseline"], trained, resamples=resamples)
+
+
+def _lengths(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any] | None:
+    """By method and seed, what every suite asked at several lengths."""
+    rows = [(method["name"], seed) for method in plan["methods"] for seed in sorted({0, *plan["seeds"]})]
+    found = {
+        (name, seed): [each for suite in SUITES for each in suite.by_length(run / name / f"seed-{seed}" / "scores")]
+        for name, seed in rows
+    }
+    trained = {method["name"] for method in plan["methods"] if method["trained"]}
+    return summarised(found, plan["original_length"], plan["baseline"], trained, resamples=resamples)
 
 
 def _measured(

@@ -150,6 +150,14 @@ class PerplexityOptions(CurveTexts, TextOptions, ModelOptions):
     """Checkpoint: a folder, a hub name, or embedded."""
     out: str
     """File to write (.json)."""
+    key_tokens: bool = False
+    """Measure also the tokens that need the long context (LongPPL, arXiv 2410.23771), with --lengths: those that are
+    predicted more than 2 nats worse behind a short context, and better than 2 nats behind the long one."""
+    judge: str | None = None
+    """Checkpoint that says which tokens those are, for --key-tokens; default: the model itself. Name the same one for
+    models that are to be compared."""
+    short_context: int = 4096
+    """Tokens of the short context of --key-tokens at least; 4096 as published."""
     dtype: Dtype = "auto"
     """Arithmetic. auto: the faster one, found by a one-second probe."""
     server: str | None = None

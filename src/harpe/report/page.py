@@ -17,15 +17,19 @@ from harpe.report.figures.charts import KINDS, kind, over_seeds, position_chart,
 from harpe.report.figures.forest import forest
 from harpe.report.figures.heat_maps import heat_gradient, heat_maps
 from harpe.report.figures.panels import difference_panels, position_panels
+from harpe.report.figures.score_lengths import length_panels
 from harpe.report.header import interval_note, lead, tiles
-from harpe.report.read.run import Run, read_run
+from harpe.report.read.lengths import LengthTask
+from harpe.report.read.run import Row, Run, read_run
 from harpe.report.read.summary import SEEDS_AND_DOCUMENTS
 from harpe.report.tables.budget import budget_sentences, budget_table, failures, stage_table
 from harpe.report.tables.differences import all_differences, compared, difference_table, paired_table
 from harpe.report.tables.files import csv_table, markdown_tables
+from harpe.report.tables.lengths import length_notes, length_table, tasks_of
 from harpe.report.tables.paper import paper_tables
 from harpe.report.tables.positions import difference_positions, perplexity_positions
 from harpe.report.tables.results import main_table, other_needles
+from harpe.report.tables.table import Table
 
 
 def model_facts(run: Run) -> dict[str, Any]:
@@ -73,6 +77,9 @@ def write_report(run: Path) -> Path:
         published=theirs,
         maps=heat_maps(value),
         gradient=heat_gradient(),
+        lengths=[each_length(value, task) for task in tasks_of(value, chief=True)],
+        single_lengths=[each_length(value, task) for task in tasks_of(value, chief=False)],
+        length_scores=value.summary.lengths,
         training=training_chart(value),
         positions=position_chart(value),
         panels=position_panels(value),
@@ -91,6 +98,11 @@ def write_report(run: Path) -> Path:
         write_text(folder / "tables.csv", csv_table(value))
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def each_length(run: Run, task: LengthTask) -> tuple[Table, list[str], list[tuple[Row, Markup | None]]]:
+    """A task by length: its table, what that cannot say, and its pictures."""
+    return length_table(run, task), length_notes(run, task), length_panels(run, task)
 
 
 def render(**values: Any) -> str:

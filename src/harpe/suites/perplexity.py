@@ -13,7 +13,14 @@ from harpe.data.token_ids import begin_ids
 from harpe.distributed.processes import Processes, join
 from harpe.errors import HarpeError
 from harpe.evaluation.identity import MEASURING, identity_of
-from harpe.evaluation.perplexity.curves import prefix_curve, prefix_record, window_curve, window_totals
+from harpe.evaluation.perplexity.curves import (
+    prefix_curve,
+    prefix_losses,
+    prefix_record,
+    window_curve,
+    window_totals,
+)
+from harpe.evaluation.perplexity.key_tokens import key_record, key_summary
 from harpe.evaluation.records import Records, record_files
 from harpe.evaluation.run import HeldOut
 from harpe.files import read_json, write_json, write_text
@@ -30,6 +37,7 @@ from harpe.reporter import Reporter
 from harpe.runs.directory import held_scores
 from harpe.runs.overlap import training_overlap
 from harpe.runs.texts import held_out_texts
+from harpe.suites.key_tokens import Judge, check_key_tokens, planned_judge
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -65,6 +73,8 @@ class _Work:
     """What every document and every window begins with."""
     reason: str
     """Of the dtype."""
+    judge: Judge | None
+    """Of key tokens, where those are asked for."""
     of: Measurement
 
     @property
@@ -110,6 +120,7 @@ def _measure(options: PerplexityOptions, path: Path, work: _Work, ranks: Process
             return to_accelerator(check_head(load_model(options.model, torch.float32, options.revision), options.model))
 
         model = ranks.on_every_rank(load).eval()
+        judge = ranks.on_every_rank(lambda: work.judge.load(model) if work.judge else model)
         if moving := moving_rope(model.config):
             reporter.say(
                 f"Rope type {moving} rotates by a text's length: every length is read by itself, in one piece."
@@ -118,7 +129,11 @@ def _measure(options: PerplexityOptions, path: Path, work: _Work, ranks: Process
             for done, number in enumerate(mine, 1):
                 ids = documents[number]
                 if work.lengths:
-                    record = prefix_record(model, ids, work.lengths, work.begin)
+                    losses = prefix_losses(model, [*work.begin, *ids], work.lengths)
+                    record = prefix_record(losses, work.lengths)
+                    if work.judge:
+                        keys = work.judge.keys(judge, number, [*work.begin, *ids], losses[-1])
+                        record["key"] = key_record(losses, keys, work.lengths)
                 else:
                     totals = window_totals(model, ids, int(options.window or 0), options.stride, work.begin)
                     record = {"nll": [s for s, _ in totals], "tokens": [n for _, n in totals]}
@@ -142,6 +157,7 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
             "Give either --lengths (documents cut to each length) or --window (a window that slides over whole "
             "documents)."
         )
+    check_key_tokens(options, parse_lengths(options.lengths) if options.lengths else [])
     if path.suffix != ".json":
         raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
     lengths = parse_lengths(options.lengths) if options.lengths else []
@@ -154,8 +170,12 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
     own = begin = begin_ids(tokenizer)
     if options.average == "yarn":  # as its script, which asks the tokenizer for BOS, and not whether it sets that
         begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    of, reason = _begun(path, _measurement(options, tokenizer, held_out, lengths, begin), options.dtype)
-    return _Work(lengths, held_out, len(own), begin, reason, of)
+    judge = planned_judge(options, tokenizer, [ids[len(own) :] for ids in held_out.documents], longest, begin)
+    of = _measurement(options, tokenizer, held_out, lengths, begin)
+    if judge is not None:
+        of["options"] |= {"key_tokens": judge.identity}
+    of, reason = _begun(path, of, options.dtype)
+    return _Work(lengths, held_out, len(own), begin, reason, judge, of)
 
 
 def _longest(options: PerplexityOptions, lengths: list[int]) -> int:
@@ -168,6 +188,10 @@ def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[
     value: dict[str, Any] = {**facts, "dtype": work.dtype, "measurement": work.of, "read": work.held_out.read}
     if work.lengths:
         value |= {"kind": "prefixes", **prefix_curve(rows, work.lengths, options.average)}
+        if work.judge:
+            value["key_tokens"] = work.judge.facts | key_summary(
+                [row["key"] for row in rows], work.lengths, work.judge.short_context
+            )
     else:
         value |= {"kind": "windows", "window": options.window, "stride": options.stride}
         value |= window_curve(rows, int(options.window or 0), options.stride, options.average, len(work.begin))
@@ -179,6 +203,8 @@ def _write(options: PerplexityOptions, path: Path, work: _Work, rows: list[dict[
         written.append(path.with_name(f"{path.stem}{ending}.svg"))
         write_text(written[-1], figure)
     write_json(path, value)  # last: a comparison takes its being there for all of it
+    if work.judge:
+        reporter.say(work.judge.found(value["key_tokens"]))
     reporter.say(f"Written: {', '.join(map(str, written))}")
 
 

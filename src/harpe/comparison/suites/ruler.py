@@ -12,6 +12,7 @@ from harpe.files import read_jsonl, sha256_file, sha256_once
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
 from harpe.reporter import Reporter
+from harpe.runs.length_scores import LengthTask, Samples
 from harpe.runs.source import Source
 from harpe.suites.ruler import run_ruler
 
@@ -60,6 +61,18 @@ class Ruler(Suite):
             yield from _over_lengths(found, f"ruler-{name}", f"RULER, mean of {title} over lengths", group, None)
         for task in dict.fromkeys(measure.task for measure, _ in found if measure.task is not None):
             yield from _over_lengths(found, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task)
+
+    def by_length(self, scores: Path) -> Iterator[LengthTask]:
+        parts = [each for folder in _folders(scores) for each in _at_one_length(folder)]
+        whole = [(f"ruler-{name}", f"RULER, mean of {title}", group, None) for name, title, group in MEANS]
+        tasks = dict.fromkeys(measure.task for measure, _ in parts if measure.task is not None)
+        for stem, title, group, task in [*whole, *((f"ruler-{t}", f"RULER {t}", "ruler", t) for t in tasks)]:
+            samples: dict[tuple[int, str], Samples] = {}
+            for measure, records in parts:
+                if measure.length is not None and measure.id == f"{stem}-{measure.length}":
+                    samples |= _samples_of(measure.length, records)
+            if samples:
+                yield LengthTask(stem, title, group, task, samples)
 
     def tokens(self, of: RulerRecipe) -> int:
         return sum(of.lengths) * of.samples * 13
@@ -114,6 +127,16 @@ def _at_one_length(folder: Path) -> Iterator[Measured]:
             measure = Measure(f"ruler-{name}-{length}", title, "%", "higher", group, None, length)
             those = [(hashes.get(row["task"], ""), row) for row in rows if row["task"] in chosen]
             yield measure, [((of, r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for of, r in those]
+
+
+def _samples_of(length: int, records: Sequence[Record]) -> dict[tuple[int, str], Samples]:
+    """Records at one length by task; RULER draws the samples of every length anew."""
+    found: dict[tuple[int, str], Samples] = {}
+    for stratum in sorted({record[1] for record in records}):
+        those = sorted(record for record in records if record[1] == stratum)
+        keys, scores = tuple(key for key, *_ in those), tuple(total for _, _, total, _ in those)
+        found[length, str(stratum)] = Samples(keys, scores, f"{stratum} {length}")
+    return found
 
 
 def _over_lengths(found: Sequence[Measured], stem: str, title: str, group: str, task: str | None) -> Iterator[Measured]:

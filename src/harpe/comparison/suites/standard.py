@@ -12,6 +12,7 @@ from harpe.files import read_json, read_jsonl
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
 from harpe.reporter import Reporter
 from harpe.runs.differences import GATED
+from harpe.runs.length_scores import LengthTask, needle_tasks
 from harpe.suites.standard import evaluate_checkpoint
 
 
@@ -55,6 +56,9 @@ class Standard(Suite):
         yield from _losses(scores)
         yield from _needles(scores)
         yield from _grid(scores)
+
+    def by_length(self, scores: Path) -> Iterator[LengthTask]:
+        yield from needle_tasks(scores)
 
     def asked(self, of: EvaluationRecipe) -> dict[str, str]:
         found = {"needles-": "needles"} if of.samples else {}

@@ -114,31 +114,28 @@ def position_edges(length: int) -> list[int]:
     return [0, *(2**k for k in range(4, 64) if 2**k < length - 1), length - 1]
 
 
-def prefix_record(
-    model: PreTrainedModel, ids: Sequence[int], lengths: Sequence[int], begin: Sequence[int] = ()
-) -> dict[str, Any]:
-    """One document's sums of losses, from one forward pass; from one a length where rotations depend on the text's
-    length.
+def prefix_losses(model: PreTrainedModel, row: Sequence[int], lengths: Sequence[int]) -> list[np.ndarray]:
+    """The losses of a document cut to each of `lengths` (ascending, at least 2).
 
-    Parameters
-    ----------
-    ids
-        Token ids without `begin`.
-    lengths
-        Ascending, at least 2.
-    begin
-        Ids in front of the document, where they take some of the L places.
+    Where rotations depend on the text's length every length has a pass of its own; else all have the longest one's.
+    """
+    losses = document_losses(model, row[: lengths[-1]])
+    if moving_rope(model.config) is None:
+        return [losses] * len(lengths)
+    return [*(document_losses(model, row[:length]) for length in lengths[:-1]), losses]
+
+
+def prefix_record(losses: Sequence[np.ndarray], lengths: Sequence[int]) -> dict[str, Any]:
+    """One document's sums of losses, out of its `prefix_losses`.
 
     Returns
     -------
     nll (sums in nats) and tokens by length; position_nll and position_tokens by the bins of
     `position_edges(lengths[-1])`, of the text of that length."""
-    row = [*begin, *ids]
-    losses = document_losses(model, row[: lengths[-1]])
-    nll, tokens = prefix_totals(losses, lengths)
-    if moving_rope(model.config) is not None:
-        nll[:-1] = [float(document_losses(model, row[:length]).sum()) for length in lengths[:-1]]
-    parts = [losses[a:b] for a, b in pairwise(position_edges(lengths[-1]))]
+    nll, tokens = prefix_totals(losses[-1], lengths)
+    if losses[0] is not losses[-1]:
+        nll[:-1] = [float(each.sum()) for each in losses[:-1]]
+    parts = [losses[-1][a:b] for a, b in pairwise(position_edges(lengths[-1]))]
     return {
         "nll": nll,
         "tokens": tokens,
@@ -169,7 +166,7 @@ def prefix_curve(
             {"length": length, "perplexity": perplexity(sums, counts, average), **ends, "nll": sums, "tokens": counts}
         )
     rows = [(r["position_nll"], r["position_tokens"]) for r in records]
-    return {"points": points, "positions": _positions(list(pairwise(position_edges(lengths[-1]))), rows)}
+    return {"points": points, "positions": position_means(list(pairwise(position_edges(lengths[-1]))), rows)}
 
 
 def window_curve(
@@ -190,11 +187,13 @@ def window_curve(
     rows = [
         ([sum(r["nll"][i : i + size]) for i in parts], [sum(r["tokens"][i : i + size]) for i in parts]) for r in records
     ]
-    positions = _positions(list(pairwise(edges)), rows)
+    positions = position_means(list(pairwise(edges)), rows)
     return {"perplexity": perplexity(sums, counts, average), "tokens": sum(counts), "positions": positions}
 
 
-def _positions(bins: Sequence[tuple[int, int]], rows: Sequence[tuple[list[float], list[int]]]) -> list[dict[str, Any]]:
+def position_means(
+    bins: Sequence[tuple[int, int]], rows: Sequence[tuple[list[float], list[int]]]
+) -> list[dict[str, Any]]:
     """Mean loss of every bin over the documents that reach it; of a document that ends inside of it, what it has."""
     found = []
     for i, (start, end) in enumerate(bins):

@@ -34,9 +34,10 @@ Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
+    """A value at a position or a length, with its interval."""
+
     at: float
-    """Position."""
     value: float
     low: float
     high: float
@@ -45,7 +46,7 @@ class _Point:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Both axes of a picture."""
 
     across: Ends
@@ -53,18 +54,20 @@ class _Frame:
     scale: Callable[[float, float, float, float], Scale]
     """Of the values; positions are always logarithmic."""
     ticks: dict[float, str]
-    zero: bool = False
-    """Whether a line marks zero."""
+    level: float | None = None
+    """A value that a line marks."""
 
 
-def _panel(
-    label: str, row: Row, trained: int, frame: _Frame, points: Sequence[_Point], reference: Sequence[Ends]
+def panel(
+    label: str, row: Row, trained: int, frame: Frame, points: Sequence[Point], reference: Sequence[Ends]
 ) -> Markup:
+    """One picture: the line through `points` with its band, and a thin one through `reference`; a dotted line at the
+    trained length."""
     plot = Plot(label, 270, 176, (50, 10, 262, 138), "panel")
     x, y = logarithmic(*frame.across, plot.left, plot.right), frame.scale(*frame.up, plot.bottom, plot.top)
     plot.axes(x, powers_of_two(*frame.across, 4), y, frame.ticks, "", "")
-    if frame.zero:
-        plot.line(plot.left, y(0.0), plot.right, y(0.0), "axis")
+    if frame.level is not None:
+        plot.line(plot.left, y(frame.level), plot.right, y(frame.level), "axis")
     if frame.across[0] <= trained <= frame.across[1]:
         plot.line(x(trained), plot.top, x(trained), plot.bottom, "limit")
     plot.add(f'<g class="m-{kind(row)}">')
@@ -91,8 +94,8 @@ def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
     not the few rows that lie far from the others; in a single run it holds everything.
     """
 
-    def point(b: Bin) -> _Point:
-        return _Point(b.middle, perplexity(b.nll), perplexity(b.low), perplexity(b.high), bin_words(b))
+    def point(b: Bin) -> Point:
+        return Point(b.middle, perplexity(b.nll), perplexity(b.low), perplexity(b.high), bin_words(b))
 
     found = {row.name: [point(b) for b in bins] for row in run.rows if (bins := mean_bins(row))}
     if not found:
@@ -107,14 +110,14 @@ def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
     top = frame_top([max(values) for values in late], low) if run.comparison else max(map(max, late))
     room = 0.08 * (top - low or 0.5)
     up = math.exp(low - room), math.exp(min(top + room, 700.0))
-    frame = _Frame((first, last), up, logarithmic, dict(list(log_ticks(*up).items())[-5:]))
+    frame = Frame((first, last), up, logarithmic, dict(list(log_ticks(*up).items())[-5:]))
     base = [(p.at, p.value) for p in found.get(run.baseline_name, [])]
     panels: list[tuple[Row, Markup | None]] = []
     for row in run.rows:
         points = found.get(row.name, [])
         label = f"{row.title}: perplexity by position with 95 % intervals; {points[-1].tip}." if points else ""
         other = base if row is not run.baseline else []
-        panels.append((row, _panel(label, row, run.original_length, frame, points, other) if points else None))
+        panels.append((row, panel(label, row, run.original_length, frame, points, other) if points else None))
     return panels
 
 
@@ -125,7 +128,7 @@ def difference_panels(run: Run) -> list[tuple[Row, Markup]]:
     drawn = [
         (row, difference_panel(positions, row, run.baseline.title, run.original_length)) for row in others if positions
     ]
-    return [(row, panel) for row, panel in drawn if panel is not None]
+    return [(row, picture) for row, picture in drawn if picture is not None]
 
 
 def difference_panel(p: PositionDifferences, row: Row, reference: str, trained: int) -> Markup | None:
@@ -150,7 +153,7 @@ def difference_panel(p: PositionDifferences, row: Row, reference: str, trained: 
     low, high = min(0.0, *finite), max(0.0, *finite)
     room = 0.07 * (high - low or 1.0)
     up = low - room, high + room
-    frame = _Frame((steps[0].middle / 1.25, steps[-1].middle * 1.25), up, linear, minus_signs(even_ticks(*up, 3)), True)
+    frame = Frame((steps[0].middle / 1.25, steps[-1].middle * 1.25), up, linear, minus_signs(even_ticks(*up, 3)), 0.0)
     tip = f"{row.title} minus {reference}, "
-    points = [_Point(s.middle, s.value, s.low, s.high, tip + s.words(), "point" if s.clear else "open") for s in steps]
-    return _panel(label, row, trained, frame, points, ())
+    points = [Point(s.middle, s.value, s.low, s.high, tip + s.words(), "point" if s.clear else "open") for s in steps]
+    return panel(label, row, trained, frame, points, ())

@@ -11,13 +11,17 @@ from typing import Any
 from harpe.report.figures.base_sets import OURS, as_file
 from harpe.report.figures.plot import Plot, Scale, linear, logarithmic, plain_ticks, powers_of_two, quarters
 
-ENDINGS = ("", "-positions")
+ENDINGS = ("", "-positions", "-key-tokens")
 """Of the names of figures."""
 
 
 def perplexity_figures(value: dict[str, Any]) -> dict[str, str]:
-    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss."""
-    figures = {"-positions": by_position(value)}
+    """Figures by the ending of their file's name: "" perplexity by length (prefixes alone), "-positions" loss,
+    "-key-tokens" that of key tokens, where there are any."""
+    figures = {"-positions": by_position(value, value["positions"], kind_in_words(value))}
+    if (keys := value.get("key_tokens")) and keys["positions"]:
+        words = f"tokens that need more than {keys['short_context']:,} tokens before them; judge: {keys['judge']}"
+        figures["-key-tokens"] = by_position(value, keys["positions"], words)
     return {"": by_length(value), **figures} if value["kind"] == "prefixes" and len(value["points"]) > 1 else figures
 
 
@@ -44,8 +48,8 @@ def _room(values: Sequence[float]) -> tuple[float, float]:
     return low - spare, high + spare
 
 
-def _heading(plot: Plot, value: dict[str, Any], second: str) -> None:
-    plot.text(plot.left, 20, f"{value['model']}: {kind_in_words(value)}", "t name", "start")
+def _heading(plot: Plot, value: dict[str, Any], what: str, second: str) -> None:
+    plot.text(plot.left, 20, f"{value['model']}: {what}", "t name", "start")
     plot.text(plot.left, 38, second, "t small", "start")
 
 
@@ -63,18 +67,25 @@ def by_length(value: dict[str, Any]) -> str:
     plot.axes(x, quarters(last["length"]), y, ticks, "tokens that documents are cut to", "perplexity")
     _curve(plot, x, y, rows)
     way = "over tokens" if value["average"] == "tokens" else "as YaRN's script does, over documents"
-    _heading(plot, value, f"averaged {way}; band: 95% interval, bootstrap over {len(last['nll'])} documents")
+    _heading(
+        plot,
+        value,
+        kind_in_words(value),
+        f"averaged {way}; band: 95% interval, bootstrap over {len(last['nll'])} documents",
+    )
     return as_file(plot)
 
 
-def by_position(value: dict[str, Any]) -> str:
-    """Loss of the tokens by where they stand in their document, as far as at least half of the documents go."""
-    most = max(b["documents"] for b in value["positions"])
-    bins = [b for b in value["positions"] if 2 * b["documents"] >= most]
+def by_position(value: dict[str, Any], positions: Sequence[dict[str, Any]], what: str) -> str:
+    """Loss of the tokens by where they stand in their document, as far as at least half of the documents go.
+
+    `what` says of which tokens."""
+    most = max(b["documents"] for b in positions)
+    bins = [b for b in positions if 2 * b["documents"] >= most]
     whole = value["kind"] == "prefixes"
     last = bins[-1]
     where = f"positions {last['start']:,} to {last['end']:,}"
-    label = f"Loss by position, {kind_in_words(value)}: {last['nll']:.4g} nats a token at {where}."
+    label = f"Loss by position, {what}: {last['nll']:.4g} nats a token at {where}."
     plot = Plot(label, 760, 380, (70, 80, 738, 322))
     end = float(last["end"])
     if whole:
@@ -91,5 +102,5 @@ def by_position(value: dict[str, Any]) -> str:
     _curve(plot, x, y, rows)
     few = min(b["documents"] for b in bins)
     count = f"{most}" if few == most else f"{few} to {most}"
-    _heading(plot, value, f"averaged over tokens; band: 95% interval, bootstrap over {count} documents")
+    _heading(plot, value, what, f"averaged over tokens; band: 95% interval, bootstrap over {count} documents")
     return as_file(plot)

@@ -16,6 +16,7 @@ from typing import Any
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
 from harpe.report.read.fields import build, parse, parse_file, parse_if_there
+from harpe.report.read.lengths import LengthScores, check_rows
 from harpe.report.read.measures import measures_of
 from harpe.report.read.positions import parse_positions
 from harpe.report.read.scores import SeedRun, read_seed
@@ -199,12 +200,19 @@ def read_run(run: Path, seed: int | None = None) -> Run:
         return replace(plan, summary=summary or Summary())
     positions = parse_if_there(run / "positions.json", parse_positions)
     positions = positions if positions and positions.reference in names else None
+    lengths = parse_if_there(run / "lengths.json", lambda value: _lengths(value, names))
     measures = measures_of({row.name: row.runs[0] for row in rows}, plan.original_length, plan.target_length)
     return replace(
         plan,
         baseline_name=positions.reference if positions else plan.baseline_name,
-        summary=replace(summary or Summary(), measures=measures, positions=positions),
+        summary=replace(summary or Summary(), measures=measures, positions=positions, lengths=lengths),
     )
+
+
+def _lengths(value: dict[str, Any], names: set[str]) -> LengthScores:
+    found = build(LengthScores, value, "the scores by length")
+    check_rows(found, names)
+    return found
 
 
 def _parse_plan(value: dict[str, Any]) -> Run:

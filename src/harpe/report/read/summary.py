@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harpe.report.read.contrast import Contrast
 from harpe.report.read.fields import build
+from harpe.report.read.lengths import LengthScores, check_rows
 from harpe.report.read.positions import PositionDifferences, parse_positions
 
 SEEDS_AND_DOCUMENTS = "seeds and documents"
@@ -28,19 +30,6 @@ class Value:
     """None in a single run, whose rows have one training each."""
     documents: int
     by_seed: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A measure of one row minus the baseline's on the same documents, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    real: bool
-    p: float | None = None
-    holm: float | None = None
-    """p after Holm's correction across rows."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +78,7 @@ class Summary:
     reading: tuple[str, ...] = ()
     """Sentences on what the numbers show."""
     positions: PositionDifferences | None = None
+    lengths: LengthScores | None = None
     interval: Literal["seeds and documents", "documents only"] | None = None
     """What the intervals of the measures cover."""
     resamples: int | None = None
@@ -117,4 +107,5 @@ def parse_summary(value: dict[str, Any], baseline: str, names: set[str], seeds: 
         unknown = {*measure.values, *measure.differences} - names
         if unknown:
             raise ValueError(f"{measure.id} has values of {min(unknown)!r}, which is none of the plan's methods")
+    check_rows(summary.lengths, names)
     return summary

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from harpe.report.read.contrast import Contrast
 from harpe.report.read.run import Row, Run
-from harpe.report.read.summary import Contrast, Measure
+from harpe.report.read.summary import Measure
 from harpe.report.tables.results import absent, chief_measures, column_of, table_row, verdict
 from harpe.report.tables.table import Cell, Column, Table, TableRow
 from harpe.report.wording import signed

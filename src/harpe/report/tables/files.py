@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from harpe.report.header import interval_note, lead
@@ -11,6 +12,7 @@ from harpe.report.published import Published
 from harpe.report.read.run import Run
 from harpe.report.tables.budget import budget_sentences, budget_table, failures
 from harpe.report.tables.differences import compared, difference_table, in_words
+from harpe.report.tables.lengths import length_notes, length_table, tasks_of
 from harpe.report.tables.paper import PaperTable
 from harpe.report.tables.results import FAILED, main_table, other_needles
 from harpe.report.tables.table import NOT_RUN, Table, markdown
@@ -42,6 +44,8 @@ def markdown_tables(run: Run, paper: list[PaperTable], theirs: Published | None)
     section("Results", main if main.columns else None, "Value (95% interval; n = seeds × documents or samples).")
     for table in other_needles(run):
         section(table.title, table)
+    for task in (*tasks_of(run, chief=True), *tasks_of(run, chief=False)):
+        section(f"By length: {task.title}", length_table(run, task), " ".join(length_notes(run, task)))
     for measure in compared(run):
         table = difference_table(run, measure)
         section(f"Differences: {table.title}", table, table.caption)
@@ -79,4 +83,27 @@ def csv_table(run: Run) -> str:
             line += [" ".join(map(repr, value.by_seed)) if value else None]
             line += [d.value, d.low, d.high, d.p, d.holm, in_words(m, row.name)] if d else [None] * 6
             writer.writerow([*line, run.summary.interval])
+    for values in _lengths(run):
+        writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in values])
     return stream.getvalue()
+
+
+def _lengths(run: Run) -> Iterator[list[Any]]:
+    """Lines of effective lengths (in tokens; 0: none) and length scores."""
+    for task in (*tasks_of(run, chief=True), *tasks_of(run, chief=False)):
+        for row in run.rows:
+            found, d = task.methods.get(row.name), task.differences.get(row.name)
+            missing = FAILED if row.failures else NOT_RUN
+            for kind, unit, each in (
+                ("effective length", "tokens", found.effective if found else None),
+                ("length score", "%", found.area if found else None),
+            ):
+                measure = f"{kind.replace(' ', '-')}-{task.id}"
+                line: list[Any] = [measure, f"{kind}, {task.title}", task.group, task.task, None, unit, "higher"]
+                line += [row.name, row.title, row.control, run.baseline.name, "measured" if each else missing]
+                seeds = found.seeds if found else None
+                line += [each.value, each.low, each.high, seeds, task.units, None] if each else [None] * 6
+                shown = d if kind == "length score" else None
+                words = ("real: better" if d.value > 0 else "real: worse") if d and d.real else "not shown"
+                line += [shown.value, shown.low, shown.high, shown.p, shown.holm, words] if shown else [None] * 6
+                yield [*line, run.summary.interval]
