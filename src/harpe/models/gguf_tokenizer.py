@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import transformers
 from packaging.version import Version
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
@@ -77,6 +77,9 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
         ) from error
     splitting = Splitting(begins=True) if sentencepiece else SPLITTINGS[pre]
     backend = tokenizer.backend_tokenizer
+    if sentencepiece:  # transformers leaves the space away where the text begins with one
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        backend.pre_tokenizer = None
     if splitting.whole:
         backend.model.ignore_merges = True
     if splitting.digits:
