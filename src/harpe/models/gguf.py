@@ -86,9 +86,11 @@ def origin_note(folder: str | Path | None) -> str | None:
     if not folder or not (path := Path(folder) / ORIGIN).is_file():
         return None
     origin = read_json(path)
-    types = ", ".join(f"{number} in {kind}" for kind, number in origin["types"].items())
-    lost = "they are not those that were trained" if origin["quantised"] else "no tensor is quantised"
-    return f"The weights come from the GGUF file {origin['file']} ({types}), kept in {origin['dtype']}: {lost}."
+    types = ", ".join(f"{number} {kind}" for kind, number in origin["types"].items())
+    lost = "what quantising took from them stays lost" if origin["quantised"] else "none of them is quantised"
+    return (
+        f"The weights come from the GGUF file {origin['file']} (tensors: {types}), kept in {origin['dtype']}; {lost}."
+    )
 
 
 def _is_made_from(target: Path, digest: str) -> bool:

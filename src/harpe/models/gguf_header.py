@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harpe.errors import HarpeError, optional_module
@@ -138,11 +138,14 @@ def read_config(header: Header) -> PreTrainedConfig:
     if len(tokens) > rows:
         raise HarpeError(f"{path} has embeddings for {rows} tokens and a vocabulary of {len(tokens)}.")
     theta = float(header.own("rope.freq_base") or THETA)
+    family = FAMILIES[header.architecture]
+    known = head_dim * heads != width or hasattr(CONFIG_MAPPING[family](), "head_dim")
+    shape = {"head_dim": head_dim} if known else {}
     config = AutoConfig.for_model(
-        FAMILIES[header.architecture],
+        family,
         **{key: _shortest(value) for key, value in values.items()},
         num_key_value_heads=header.own("attention.head_count_kv") or heads,
-        head_dim=head_dim,
+        **shape,
         vocab_size=rows,
         tie_word_embeddings="output.weight" not in header.tensors,
         rope_parameters={"rope_type": "default", "rope_theta": _shortest(theta)},
@@ -151,7 +154,7 @@ def read_config(header: Header) -> PreTrainedConfig:
         pad_token_id=header.values.get("tokenizer.ggml.padding_token_id"),
     )
     if FREQUENCIES in header.tensors:
-        config.rope_parameters = _llama3(header, config)
+        config.rope_parameters = _llama3(header, config, head_dim)
     return config
 
 
@@ -188,11 +191,11 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _llama3(header: Header, config: PreTrainedConfig) -> dict[str, Any]:
+def _llama3(header: Header, config: PreTrainedConfig, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling, where the file's divisors are those that transformers computes by it."""
     divisors = torch.from_numpy(np.array(header.tensors[FREQUENCIES].data, dtype=np.float32))
     plain = config.rope_parameters
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     config.rope_parameters = {**plain, "rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     found = 1.0 / plain["rope_theta"] ** pairs / scaled
