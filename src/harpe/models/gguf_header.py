@@ -76,8 +76,8 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     HarpeError
-        Where the package `gguf` is missing; for a file that is none, is cut short, or is one part of several; and for
-        an architecture that is not in `FAMILIES`.
+        Where the package `gguf` is missing; for a file that is none, is cut short, holds no model, or is one part of
+        several.
     """
     gguf = optional_module("gguf", "gguf", f"{path.name} is a GGUF file, and reading it needs", "gguf")
     try:
@@ -103,11 +103,6 @@ def read_header(path: Path) -> Header:
             f"{path} is one of {values['split.count']} parts of a model. Put them together by llama.cpp's "
             "llama-gguf-split --merge, and name the file that it makes."
         )
-    if header.architecture not in FAMILIES:
-        raise HarpeError(
-            f"{path} holds a model of the architecture {header.architecture}; harpe reads {', '.join(FAMILIES)} from "
-            "GGUF. Name the checkpoint in safetensors that it was made from."
-        )
     return header
 
 
@@ -120,9 +115,15 @@ def read_config(header: Header) -> PreTrainedConfig:
     Raises
     ------
     HarpeError
-        For keys that are missing, that say something which a configuration of the family cannot hold, or that nobody
-        here knows; and for a scaling of positions other than Llama 3's.
+        For an architecture that is not in `FAMILIES`; for keys that are missing, that say something which a
+        configuration of the family cannot hold, or that nobody here knows; and for a scaling of positions other than
+        Llama 3's.
     """
+    if header.architecture not in FAMILIES:
+        raise HarpeError(
+            f"{header.path} holds a model of the architecture {header.architecture}; harpe reads {', '.join(FAMILIES)} "
+            "from GGUF. Name the checkpoint in safetensors that it was made from."
+        )
     path, values = header.path, {attribute: _needed(header, key) for key, attribute in SETTINGS.items()}
     _refuse_unread(header)
     heads, width = values["num_attention_heads"], values["hidden_size"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import transformers
-from packaging.version import Version
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from harpe.errors import HarpeError
 from harpe.models.gguf_header import Header
@@ -51,7 +51,7 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
     """
     values, path = header.values, header.path
     kind, pre = values.get("tokenizer.ggml.model"), str(values.get("tokenizer.ggml.pre"))
-    if Version(transformers.__version__) < Version(OLDEST):
+    if getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", None) is None:
         raise HarpeError(
             f"The tokenizer of {path} needs transformers {OLDEST} or newer; {transformers.__version__} splits texts "
             "otherwise than the model was trained. pip install --upgrade transformers."

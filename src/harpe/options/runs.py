@@ -61,6 +61,9 @@ class ExportOptions:
     """Which training seed of a comparison; default: the first that has a model."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's own."""
+    gguf: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py (or the command convert-hf-to-gguf): have it write model.gguf beside. Refused
+    for bases per head, which GGUF cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
