@@ -17,9 +17,10 @@ class ExtendOptions(
 ):
     """Extend a model's context in one stage of training and save it.
 
-    The model may be a folder, a GGUF file (FOLDER:FILE.gguf; it is dequantised once), a name on the Hugging Face hub, or
-    "embedded" (the small model inside the package). The run directory gets the recipe, the plan with its reasons,
-    resumable checkpoints, logs, and the extended model, which transformers loads after `import harpe; harpe.register()`.
+    The model may be a folder, a GGUF file (FOLDER:FILE.gguf; it is dequantised once), a name on the Hugging Face hub,
+    or "embedded" (the small model inside the package). The run directory gets the recipe, the plan with its reasons,
+    resumable checkpoints, logs, and the extended model, which transformers loads after `import harpe;
+    harpe.register()`.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
