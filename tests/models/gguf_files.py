@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize, quantize
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
@@ -43,6 +43,8 @@ def tokenizer(pre: str, text: str) -> Tokenizer:
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
         **{name: [pre_tokenizers.Split(Regex(rule), "isolated")] for name, rule in RULES.items()},
     }[pre]
+    if pre == "qwen2":
+        made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(

@@ -3,6 +3,7 @@ a file says that would be lost is refused."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -20,6 +21,8 @@ import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
 
+import harpe
+from harpe.cli.main import main
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.gguf import ORIGIN, checkpoint_of, gguf_file, origin_note
@@ -319,3 +322,18 @@ def test_a_folder_stands_for_its_only_file_and_one_of_several_is_named(tmp_path:
     assert (
         gguf_file("org/name") is None and gguf_file("embedded") is None and gguf_file(tmp_path / "config.json") is None
     )
+
+
+@needs_tokenizers
+def test_verbs_take_a_file_and_say_what_its_weights_have_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "m.gguf", model(max_position_embeddings=64), words(), "Q8_0")
+    assert main(["bases", "--model", str(file), "--length", "128", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["length"] == 128 and "15 Q8_0" in told.err and "stays lost" in told.err
+    (tmp_path / "texts.txt").write_text(TEXT)
+    settings: dict[str, Any] = {"length": 128, "tokens": 512, "batch_tokens": 128, "dtype": "float32"}
+    made = harpe.extend(model=f"{tmp_path}:m.gguf", data=str(tmp_path / "texts.txt"), out=tmp_path / "run", **settings)
+    assert any("15 Q8_0" in reason for reason in read_json(tmp_path / "run" / "plan.json")["reasons"])
+    assert load_model(made).config.harpe_original_length == 64 and load_tokenizer(made).chat_template == TEMPLATE

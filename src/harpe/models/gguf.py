@@ -8,6 +8,7 @@ multiplies by. What the quantisation has lost stays lost, and is told.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def gguf_file(name: str | Path) -> Path | None:
     """
     text, path = str(name), Path(name).expanduser()
     if path.is_file():
+        if not os.access(path, os.R_OK):
+            raise HarpeError(f"{path} may not be read by this user.")
         with path.open("rb") as stream:  # Ollama's have no ending
             return path if path.suffix.lower() == ".gguf" or stream.read(4) == b"GGUF" else None
     if path.is_dir():

@@ -28,13 +28,14 @@ class Splitting(NamedTuple):
     """A text begins with the beginning-of-text token, where the file does not say."""
     digits: bool = False
     """Every digit is a piece; transformers does not know of it."""
+    composed: bool = False
+    """Accents are put together with their letters before (NFC): the model was trained so, and llama.cpp does not."""
 
 
 SPLITTINGS = {
     "gpt-2": Splitting(),
     "smollm": Splitting(digits=True),
-    "qwen2": Splitting(),
-    "deepseek-r1-qwen": Splitting(),
+    "qwen2": Splitting(composed=True),
     "llama-bpe": Splitting(whole=True, begins=True),
     "tekken": Splitting(whole=True, begins=True),
 }
@@ -82,6 +83,8 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = None
     if splitting.whole:
         backend.model.ignore_merges = True
+    if splitting.composed:
+        backend.normalizer = normalizers.NFC()
     if splitting.digits:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
