@@ -88,7 +88,7 @@ def test_a_converter_that_fails_is_quoted(tmp_path: Path, words: Any) -> None:
     ("method", "options", "message"),
     [
         ("harpe", {}, "one table of RoPE frequencies for all heads"),
-        ("longrope", {}, "the rope type longrope"),
+        ("longrope", {"long_factor": [2.0] * 16}, "the rope type longrope"),
         ("abf", {"attention_factor": 1.2}, "the rope type longrope"),  # which is how one base keeps a factor
         ("yarn", {}, "is not there. Name llama.cpp's"),
     ],
