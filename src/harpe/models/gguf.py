@@ -118,7 +118,6 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
     """
     from harpe.models.gguf_header import read_config, read_header
     from harpe.models.gguf_tokenizer import read_tokenizer
-    from harpe.models.old_keys import add_old_keys
 
     header = read_header(file)
     config = read_config(header)
@@ -131,7 +130,6 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
         weights = {place: _tensor(header, name, config).to(dtype) for name, place in places.items()}
         model.save_pretrained(temporary, state_dict=weights, max_shard_size="5GB")
         config.save_pretrained(temporary)
-        add_old_keys(temporary, config)
         tokenizer.save_pretrained(temporary)
         types = header.types
         write_json(
