@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import unicodedata
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,7 +131,8 @@ def test_tokens_are_those_of_the_tokenizer_that_the_file_was_made_from(tmp_path:
     found = load_tokenizer(file)
     for text in ODD:
         assert found(text, add_special_tokens=False).input_ids == words(pre).encode(text).ids
-    assert found.decode(found(ODD[2]).input_ids, skip_special_tokens=True) == ODD[2]
+    read = unicodedata.normalize("NFC", ODD[2]) if pre == "qwen2" else ODD[2]
+    assert found.decode(found(ODD[2]).input_ids, skip_special_tokens=True) == read
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id, found.model_max_length) == (1, 2, 0, 777)
     shown = found.apply_chat_template([{"content": "hi"}], tokenize=False)
     assert found.chat_template == TEMPLATE and shown == "<|im_start|>hi<|im_end|>"
