@@ -21,9 +21,8 @@ OWN = frozenset((LOCK, HOLDER))
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made where it is missing; a second process is told at once who holds it, and does not
-    wait.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, which is made where it is missing; a second process is told at once who holds it, or waits for it.
 
     The lock is flock's on `folder`/.harpe.lock, by filelock. The kernel gives it back when its process ends, however it
     ends, and also over NFS, where it counts for all machines (a machine that went down holds it until the server
@@ -34,14 +33,14 @@ def locked(folder: Path) -> Iterator[None]:
     The file stays when the lock is given back, since to delete it would let two others lock two files of that name.
     Only where the folder holds nothing else it goes, and with it the folders that this made.
 
-    Raises HarpeError where another process (or another thread of this one) holds it; where `folder` is a file or cannot
-    be written.
+    Raises HarpeError where another process (or another thread of this one) holds it, without `wait`; where `folder` is
+    a file or cannot be written.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
+        lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
         lock.acquire()
     except Timeout:
         raise HarpeError(

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
 
 from harpe._version import __version__
 from harpe.cli.parser import build_parser, options_of
@@ -35,6 +36,18 @@ def _prepare() -> None:
         torch.set_num_threads(available_cores())
 
 
+def _dequantise(options: Any) -> None:
+    """Make the checkpoint of a GGUF file that is named as the model, and say so: not on standard output, where some
+    verbs print JSON."""
+    name = getattr(options, "model", None) or getattr(options, "source", None)
+    if name is None or getattr(options, "server", None) is not None or os.environ.get("RANK", "0") != "0":
+        return
+    from harpe.models.gguf import checkpoint_of, gguf_file
+
+    if (file := gguf_file(name)) is not None:
+        checkpoint_of(file, lambda text: print(text, file=sys.stderr))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parsed = build_parser(f"harpe {__version__}").parse_args(arguments)
@@ -45,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         with signals_interrupt():
             if parsed.verb not in WITHOUT_TORCH:
                 _prepare()
-            command(parsed.verb)(options_of(parsed), terminal)
+            options = options_of(parsed)
+            _dequantise(options)
+            command(parsed.verb)(options, terminal)
     except OtherFailed:
         terminal.close()
         return 0  # the launcher ends all with the code of the process that failed, when that one has spoken

@@ -25,6 +25,7 @@ VERBS = {
     "ruler": "harpe.options.measuring:RulerOptions",
     "short": "harpe.options.measuring:ShortOptions",
     "fetch-data": "harpe.options.measuring:FetchDataOptions",
+    "fetch-model": "harpe.options.fetching:FetchModelOptions",
     "quickstart": "harpe.options.runs:QuickstartOptions",
 }
 """The options of every verb, as MODULE:CLASS, in the order of `harpe --help`."""

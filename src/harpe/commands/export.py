@@ -14,6 +14,7 @@ from harpe.files import check_new_folder, read_json
 from harpe.models.card import model_card
 from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
+from harpe.models.export_gguf import check_gguf, write_gguf
 from harpe.models.fold import fold_attention_factor
 from harpe.models.load import load_config, load_model, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
@@ -51,12 +52,18 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     config = load_config(folder)
     tokenizer = load_tokenizer(options.tokenizer or folder)
     check_vocabulary(config, tokenizer, folder)
+    converter = Path(options.gguf).expanduser() if options.gguf else None
+    if converter and not options.fold:
+        check_gguf(config, converter)
     model = load_model(folder, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
-    check_disk(out, sum(weight.nbytes for weight in model.state_dict().values()) + 50_000_000, "The exported model")
+    size = sum(weight.nbytes for weight in model.state_dict().values())
+    check_disk(out, (2 if converter else 1) * size + 50_000_000, "The exported model")
     folded = {"Weights": fold_attention_factor(model)} if options.fold else {}
     if options.fold:
         reporter.say(folded["Weights"])
         config = model.config
+        if converter:
+            check_gguf(config, converter)
     card = None
     if chosen:
         name, on_hub = chosen.run.model.name, _on_hub(source, chosen)
@@ -71,6 +78,8 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
         else "is a stock checkpoint and needs no code"
     )
     reporter.say(f"The exported model is in {out}. It {how}.")
+    if converter:
+        reporter.say(f"For llama.cpp: {write_gguf(out, model.config, converter)}.")
     return out
 
 

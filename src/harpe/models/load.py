@@ -22,6 +22,7 @@ from transformers import (
 from harpe.errors import HarpeError
 from harpe.files import new_folder
 from harpe.models.attention import restore_attention
+from harpe.models.gguf import checkpoint_of, gguf_file
 from harpe.models.install import install
 from harpe.models.old_keys import add_old_keys
 from harpe.models.settings import check_causal, check_settings, settle
@@ -37,10 +38,15 @@ def embedded_model_path() -> Path:
 
 
 def resolve(name: str | Path) -> str:
-    """The folder or hub name behind `name`; checks that a path exists before anything tries the hub."""
+    """The folder or hub name behind `name`; checks that a path exists before anything tries the hub.
+
+    A GGUF file stands for the checkpoint that is made from it, once (`harpe.models.gguf`).
+    """
     text = str(name)
     if text == EMBEDDED:
         return str(embedded_model_path())
+    if (file := gguf_file(text)) is not None:
+        return str(checkpoint_of(file))
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -48,7 +54,8 @@ def resolve(name: str | Path) -> str:
         return str(path)
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
         raise HarpeError(
-            f"There is no checkpoint folder at {path}. Give a folder with config.json, or a name on the hub."
+            f"There is no checkpoint folder at {path}. Give a folder with config.json, a GGUF file, or a name on the "
+            "hub."
         )
     return text
 

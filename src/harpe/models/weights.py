@@ -63,14 +63,14 @@ def check_files(target: str, revision: str | None, name: str) -> None:
             return
         if missing := [shard for shard in shards if not (folder / shard).is_file()]:
             raise HarpeError(
-                f"{index} names {_some(missing)}, which {_are(missing)} not there. Copy or download the checkpoint "
+                f"{index} names {some(missing)}, which {_are(missing)} not there. Copy or download the checkpoint "
                 "again."
             )
         for shard in shards:
             _check_file(folder / shard)
     elif folder is not None:
         others = [path.name for path in sorted(folder.iterdir()) if path.suffix in _OTHERS]
-        held = f" It holds {_some(others)}." if others else ""
+        held = f" It holds {some(others)}." if others else ""
         raise HarpeError(
             f"{name} has no weights in safetensors ({WEIGHTS}, or {INDEX} with its files).{held} Pickled weights "
             "(.bin, .pt) can run code when they are read and are refused: where you trust them, load them with "
@@ -109,9 +109,9 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
         )
     found = []
     if missing:
-        found.append(f"lacks the weights {_some(missing)}, which a {kind} has and which would begin as random numbers")
+        found.append(f"lacks the weights {some(missing)}, which a {kind} has and which would begin as random numbers")
     if unexpected:
-        found.append(f"holds the weights {_some(unexpected)}, for which a {kind} has no place")
+        found.append(f"holds the weights {some(unexpected)}, for which a {kind} has no place")
     tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
     if not found and tied and head is not None and head.weight is not embedding.weight:
         raise HarpeError(
@@ -123,7 +123,7 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
         raise HarpeError(f"{name} {', and '.join(found)}. {_advice(model, missing, unexpected)}")
     if broken := _not_finite(model):
         raise HarpeError(
-            f"The weights {_some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training "
+            f"The weights {some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training "
             "that made them diverged, or their dtype was too narrow: take an earlier checkpoint, or save it again in "
             "bfloat16 or float32."
         )
@@ -189,7 +189,7 @@ def _shards(index: Path, name: str) -> list[str]:
         ) from error
     if wrong or not shards:
         raise HarpeError(
-            f"{INDEX} of {name} names {_some(wrong) if wrong else 'no files'}. Weights are read from safetensors files "
+            f"{INDEX} of {name} names {some(wrong) if wrong else 'no files'}. Weights are read from safetensors files "
             "beside it only."
         )
     return shards
@@ -211,7 +211,7 @@ def _check_file(path: Path) -> None:
         raise HarpeError(f"{path} is no whole safetensors file ({error}). Copy or download it again.") from error
 
 
-def _some(names: Collection[str]) -> str:
+def some(names: Collection[str]) -> str:
     """Up to three of many names, in their order, and how many are left."""
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

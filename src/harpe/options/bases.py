@@ -19,7 +19,7 @@ class BasesOptions(SearchOptions, RangeOptions):
     length: int
     """Target context in tokens; 128k is 131072."""
     model: str | None = None
-    """Checkpoint whose geometry is used: a folder, a hub name, or embedded. No weights are read."""
+    """Checkpoint whose geometry is used: a folder, a GGUF file, a hub name, or embedded. No weights are read."""
     heads: int | None = None
     """Key/value heads, one base each."""
     head_dim: int | None = None

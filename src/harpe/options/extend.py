@@ -17,15 +17,16 @@ class ExtendOptions(
 ):
     """Extend a model's context in one stage of training and save it.
 
-    The model may be a folder, a name on the Hugging Face hub, or "embedded" (the small model inside the package). The
-    run directory gets the recipe, the plan with its reasons, resumable checkpoints, logs, and the extended model, which
-    transformers loads after `import harpe; harpe.register()`.
+    The model may be a folder, a GGUF file (FOLDER:FILE.gguf; it is dequantised once), a name on the Hugging Face hub,
+    or "embedded" (the small model inside the package). The run directory gets the recipe, the plan with its reasons,
+    resumable checkpoints, logs, and the extended model, which transformers loads after `import harpe;
+    harpe.register()`.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
-    """Checkpoint to extend: a folder, a hub name (gated ones with HF_TOKEN set), or embedded."""
+    """Checkpoint to extend: a folder, a GGUF file, a hub name (gated ones with HF_TOKEN set), or embedded."""
     length: int
     """Target context in tokens; 128k is 131072."""
     data: str
@@ -69,7 +70,8 @@ class PrepareOptions(Recorded, TextOptions, ModelOptions):
     """Texts: a file or folder (.txt .md .tex .py .rst .jsonl .ndjson .json .tar, also .gz .zst .bz2 .xz, and .parquet;
     of splits only train), a hub data set NAME or NAME:CONFIG, or embedded."""
     model: str
-    """Checkpoint that will be trained, for its tokenizer: a folder, a hub name, or embedded. No weights are read."""
+    """Checkpoint that will be trained, for its tokenizer: a folder, a GGUF file, a hub name, or embedded. No weights
+    are read."""
     length: int
     """Tokens of a sequence: the target context. Runs may train on shorter ones that divide it, not on longer ones."""
     out: str

@@ -36,7 +36,7 @@ class EvaluateOptions(NeedleOptions, TextOptions, ModelOptions):
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
-    """A run directory of `harpe extend`, or any checkpoint: a folder, a hub name, or embedded."""
+    """A run directory of `harpe extend`, or any checkpoint: a folder, a GGUF file, a hub name, or embedded."""
     data: str
     """Texts: a file, a folder, a hub data set, or embedded."""
     out: str | None = None
@@ -89,8 +89,8 @@ class RulerOptions(RulerTasks):
     """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside
     the package."""
     model: str | None = None
-    """Checkpoint that answers: a folder, a hub name, or embedded. Its tokenizer is the default for --tokenizer. With
-    --server: the name that it has there."""
+    """Checkpoint that answers: a folder, a GGUF file, a hub name, or embedded. Its tokenizer is the default for
+    --tokenizer. With --server: the name that it has there."""
     server: str | None = None
     """Address of a server that speaks OpenAI's protocol and answers in place of a model in this process, such as
     http://localhost:8000. A key that it wants is read from OPENAI_API_KEY."""
@@ -147,7 +147,7 @@ class PerplexityOptions(CurveTexts, TextOptions, ModelOptions):
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
-    """Checkpoint: a folder, a hub name, or embedded."""
+    """Checkpoint: a folder, a GGUF file, a hub name, or embedded."""
     out: str
     """File to write (.json)."""
     key_tokens: bool = False
@@ -195,7 +195,7 @@ class ShortOptions(ShortTasks, ModelOptions):
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
-    """Checkpoint: a folder, a hub name, or embedded. Per-head checkpoints too."""
+    """Checkpoint: a folder, a GGUF file, a hub name, or embedded. Per-head checkpoints too."""
     out: str
     """Folder for short.json and the records of every question."""
     shots: int | None = None

@@ -18,7 +18,7 @@ class PlanOptions(LayoutOptions, LoraOptions):
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
-    """Checkpoint: a folder with config.json, a hub name, or embedded."""
+    """Checkpoint: a folder with config.json, a GGUF file, a hub name, or embedded."""
     length: int
     """Target context in tokens; 128k is 131072."""
     devices: str = "8xH100-80GB"

@@ -64,6 +64,9 @@ class ExportOptions:
     fold: bool = False
     """Put the attention factor (temperature) into the query weights, so that no program need know of it: one base with
     a factor becomes plain RoPE. Exact up to the rounding of the weights."""
+    gguf: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py (or the command convert-hf-to-gguf): have it write model.gguf beside. Refused
+    for bases per head, which GGUF cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
+from harpe.models.gguf import origin_note
 from harpe.models.head import check_head
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
 from harpe.models.rotation_check import check_rotation
@@ -68,7 +69,13 @@ def open_source(
     if sliding_window == "off":
         remove_window(config)
     geometry = read_geometry(config, name, original_length)
-    notes = (*([note] if note else []), *layer_notes(config, geometry), *loss_notes(config))
+    origin = origin_note(config.name_or_path)
+    notes = (
+        *([origin] if origin else []),
+        *([note] if note else []),
+        *layer_notes(config, geometry),
+        *loss_notes(config),
+    )
     loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_vocabulary(config, loaded, name)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
