@@ -12,7 +12,7 @@ import harpe
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_model, load_tokenizer
-from harpe.models.saved import save_checkpoint
+from harpe.models.load import save_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -31,7 +31,7 @@ def extended(workspace: Path, out: str = "run", **options: Any) -> Path:
 def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(workspace: Path) -> None:
     model = extended(workspace)
     plan = read_json(workspace / "run" / "plan.json")
-    assert any("The method was chosen for you: yarn: " in note for note in plan["notes"])
+    assert any("The method was chosen for you: yarn: " in note for note in plan["reasons"])
     stock = AutoModelForCausalLM.from_pretrained(model)
     assert stock.config.rope_parameters["rope_type"] == "yarn" and stock.config.rope_parameters["factor"] == 4
     extended(workspace, resume=True)
@@ -60,7 +60,7 @@ def test_a_checkpoint_with_a_scaling_of_its_own_keeps_it(workspace: Path) -> Non
     extended(workspace, model=str(workspace / "scaled"))
     plan = read_json(workspace / "run" / "plan.json")
     assert plan["methods"][1]["name"] == "one-base"
-    assert any("a scaling of its own" in note for note in plan["notes"])
+    assert any("a scaling of its own" in note for note in plan["reasons"])
 
 
 def test_options_of_bases_name_harpe_and_others_ask_for_a_name(workspace: Path) -> None:

@@ -128,5 +128,9 @@ def test_adapters_need_no_gradients_and_moments_of_what_is_frozen(
     assert value["parts"]["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
     assert value["parts"]["moments"] == 8 * trained
     assert value["fits"]
+    assert main([*plan, "--lora-embeddings=false"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["trained_parameters"] == adapters and alone["parts"]["moments"] == 8 * adapters
+    assert alone["bytes"] < value["bytes"]
     assert main([*plan[:3], "--devices=8xH100", "--lora-rank=16"]) == 2
     assert "one process" in capsys.readouterr().err

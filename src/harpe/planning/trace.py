@@ -177,6 +177,8 @@ class Tracer:
     def _head_of(self, way: Way, tokens: int) -> HeadBytes:
         with self._running([], way) as (model, live), chunked_loss(model):
             ids = torch.zeros(1, tokens + 1, dtype=torch.int64)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                model.enable_input_require_grads()  # gradients pass through to the adapters of layers
             with torch.autocast("cpu", torch.bfloat16, enabled=way.autocast):
                 loss = model(input_ids=ids, labels=ids).loss
                 forward = live.peak
