@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,21 +72,24 @@ def model_tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return torch.stack(tables), factors
 
 
-def attention_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
-    """The attentions of a model by the number of their layer, of those layers whose positions a method changes.
+def attention_modules(model: PreTrainedModel, layers: Iterable[int] | None = None) -> dict[int, torch.nn.Module]:
+    """The attentions of some layers by their number; None: of the layers whose positions a method changes.
 
     Raises HarpeError where one is not found, or is there twice.
     """
     config = text_config(model.config)
-    classes, changed, found = find_family(config).attentions, changed_layers(config), dict[int, torch.nn.Module]()
+    wanted = list(changed_layers(config) if layers is None else layers)
+    classes, found = find_family(config).attentions, dict[int, torch.nn.Module]()
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)
-        if isinstance(module, classes) and layer in changed:
+        if isinstance(module, classes) and layer in wanted:
             if layer in found:
                 raise HarpeError(f"Layer {layer} of this {config.model_type} has two attentions: which one is unclear.")
             found[layer] = module
-    if missing := [layer for layer in changed if layer not in found]:
-        raise HarpeError(f"The attention of layer {missing[0]} of this {config.model_type} was not found.")
+    if missing := [layer for layer in wanted if layer not in found]:
+        raise HarpeError(
+            f"No attention of layer {missing[0]} of this {config.model_type} was found: its heads cannot be looked at."
+        )
     return found
 
 
