@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from harpe.attention_heads.gradients import loss_of
+from harpe.attention_heads.learned import learn_tables
 from harpe.errors import HarpeError
 from harpe.methods.interpolation import ntk_dynamic
 from harpe.methods.self_extend import self_extend
-from harpe.methods.types import per_head_encoding, table_encoding, with_attention_factor
+from harpe.methods.types import per_head_encoding, shared_encoding, table_encoding, with_attention_factor
 from harpe.models.apply import apply_encoding
 from harpe.models.float_tables import float_tables, model_tables
 from harpe.models.geometry import changed_layers, read_geometry
@@ -29,7 +31,7 @@ def loss_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def logs_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(each.nan_to_num(1.0).log() for each in model_tables(model))
+    return tuple(each.nan_to_num(1.0).log() for each in model_tables(model.config))
 
 
 @ALL
@@ -53,7 +55,7 @@ def test_logits_are_those_of_the_same_table_of_integers_bit_for_bit(family: str)
         # layers that keep their positions turn by cos and sin in the one, by integers in the other
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(model, ids), before)
-    read, by = model_tables(by_integers)
+    read, by = model_tables(by_integers.config)
     rows = sorted(changed)
     torch.testing.assert_close(read[rows], logs.exp()[rows], rtol=1e-14, atol=0)
     torch.testing.assert_close(by[rows], log_factors.exp()[rows], rtol=1e-14, atol=0)
@@ -129,10 +131,10 @@ def test_what_a_model_turns_by_is_read_from_bases_and_stock_types() -> None:
     model = tiny("llama")
     geometry = read_geometry(model.config, "x")
     plain = torch.tensor([1e4 ** (-i / 8) for i in range(8)], dtype=torch.float64)
-    torch.testing.assert_close(model_tables(model)[0], plain.expand(2, 2, 8), rtol=1e-6, atol=0)
+    torch.testing.assert_close(model_tables(model.config)[0], plain.expand(2, 2, 8), rtol=1e-6, atol=0)
     model = apply_encoding(model, per_head_encoding(bases_of(model), geometry), geometry, 4096)
     rows = [[base ** (-i / 8) for i in range(8)] for base in bases_of(model)]
-    torch.testing.assert_close(model_tables(model)[0], torch.tensor([rows] * 2, dtype=torch.float64))
+    torch.testing.assert_close(model_tables(model.config)[0], torch.tensor([rows] * 2, dtype=torch.float64))
 
 
 def test_what_no_table_can_say_is_refused() -> None:
@@ -141,8 +143,21 @@ def test_what_no_table_can_say_is_refused() -> None:
         geometry = read_geometry(model.config, "x")
         apply_encoding(model, method(geometry, 2048)[-1].encoding, geometry, 2048)
         with pytest.raises(HarpeError, match=reason):
-            model_tables(model)
+            model_tables(model.config)
     model = tiny("llama")
     logs, log_factors = logs_of(model)
     with pytest.raises(HarpeError, match="has the shape"), float_tables(model, logs[:, :, 1:], log_factors):
         pass
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "smollm3", "gpt_neox"])
+def test_learned_tables_leave_layers_that_keep_their_positions(family: str) -> None:
+    model, ids = tiny(family), list(range(3, 60))
+    geometry = read_geometry(model.config, family)
+    start = shared_encoding(40_000.0, geometry)
+    found = learn_tables(model, [ids], start, geometry, 1024, steps=2, rate=0.05)
+    tables, changed = found.encoding.tables, changed_layers(model.config)
+    assert tables is not None
+    assert [layer for layer, table in enumerate(tables) if table is not None] == changed
+    with torch.no_grad():
+        assert float(loss_of(model, ids, 1)) < found.losses[0]

@@ -24,6 +24,7 @@ from harpe.methods.harpe import MeasureDistances, harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.parts import by_parts, harpe_parts, mrrope
 from harpe.methods.self_extend import self_extend
+from harpe.methods.tables import tables
 from harpe.methods.types import Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
 from harpe.typed import typed
@@ -70,6 +71,7 @@ BUILT_IN = (
     Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
     Method("harpe", harpe, "HARPE", _HARPE),
     Method("harpe-parts", harpe_parts, "HARPE by parts", f"ours, from {_HARPE} and YaRN"),
+    Method("tables", tables, "tables", "tables of frequencies from a file"),
     Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.models.angles import moving_rope
@@ -26,9 +26,9 @@ from harpe.positions.learned import float_table, rotate_by_table
 from harpe.positions.phases import base_frequencies
 
 
-def model_tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """What a model turns by: inverse frequencies in radians a position, float64 [L, H, N], and what cos and sin are
-    multiplied by, float64 [L, H]. Rows of layers whose positions no method changes are nan.
+def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
+    """What a model of this configuration turns by: inverse frequencies in radians a position, float64 [L, H, N], and
+    what cos and sin are multiplied by, float64 [L, H]. Rows of layers whose positions no method changes are nan.
 
     Raises
     ------
@@ -36,9 +36,9 @@ def model_tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
         Where a table cannot say it: rotations that depend on the length of the text (dynamic NTK, LongRoPE with two
         sets of factors), and positions changed inside the attention (Self-Extend, dual chunk attention).
     """
-    config = text_config(model.config)
+    config = text_config(config)
     family = find_family(config)
-    if (moving := moving_rope(model.config)) is not None:
+    if (moving := moving_rope(config)) is not None:
         raise HarpeError(
             f"Rope type {moving} turns a token by the length of its text, which no table of frequencies says. Choose "
             "another --method."
@@ -115,7 +115,7 @@ def float_tables(model: PreTrainedModel, log_frequencies: Tensor, log_factors: T
     """
     install()
     config = text_config(model.config)
-    family, there = find_family(config), model_tables(model)[0].shape
+    family, there = find_family(config), model_tables(config)[0].shape
     for shape, wanted in ((log_frequencies.shape, there), (log_factors.shape, there[:2])):
         if shape[1:] != wanted[1:] or shape[0] not in (1, wanted[0]):
             raise HarpeError(f"A table has the shape {list(shape)}; this model takes {list(wanted)}, or 1 for layers.")

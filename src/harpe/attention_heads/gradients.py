@@ -46,7 +46,7 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 def start_tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Logarithms of what a model turns by, [L, H, N] and [L, H]; 0 in layers that no method changes."""
-    frequencies, factors = (each.nan_to_num(1.0).log() for each in model_tables(model))
+    frequencies, factors = (each.nan_to_num(1.0).log() for each in model_tables(model.config))
     return frequencies, factors
 
 
@@ -86,6 +86,6 @@ def far_gradients(
                 loss = loss_of(model, ids[:length], first)
                 (gradient,) = torch.autograd.grad(loss, table)
             found.append(gradient[layers].numpy())
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             (reporter or Reporter()).progress("gradients", number, len(documents))
     return np.stack(found), losses

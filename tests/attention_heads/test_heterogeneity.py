@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from harpe.attention_heads.heterogeneity import agreement, halves, heterogeneity
 from harpe.errors import HarpeError
-from harpe.heads.heterogeneity import agreement, halves, heterogeneity
 
 LAYERS, HEADS, PAIRS = 3, 4, 5
 

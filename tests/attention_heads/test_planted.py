@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harpe.attention_heads.copying import CopyPrompt, copy_prompts, copy_scores
+from harpe.attention_heads.gradients import far_gradients, loss_of, start_tables
+from harpe.attention_heads.heterogeneity import heterogeneity
 from harpe.errors import HarpeError
-from harpe.heads.copying import CopyPrompt, copy_prompts, copy_scores
-from harpe.heads.gradients import far_gradients, loss_of, start_tables
-from harpe.heads.heterogeneity import heterogeneity
 from harpe.models.float_tables import float_tables
 from harpe.models.head_distance import head_distances
 
