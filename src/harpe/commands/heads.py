@@ -238,6 +238,10 @@ def _as_it_is(options: HeadsOptions) -> _Opened:
         geometry = read_geometry(config, options.model, trained)
         trained, base = trained or geometry.original_length, geometry.base
         context = context if told else trained
+    if base is None:
+        raise HarpeError(
+            f"The configuration of {options.model} names no RoPE base (rope_theta); add it to its config.json."
+        )
     if trained is None:
         raise HarpeError(f"config.json of {options.model} does not say its trained context; give --original-length.")
     length = context if options.length is None else options.length
