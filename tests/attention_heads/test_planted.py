@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harpe.attention_heads.copying import CopyPrompt, copy_prompts, copy_scores
-from harpe.attention_heads.gradients import far_gradients, loss_of, start_tables
+from harpe.attention_heads.gradients import far_gradients, logarithms, loss_of
 from harpe.attention_heads.heterogeneity import heterogeneity
 from harpe.errors import HarpeError
-from harpe.models.float_tables import float_tables
+from harpe.models.float_tables import float_tables, model_tables
 from harpe.models.head_distance import head_distances
 
 CODE, DIM, VOCABULARY = 64, 64, 512
@@ -165,7 +165,7 @@ def test_far_gradients_are_those_of_the_far_tokens_alone_and_leave_the_model_as_
     found, losses = far_gradients(model, documents, 64, 40)
     assert model.training and all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     model.eval()
-    logs, factors = start_tables(model)
+    logs, factors = logarithms(model_tables(model.config))
     logs.requires_grad_()
     with float_tables(model, logs, factors):
         logits = model(torch.tensor([documents[1][:64]])).logits

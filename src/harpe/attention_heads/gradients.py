@@ -44,9 +44,9 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def start_tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Logarithms of what a model turns by, [L, H, N] and [L, H]; 0 in layers that no method changes."""
-    frequencies, factors = (each.nan_to_num(1.0).log() for each in model_tables(model.config))
+def logarithms(tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """ln of what `model_tables` gives, [L, H, N] and [L, H]; 0 in layers that no method changes."""
+    frequencies, factors = (each.nan_to_num(1.0).log() for each in tables)
     return frequencies, factors
 
 
@@ -77,7 +77,7 @@ def far_gradients(
     dtype
         Of the arithmetic; the table itself is float64.
     """
-    logs, log_factors = start_tables(model)
+    logs, log_factors = logarithms(model_tables(model.config))
     layers, found, losses = changed_layers(model.config), list[Any](), list[float]()
     with frozen(model), torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         for number, ids in enumerate(documents, 1):

@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harpe.attention_heads.copying import CopyPrompt
-from harpe.attention_heads.gradients import frozen, loss_of, start_tables
+from harpe.attention_heads.gradients import frozen, logarithms, loss_of
 from harpe.errors import HarpeError
 from harpe.methods.types import Encoding, table_encoding, with_attention_factor
 from harpe.models.apply import apply_encoding
-from harpe.models.float_tables import float_tables
+from harpe.models.float_tables import encoding_tables, float_tables
 from harpe.models.geometry import changed_layers
 from harpe.positions.geometry import ModelGeometry
 from harpe.reporter import Reporter
@@ -94,8 +94,10 @@ def learn_tables(
         is not finite.
     """
     _check(sequences, level, steps, rate, answer_weight)
-    apply_encoding(model, start, geometry, length)
-    logs, log_factors = start_tables(model)
+    logs, log_factors = logarithms(encoding_tables(model.config, start, geometry, length))
+    # as the learned tables will be: where one rotary module serves layers that keep their positions, a stock start
+    # would change those as well
+    apply_encoding(model, _frozen_encoding(logs, log_factors, model, geometry), geometry, length)
     layers, heads, pairs = logs.shape
     shape = (layers if level != "shared" else 1, heads if level == "head" else 1, pairs)
     step = torch.zeros(shape, dtype=torch.float64, requires_grad=True)

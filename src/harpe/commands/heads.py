@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from harpe.attention_heads.copying import RETRIEVAL, TASK, copy_prompts, copy_scores
 from harpe.attention_heads.gradients import far_gradients
@@ -24,7 +24,7 @@ from harpe.methods.registry import make_stages, method_named
 from harpe.methods.types import Encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.dtype import choose_dtype
-from harpe.models.float_tables import model_tables
+from harpe.models.float_tables import encoding_tables, model_tables
 from harpe.models.geometry import changed_layers, check_sliding_window, read_geometry, rope_key, text_config
 from harpe.models.head import check_head
 from harpe.models.head_distance import head_distances
@@ -50,7 +50,6 @@ class _Opened:
     """What is known before weights are read."""
 
     tokenizer: PreTrainedTokenizerBase
-    config: PreTrainedConfig
     trained: int
     """Context in tokens that the checkpoint was trained with before any extension."""
     context: int
@@ -203,16 +202,9 @@ def _opened(options: HeadsOptions) -> _Opened:
     geometry = source.geometry
     method = method_named(options.method)
     encoding = make_stages(method, geometry, options.length, options.method_options or {})[-1].encoding
-    with torch.device("meta"):  # what no table can say is refused before weights are read
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(source.config())
-    if encoding.attention is None:
-        apply_encoding(empty, encoding, geometry, options.length)
-    else:
-        text_config(empty.config).harpe_attention = encoding.attention
-    model_tables(empty.config)
+    encoding_tables(source.config(), encoding, geometry, options.length)  # refused before weights are read
     return _Opened(
         source.tokenizer,
-        empty.config,
         geometry.original_length,
         geometry.original_length,
         options.length,
@@ -249,7 +241,7 @@ def _as_it_is(options: HeadsOptions) -> _Opened:
     model_tables(config)
     tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(config, tokenizer, options.model)
-    return _Opened(tokenizer, config, trained, context, length, float(base))
+    return _Opened(tokenizer, trained, context, length, float(base))
 
 
 def run(options: HeadsOptions, terminal: Any) -> None:

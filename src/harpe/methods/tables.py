@@ -34,8 +34,10 @@ def tables(geometry: ModelGeometry, length: int, *, file: str) -> list[Stage]:
     path = Path(file).expanduser()
     value = _read(path)
     for name, wanted in dict(value.get("made_for") or {}).items():
-        there = getattr(geometry, name, None)
-        if there is None or not (wanted == there or math.isclose(wanted, there, rel_tol=1e-6)):
+        there = {"base": geometry.base, "original_length": geometry.original_length}.get(name)
+        if there is None:
+            raise HarpeError(f"made_for of {path} has {name}; it takes base and original_length.")
+        if not math.isclose(wanted, there, rel_tol=1e-6):
             raise HarpeError(f"The tables of {path} were made for {name} {wanted}, and this checkpoint has {there}.")
     given: list[Any] = value["frequencies"]
     first = next((each for each in given if each is not None), None)

@@ -6,6 +6,7 @@ Shapes: L layers, H key/value heads, N pairs of dimensions that turn.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterable, Iterator
@@ -14,16 +15,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from harpe.errors import HarpeError
+from harpe.methods.types import Encoding
 from harpe.models.angles import moving_rope
+from harpe.models.apply import apply_encoding
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE, hook, key_value_heads, stock_frequencies, table_rows
+from harpe.positions.geometry import ModelGeometry
 from harpe.positions.learned import float_table, rotate_by_table
 from harpe.positions.phases import base_frequencies
+
+IN_ATTENTION = (
+    "Self-Extend and dual chunk attention change positions inside the attention, which no table of frequencies says. "
+    "Choose another --method."
+)
 
 
 def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
@@ -44,10 +53,7 @@ def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
             "another --method."
         )
     if getattr(config, "harpe_attention", None) is not None:
-        raise HarpeError(
-            "Self-Extend and dual chunk attention change positions inside the attention, which no table of frequencies "
-            "says. Choose another --method."
-        )
+        raise HarpeError(IN_ATTENTION)
     key, heads, layers = rope_key(config), key_value_heads(config), config.num_hidden_layers
     rope = config.rope_parameters if key is None else config.rope_parameters[key]
     if rope["rope_type"] != ROPE_TYPE:
@@ -70,6 +76,17 @@ def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
     factors = torch.tensor(factor, dtype=torch.float64).expand(layers, heads).clone()
     factors[[layer for layer in range(layers) if layer not in changed]] = torch.nan
     return torch.stack(tables), factors
+
+
+def encoding_tables(
+    config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int
+) -> tuple[Tensor, Tensor]:
+    """`model_tables` of a model that is given an encoding; no weights are needed. Raises HarpeError as it does."""
+    if encoding.attention is not None:
+        raise HarpeError(IN_ATTENTION)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return model_tables(apply_encoding(empty, encoding, geometry, length).config)
 
 
 def attention_modules(model: PreTrainedModel, layers: Iterable[int] | None = None) -> dict[int, torch.nn.Module]:
