@@ -67,6 +67,7 @@ def test_an_extended_checkpoint_is_looked_at_as_it_is(extended: Path) -> None:
     [
         ({"length": 256}, "trained with 256 tokens: none lie behind"),
         ({"documents": 3}, "give 4"),
+        ({"samples": -1}, "give 0 or more"),
         ({"method": "self-extend"}, "inside the attention"),
         ({"method": "ntk-dynamic"}, "by the length of its text"),
         ({"method": "yarnn"}, "no method yarnn"),

@@ -73,6 +73,8 @@ def look(options: HeadsOptions, reporter: Reporter | None = None) -> dict[str, A
         check_place(Path(options.out))
     if options.documents < FEWEST:
         raise HarpeError(f"--documents is {options.documents}; two halves of two texts are the fewest: give {FEWEST}.")
+    if options.samples < 0:
+        raise HarpeError(f"--samples is {options.samples}; give 0 or more.")
     opened = _opened(options)
     if opened.length <= opened.trained:
         raise HarpeError(
