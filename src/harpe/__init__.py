@@ -9,13 +9,24 @@ from harpe._version import __version__
 from harpe.errors import HarpeError
 
 if TYPE_CHECKING:
-    from harpe.api import apply, compare, describe, export, extend, prepare, register
+    from harpe.api import apply, compare, describe, export, extend, heads, prepare, register
 
-__all__ = ["HarpeError", "__version__", "apply", "compare", "describe", "export", "extend", "prepare", "register"]
+__all__ = [
+    "HarpeError",
+    "__version__",
+    "apply",
+    "compare",
+    "describe",
+    "export",
+    "extend",
+    "heads",
+    "prepare",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The functions are loaded at first use: `import harpe` alone does not import torch."""
-    if name in ("apply", "compare", "describe", "export", "extend", "prepare", "register"):
+    if name in __all__:
         return getattr(import_module("harpe.api"), name)
     raise AttributeError(f"module 'harpe' has no attribute {name!r}")

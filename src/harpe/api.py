@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.commands import data as description
 from harpe.commands import extend as extension
+from harpe.commands import heads as looking
 from harpe.commands import prepare as preparation
 from harpe.comparison import run as comparison
 from harpe.methods.registry import make_stages, method_named
@@ -19,7 +20,9 @@ from harpe.models.export import export_checkpoint
 from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
 from harpe.models.install import install
 from harpe.options.extend import ExtendOptions, PrepareOptions
+from harpe.options.heads import HeadsOptions
 from harpe.options.runs import CompareOptions, DataOptions
+from harpe.report.heads_page import write_heads_page
 from harpe.report.read.prepared import as_json
 from harpe.reporter import Reporter
 
@@ -92,6 +95,31 @@ def describe(
     """
     where = None if out is None else str(out)
     return as_json(description.describe(DataOptions(folder=str(folder), out=where, **options), reporter)[0])
+
+
+def heads(
+    model: str | Path, data: str, out: str | Path | None = None, *, reporter: Reporter | None = None, **options: Any
+) -> dict[str, Any]:
+    """Look at what every head of a checkpoint does, and at what frequencies it wants in longer texts; returns the JSON
+    object of docs/heads.md. Nothing is trained.
+
+    Parameters
+    ----------
+    model, data, out, options
+        As `harpe heads` takes them: see `harpe.options.heads.HeadsOptions`.
+    reporter
+        Receives what there is to say; silent where None.
+
+    Raises
+    ------
+    HarpeError
+        Before weights are read, for models, methods and texts of which it cannot be said.
+    """
+    where = None if out is None else str(out)
+    value = looking.look(HeadsOptions(model=str(model), data=data, out=where, **options), reporter)
+    if out is not None:
+        write_heads_page(value, Path(out))
+    return value
 
 
 def compare(

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 import harpe
 from harpe.errors import HarpeError
 from harpe.files import read_json
-from harpe.models.load import load_model, load_tokenizer
-from harpe.models.load import save_checkpoint
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "length": 256,

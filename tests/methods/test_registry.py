@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,11 +167,13 @@ def test_a_bad_method_of_another_package_is_refused_by_name(
         stages(point.name)
 
 
-def test_every_built_in_method_survives_json() -> None:
+def test_every_built_in_method_survives_json(tmp_path: Path) -> None:
+    (tmp_path / "tables.json").write_text(json.dumps({"frequencies": [[0.5] * 64] * 32}))
     needs: dict[str, dict[str, Any]] = {
         "longrope": {"long_factor": [1.0] * 64},
         "self-extend": {"window": 2048, "group": 64},
         "layer-scale": {"first": 8.0, "last": 32.0},
+        "tables": {"file": str(tmp_path / "tables.json")},
     }
     for method in BUILT_IN:
         for stage in stages(method.name, **needs.get(method.name, {})):

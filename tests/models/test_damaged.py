@@ -129,6 +129,7 @@ def test_buffers_that_old_checkpoints_hold_are_not_refused(tmp_path: Path) -> No
 
 VERBS = {
     "bases": "--model MODEL --length 1024",
+    "heads": "MODEL --data embedded --length 1024 --documents 4 --out OUT/heads",
     "plan": "MODEL --length 1024",
     "prepare": "--model MODEL --data embedded --length 64 --out OUT/data",
     "extend": "MODEL --data embedded --length 1024 --tokens 4096 --out OUT/run",

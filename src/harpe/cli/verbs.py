@@ -13,6 +13,7 @@ from typing import Any
 
 VERBS = {
     "bases": "harpe.options.bases:BasesOptions",
+    "heads": "harpe.options.heads:HeadsOptions",
     "plan": "harpe.options.planning:PlanOptions",
     "prepare": "harpe.options.extend:PrepareOptions",
     "data": "harpe.options.runs:DataOptions",

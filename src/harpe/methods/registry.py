@@ -26,6 +26,7 @@ from harpe.methods.layer_scale import layer_scale
 from harpe.methods.p_rope import p_rope
 from harpe.methods.parts import by_parts, harpe_parts, mrrope
 from harpe.methods.self_extend import self_extend
+from harpe.methods.tables import tables
 from harpe.methods.types import Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
 from harpe.typed import typed
@@ -74,6 +75,7 @@ BUILT_IN = (
     Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
     Method("harpe", harpe, "HARPE", _HARPE),
     Method("harpe-parts", harpe_parts, "HARPE by parts", f"ours, from {_HARPE} and YaRN"),
+    Method("tables", tables, "tables", "tables of frequencies from a file"),
     Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
 )
 

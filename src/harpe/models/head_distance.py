@@ -26,6 +26,9 @@ from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 from harpe.files import read_json, sha256_json, write_json
+from harpe.models.float_tables import attention_modules
+from harpe.models.geometry import text_config
+from harpe.models.per_head import key_value_heads
 from harpe.ownership import is_ours, may_write
 
 LONGEST = 4096
@@ -36,7 +39,7 @@ SHORTEST = 16
 
 
 @contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Attention that returns its weights, in evaluation mode; both as before afterwards."""
     before, training = model.config._attn_implementation, model.training
     model.set_attn_implementation("eager")
@@ -46,16 +49,6 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.set_attn_implementation(before)
         model.train(training)
-
-
-def _attention_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
-    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "self_attn"]
-    if len(found) != model.config.num_hidden_layers:
-        raise HarpeError(
-            f"{len(found)} attention modules were found for {model.config.num_hidden_layers} layers of a "
-            f"{model.config.model_type}: how far its heads look cannot be measured. Use another --assignment."
-        )
-    return found
 
 
 @torch.inference_mode()
@@ -74,7 +67,8 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
     HarpeError
         When no document has `SHORTEST` tokens, or the model's attention modules are not found.
     """
-    heads, modules = model.config.num_key_value_heads or model.config.num_attention_heads, _attention_modules(model)
+    config = text_config(model.config)
+    heads, modules = key_value_heads(config), attention_modules(model, range(config.num_hidden_layers))
     pieces = [ids[: min(context, LONGEST)] for ids in documents]
     pieces = [ids for ids in pieces if len(ids) >= SHORTEST]
     if not pieces:
@@ -93,9 +87,9 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
 
         return hook
 
-    hooks = [module.register_forward_hook(reduce_layer(layer)) for layer, module in enumerate(modules)]
+    hooks = [module.register_forward_hook(reduce_layer(layer)) for layer, module in modules.items()]
     try:
-        with _eager(model):
+        with eager_attention(model):
             for ids in pieces:
                 model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     finally:
