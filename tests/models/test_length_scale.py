@@ -314,7 +314,9 @@ def test_what_cannot_have_it_is_refused() -> None:
 def test_a_run_with_it_trains_and_exports_it(workspace: Path) -> None:
     texts, model = str(workspace / "texts"), str(workspace / "model")
     options: dict[str, Any] = {"tokens": 2048, "batch_tokens": 512, "learning_rate": 1e-3, "dtype": "float32"}
-    extended = harpe.extend(model, 512, texts, workspace / "run", method_options={"length_scale": 1.0}, **options)
+    extended = harpe.extend(
+        model, 512, texts, workspace / "run", method="harpe", method_options={"length_scale": 1.0}, **options
+    )
     exported = export(ExportOptions(source=str(workspace / "run"), out=str(workspace / "out")))
     first = load_model(extended)
     assert first.config.rope_parameters["length_scale"] == 1.0
@@ -327,7 +329,12 @@ def test_a_run_with_it_trains_and_exports_it(workspace: Path) -> None:
 def test_a_family_that_would_undo_it_is_refused_before_texts_are_read(workspace: Path) -> None:
     folder = shutil.copytree(workspace / "model", workspace / "behind")
     short("nanochat", vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
-    options: dict[str, Any] = {"method_options": {"length_scale": 1.0}, "tokens": 2048, "batch_tokens": 512}
+    options: dict[str, Any] = {
+        "method": "harpe",
+        "method_options": {"length_scale": 1.0},
+        "tokens": 2048,
+        "batch_tokens": 512,
+    }
     with pytest.raises(HarpeError, match="after they are rotated"):
         harpe.extend(str(folder), 512, str(workspace / "texts"), workspace / "run", **options)
     assert not (workspace / "run" / "data").exists()
