@@ -26,9 +26,15 @@ CHECKS = {
     "test_left_padding_in_a_batch_of_unequal_lengths_changes_nothing": "left padding",
     "test_eager_and_sdpa_attention_agree": "SDPA = eager",
     "test_one_graph_without_breaks_gives_the_same_logits": "one graph",
+    "test_bases_written_as_tables_are_the_same_bits": "tables",
+    "test_pairs_that_do_not_turn_stay_and_others_turn_as_before": "still pairs",
+    "test_every_head_is_rotated_as_a_stock_model_rotates_it_times_its_factor": "factor by head",
+    "test_queries_and_no_keys_are_those_of_the_model_without_it_times_the_formula": "scale by length",
+    "test_logits_are_those_of_the_same_table_of_integers_bit_for_bit": "float tables",
 }
 """Heading of every test's column."""
-FILES = ("test_families.py", "test_export_versions.py", "test_compiled.py")
+FILES = ("test_families.py", "test_export_versions.py", "test_compiled.py", "test_tables.py", "test_fold.py")
+FILES += ("test_attention_factor.py", "test_length_scale.py", "test_float_tables.py")
 OTHERS = {
     "test_exported_checkpoints_load_with_the_same_logits[all-5.17.0]": (
         "Exports of all families, loaded by transformers 5.17.0"
@@ -49,6 +55,10 @@ def attentions(family: str) -> str:
     return ", ".join(["eager", *(name for name, flag in flags.items() if getattr(cls, flag, False))])
 
 
+def _skipped(reason: str) -> str:
+    return "refused" if reason.startswith("refused") else "none in transformers"
+
+
 def main() -> int:
     cases = outcomes(list(FILES), "not slow")
     cells: dict[str, dict[str, str]] = {}
@@ -63,7 +73,7 @@ def main() -> int:
         if match is None or match[1] not in CHECKS:
             continue
         cells.setdefault(match[2], {})[match[1]] = (
-            "FAILED" if bad else "yes" if skip is None else "none in transformers"
+            "FAILED" if bad else "yes" if skip is None else _skipped(str(skip.get("message")))
         )
     lines = [
         "# Families",
@@ -90,6 +100,10 @@ def main() -> int:
         "* caches: greedy tokens with the dynamic and with the static cache are those of forward passes without a "
         "cache.",
         "* one graph: `torch.compile(fullgraph=True)` with the backend `eager`.",
+        "* tables: bases written as frequencies of every head give the same bits; still pairs: frequencies of 0.",
+        "* factor by head, scale by length: what a stock model turns, times the factor or the formula. Refused where a "
+        "norm would undo it.",
+        "* float tables: those with gradients, bit for bit.",
         "",
         *(f"* {text}: {others[test]}." for test, text in OTHERS.items()),
         "",

@@ -18,7 +18,7 @@ from harpe.models.apply import apply_encoding
 from harpe.models.float_tables import float_tables, model_tables
 from harpe.models.geometry import changed_layers, read_geometry
 
-from .test_families import ALL, ids_of, logits, rope_of, rotary_of
+from .test_families import COSTLY, ids_of, logits, rope_of, rotary_of
 from .tiny_families import bases_of, tiny
 
 PLACES = torch.arange(40)[None] + 30
@@ -36,7 +36,7 @@ def logs_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(each.nan_to_num(1.0).log() for each in model_tables(model.config))
 
 
-@ALL
+@COSTLY
 def test_logits_are_those_of_the_same_table_of_integers_bit_for_bit(family: str) -> None:
     model, ids = tiny(family), ids_of(1, 300)
     geometry, generator = read_geometry(model.config, family), torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def test_logits_are_those_of_the_same_table_of_integers_bit_for_bit(family: str)
     torch.testing.assert_close(by[rows], log_factors.exp()[rows], rtol=1e-14, atol=0)
 
 
-@ALL
+@COSTLY
 def test_gradients_add_up_to_those_of_autograd_through_the_stock_model(family: str) -> None:
     # one rotary module for all layers: then none keeps its positions, for what stands in its place turns them all
     kinds = {"layer_types": ["full_attention"] * 4} if family in ("gemma2", "gpt_oss") else {}

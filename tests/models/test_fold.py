@@ -23,7 +23,7 @@ from harpe.models.load import load_model
 from harpe.options.runs import ExportOptions
 
 from .test_attention_factor import NORM_BEHIND, factors_of
-from .test_families import ALL, ids_of, logits
+from .test_families import COSTLY, ids_of, logits
 from .tiny_families import bases_of, tiny
 
 SHARED_NORM = ("qwen3", "qwen3_moe", "gemma3_text")
@@ -46,7 +46,7 @@ def with_factor(model: Any, factor: Any, base: float | None = None) -> Any:
     return apply_encoding(model, with_attention_factor(encoding, factor, geometry, 8.0), geometry, 4096)
 
 
-@ALL
+@COSTLY
 @pytest.mark.parametrize("by_head", [True, False], ids=["by head", "shared"])
 def test_a_folded_model_has_the_logits_of_the_model_with_the_factor(family: str, by_head: bool) -> None:
     model, ids = distinct(tiny(family)), ids_of(2, 150)

@@ -19,7 +19,7 @@ from harpe.models.geometry import changed_layers, read_geometry
 from harpe.models.load import load_model
 from harpe.positions.phases import base_frequencies
 
-from .test_families import ALL, ids_of, logits, module_of, rope_of, rotary_of
+from .test_families import COSTLY, ids_of, logits, module_of, rope_of, rotary_of
 from .tiny_families import REPRESENTATIVES, bases_of, heads_of, tiny
 
 
@@ -33,7 +33,7 @@ def put(model: Any, encoding: Encoding) -> Any:
     return apply_encoding(model, encoding, read_geometry(model.config, "x"), 4096)
 
 
-@ALL
+@COSTLY
 def test_bases_written_as_tables_are_the_same_bits(family: str) -> None:
     model, ids = tiny(family), ids_of(1, 200)
     geometry = read_geometry(model.config, "x")
@@ -50,7 +50,7 @@ def test_bases_written_as_tables_are_the_same_bits(family: str) -> None:
     assert torch.equal(logits(by_table, ids), logits(by_bases, ids))
 
 
-@ALL
+@COSTLY
 def test_pairs_that_do_not_turn_stay_and_others_turn_as_before(family: str) -> None:
     model = tiny(family)
     geometry, heads = read_geometry(model.config, family), heads_of(model)
