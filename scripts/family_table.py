@@ -33,8 +33,11 @@ CHECKS = {
     "test_logits_are_those_of_the_same_table_of_integers_bit_for_bit": "float tables",
 }
 """Heading of every test's column."""
-FILES = ("test_families.py", "test_export_versions.py", "test_compiled.py", "test_tables.py", "test_fold.py")
-FILES += ("test_attention_factor.py", "test_length_scale.py", "test_float_tables.py")
+FILES = [
+    f"test_{name}.py"
+    for name in ("families", "export_versions", "compiled", "tables", "fold", "attention_factor", "length_scale")
+]
+FILES.append("test_float_tables.py")
 OTHERS = {
     "test_exported_checkpoints_load_with_the_same_logits[all-5.17.0]": (
         "Exports of all families, loaded by transformers 5.17.0"
@@ -60,7 +63,7 @@ def _skipped(reason: str) -> str:
 
 
 def main() -> int:
-    cases = outcomes(list(FILES), "not slow")
+    cases = outcomes(FILES, "not slow")
     cells: dict[str, dict[str, str]] = {}
     others = dict.fromkeys(OTHERS, "not run")
     some_failed = False
