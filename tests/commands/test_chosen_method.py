@@ -44,6 +44,16 @@ def test_a_run_that_named_its_method_is_resumed_without_naming_it(workspace: Pat
     assert extended(workspace, resume=True) == workspace / "run" / "abf" / "model"
 
 
+@pytest.mark.parametrize("damage", [b"method: [", b"\xff\xfe", b"- 1"])
+def test_a_damaged_recipe_is_told_where_a_run_is_resumed_without_naming_its_method(
+    workspace: Path, damage: bytes
+) -> None:
+    (workspace / "run").mkdir()
+    (workspace / "run" / "recipe.yaml").write_bytes(damage)
+    with pytest.raises(HarpeError, match=r"recipe.yaml (cannot be read|holds no recipe)"):
+        extended(workspace, resume=True)
+
+
 def test_a_checkpoint_with_a_scaling_of_its_own_keeps_it(workspace: Path) -> None:
     model = load_model(workspace / "model")
     tokenizer = load_tokenizer(str(workspace / "model"))

@@ -247,6 +247,13 @@ def test_a_yarn_that_the_reader_added_counts_for_the_context_before_it(tmp_path:
     )
 
 
+def test_a_yarn_whose_factor_is_a_rounded_quotient_was_trained_with(tmp_path: Path) -> None:
+    before, length = 2900, 32_000  # harpe writes their quotient, and the product is above the length by a rounding
+    assert length / before * before > length
+    folder = write(tmp_path, {"max_position_embeddings": length, **yarn(length / before, before)})
+    assert read_geometry(load_config(folder), "x").original_length == length
+
+
 def test_a_target_within_the_context_that_linear_scaling_reached_is_refused(tmp_path: Path) -> None:
     geometry = read_geometry(load_config(write(tmp_path, FORMS["Vicuna v1.5 16k"][0])), "x")
     with pytest.raises(HarpeError, match="16384 tokens: there is nothing to extend"):

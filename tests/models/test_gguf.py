@@ -339,3 +339,10 @@ def test_verbs_take_a_file_and_say_what_its_weights_have_lost(
     made = harpe.extend(model=f"{tmp_path}:m.gguf", data=str(tmp_path / "texts.txt"), out=tmp_path / "run", **settings)
     assert any("16 Q8_0" in reason for reason in read_json(tmp_path / "run" / "plan.json")["reasons"])
     assert load_model(made).config.harpe_original_length == 64 and load_tokenizer(made).chat_template == TEMPLATE
+
+
+def test_a_folder_named_like_a_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "old.gguf").mkdir()
+    assert gguf_file(tmp_path) is None
+    with pytest.raises(HarpeError, match=r"holds no config\.json"):
+        resolve(tmp_path)

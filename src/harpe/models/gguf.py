@@ -47,7 +47,7 @@ def gguf_file(name: str | Path) -> Path | None:
         with path.open("rb") as stream:  # Ollama's have no ending
             return path if path.suffix.lower() == ".gguf" or stream.read(4) == b"GGUF" else None
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix.lower() == ".gguf")
+        files = sorted(each for each in path.iterdir() if each.suffix.lower() == ".gguf" and each.is_file())
         if not files or any(each.suffix in WEIGHTS for each in path.iterdir()):
             return None
         if len(files) > 1:

@@ -63,7 +63,7 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
     if kind == "linear":
         return _linear(config, factor, before, outer or config)
     before = int(before or limit) if kind != "default" else limit
-    with_it = {"llama3": limit, "longrope": limit, "yarn": limit if limit >= factor * before else before}.get(
+    with_it = {"llama3": limit, "longrope": limit, "yarn": limit if limit >= round(factor * before) else before}.get(
         kind, before
     )
     if kind == "yarn" and rope.get("finetuned"):  # checkpoints of YaRN's authors

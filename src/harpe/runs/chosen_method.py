@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from harpe.errors import HarpeError
 from harpe.methods.registry import default_method
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_config
 from harpe.options.extend import ExtendOptions
+from harpe.runs.directory import read_recipe
 
 OF_HARPE = ("strategy", "stride", "rule", "force", "assignment", "layer_bases", "min", "max", "range")
 """Options that choose bases: given, they name the method."""
@@ -42,8 +41,8 @@ def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
         raise HarpeError(f"{what} belongs to a method. Name it: --method abf, harpe … (docs/methods.md).")
     recipe = run / "recipe.yaml"
     if recipe.is_file():
-        there = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        if isinstance(there, dict) and isinstance(there.get("method"), str):
+        there = read_recipe(recipe)
+        if isinstance(there.get("method"), str):
             return replace(options, method=there["method"], method_options=there.get("method_options")), ""
     geometry = read_geometry(load_config(options.model, options.revision), options.model, options.original_length)
     method, own, why = default_method(geometry)

@@ -43,7 +43,7 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
     path, text = run / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
     if path.is_file():
         defaults = {field.name: field.default for field in fields(options) if field.default is not MISSING} | BEFORE
-        there = {key: value for key, value in defaults.items() if key in recipe} | _read_recipe(path)
+        there = {key: value for key, value in defaults.items() if key in recipe} | read_recipe(path)
         if there != yaml.safe_load(text):
             raise HarpeError(
                 f"{run} holds a run with another recipe; name another --out, or give the same "
@@ -102,7 +102,8 @@ def _holds_more_than_work(run: Path) -> bool:
     return not all(any(parent.name.endswith(".unfinished") for parent in path.parents) for path in files)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """recipe.yaml of a run; HarpeError where it is damaged."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
