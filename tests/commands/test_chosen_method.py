@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from tests.models.tiny_families import tiny
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
 from harpe.errors import HarpeError
@@ -93,3 +95,29 @@ def test_as_published_is_the_search_for_bases_without_a_factor(workspace: Path) 
     for other in ({"method": "yarn"}, {"strategy": "log-uniform"}):
         with pytest.raises(HarpeError, match="--as-published is --method harpe"):
             extended(workspace, "other", as_published=True, **other)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "words"),
+    [
+        ("phi3", "one-base", "a phi3 does not take yarn"),
+        ("gemma2", "yarn", "layers with a sliding window change their positions as well"),
+    ],
+)
+def test_a_family_gets_what_it_takes_and_is_told_what_it_does_with_it(
+    workspace: Path, family: str, method: str, words: str
+) -> None:
+    folder = shutil.copytree(workspace / "model", workspace / family)
+    tiny(family, vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
+    extended(workspace, model=str(folder), original_length=64)
+    plan = read_json(workspace / "run" / "plan.json")
+    assert plan["methods"][1]["name"] == method and any(words in reason for reason in plan["reasons"])
+
+
+def test_a_family_that_undoes_yarn_s_factor_is_told_before_texts_are_read(workspace: Path) -> None:
+    folder = shutil.copytree(workspace / "model", workspace / "behind")
+    tiny("nanochat", vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
+    with pytest.raises(HarpeError, match="Choose a method without, such as harpe or abf"):
+        extended(workspace, model=str(folder), original_length=64, data=str(workspace / "texts"))
+    assert not (workspace / "run").exists()
+    extended(workspace, model=str(folder), original_length=64, method="harpe")

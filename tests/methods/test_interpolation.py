@@ -138,3 +138,25 @@ def test_longrope_wants_a_factor_for_every_pair(make_tiny: Any) -> None:
 def test_scaling_below_one_is_refused(make_tiny: Any) -> None:
     with pytest.raises(HarpeError, match="scaled by 1 or more"):
         changed(make_tiny, "pi", factor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("yarn", {"attention_factor": 0}, "attention_factor of rope type yarn has 0"),
+        ("yarn", {"attention_factor": -1.0}, "attention_factor of rope type yarn has -1"),
+        ("yarn", {"attention_factor": math.nan}, "attention_factor of rope type yarn has nan"),
+        ("yarn", {"factor": math.nan}, "The factor is nan"),
+        ("yarn", {"beta_fast": 1, "beta_slow": 32}, "above the other"),
+        ("yarn", {"beta_slow": 0}, "beta_slow of rope type yarn has 0"),
+        ("pi", {"factor": math.inf}, "The factor is inf"),
+        ("ntk-dynamic", {"factor": math.nan}, "The factor is nan"),
+        ("mrrope", {"factor": math.inf}, "The factor is inf"),
+        ("longrope", {"long_factor": [1.0] * 7 + [math.nan]}, "long_factor of rope type longrope has nan"),
+        ("longrope", {"long_factor": FACTORS, "attention_factor": -2}, "attention_factor of rope type longrope"),
+        ("harpe-parts", {"low": 0}, "exponents from 0 to 6"),
+    ],
+)
+def test_numbers_that_make_no_positions_are_refused(make_tiny: Any, name: str, options: Any, words: str) -> None:
+    with pytest.raises(HarpeError, match=words):
+        changed(make_tiny, name, **options)

@@ -110,10 +110,13 @@ def test_methods_start_from_the_hidden_base(family: str) -> None:
         options: dict[str, Any] = {"base": 5e8} if method == "abf" else {}
         model = harpe.apply(hunyuan(family), method, length=2048, **options)
         torch.testing.assert_close(frequencies(model), wanted, rtol=1e-5, atol=0)
-    model = harpe.apply(hunyuan(family), "yarn", length=2048)
+    with pytest.raises(HarpeError, match="normalises queries and keys after they are rotated"):
+        harpe.apply(hunyuan(family), "yarn", length=2048)
+    model = harpe.apply(hunyuan(family), "yarn", length=2048, attention_factor=1.0)
     assert model.config.rope_parameters["rope_theta"] == pytest.approx(TRUE_BASE, rel=1e-6)
     # the slowest pair turns 512 / (2 pi TRUE_BASE^(7/8)) times in the trained context: far below one, so that it is
-    # interpolated sert frequencies(model)[-1].item() == pytest.approx((powers(TRUE_BASE) / 4)[-1].item(), rel=1e-5)
+    # interpolated
+    assert frequencies(model)[-1].item() == pytest.approx((powers(TRUE_BASE) / 4)[-1].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,7 +17,7 @@ from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
-from harpe.models.apply import check_factors
+from harpe.models.apply import check_factors, windows_note
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.check import MemoryCheck
@@ -134,7 +134,10 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
 
     def make() -> Row:
         notes.extend([f"The method was chosen for you: {why} --method names another."] if why else [])
-        return extended_row(options, source.geometry, head_distances)
+        row = extended_row(options, source.geometry, head_distances)
+        if note := windows_note(source.config(), row.stages[-1].encoding, source.geometry, options.length):
+            notes.append(note)
+        return row
 
     row = settled_row(run, options.method, facts, make, notes)
     parameters = source.parameters()

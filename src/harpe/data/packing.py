@@ -186,9 +186,9 @@ def _check_share(corpus: Corpus, rule: Upsampling, order: NDArray[np.int64], tot
     lengths = corpus.lengths[order].copy()
     lengths[-1] -= lengths.sum() - total
     found = float(lengths[corpus.sources[order] == corpus.short].sum() / total) if rule.short_share else 0.0
-    if abs(found - rule.short_share) > MISSED * rule.short_share:
+    if abs(found - rule.short_share) > MISSED * min(rule.short_share, 1 - rule.short_share):
         raise HarpeError(
-            f"--short-data would get {found:.1%} of the tokens where --short-share is {rule.short_share:.1%}: "
+            f"--short-data would get {100 * found:.4g}% of the tokens, not {100 * rule.short_share:.4g}%: "
             f"documents of --data are long beside {total:,} tokens. Ask for more --tokens, or divide long documents "
             "into several of --length tokens, as sequences do anyway."
         )

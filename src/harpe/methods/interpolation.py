@@ -3,6 +3,7 @@ LongRoPE."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from harpe.positions.geometry import ModelGeometry
 def scale(geometry: ModelGeometry, length: int, factor: float | None) -> float:
     """The scale s: `factor`, else target over trained length; HarpeError below 1."""
     value = length / geometry.original_length if factor is None else float(factor)
-    if value < 1:
+    if not 1 <= value < math.inf:
         raise HarpeError(f"The factor is {value:g}; positions are scaled by 1 or more.")
     return value
 

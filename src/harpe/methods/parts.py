@@ -111,6 +111,8 @@ def harpe_parts(
     heads = geometry.key_value_heads
     if exponents is not None and len(exponents) != heads:
         raise HarpeError(f"harpe-parts has {len(exponents)} exponents; the model has {heads} key/value heads.")
+    if not (0 < low < math.inf and 0 < high < math.inf):
+        raise HarpeError(f"harpe-parts has exponents from {low:g} to {high:g}; both must be above 0.")
     spread = [low * (high / low) ** (h / max(1, heads - 1)) for h in range(heads)]
     rows: list[list[float]]
     if exponents is not None:

@@ -273,9 +273,18 @@ def stock_encoding(parameters: dict[str, Any], geometry: ModelGeometry) -> Encod
     """An encoding that is a rope type of transformers, on the model's own base unless `parameters` holds another
     `rope_theta`.
 
-    Raises HarpeError for a checkpoint with a scaling of its own.
+    Raises HarpeError for a checkpoint with a scaling of its own, and for numbers that make no positions.
     """
     check_unscaled(geometry, f"Rope type {parameters['rope_type']}")
+    for name, given in parameters.items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, float) and not (math.isfinite(value) and value > 0):
+                raise HarpeError(f"{name} of rope type {parameters['rope_type']} has {value:g}; give a number above 0.")
+    if parameters.get("beta_slow", 0) >= parameters.get("beta_fast", math.inf):
+        raise HarpeError(
+            f"beta_fast is {parameters['beta_fast']:g} and beta_slow {parameters['beta_slow']:g}; the one must be "
+            "above the other."
+        )
     stock = {"rope_theta": geometry.base, **parameters}
     return replace(shared_encoding(stock["rope_theta"], geometry), stock=stock)
 

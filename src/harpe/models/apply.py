@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -145,13 +146,41 @@ def apply_encoding(
     return apply_attention(model, encoding.attention)
 
 
+def check_encoding(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> None:
+    """Refuse, by the configuration alone, a stock rope type that the family makes something else of (`check_applied`).
+
+    Raises HarpeError.
+    """
+    config = copy.deepcopy(text_config(config))
+    key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
+    if entry["rope_type"] != ROPE_TYPE:
+        config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
+        check_applied(config, find_family(config).rotary, dict(entry), key)
+
+
+def windows_note(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> str | None:
+    """A sentence where layers with a window, which methods leave as they are, change with the others."""
+    config = text_config(config)
+    stock = rope_parameters(config, encoding, geometry, length)["rope_type"] != ROPE_TYPE
+    if not stock or rope_key(config) is not None or len(changed_layers(config)) == config.num_hidden_layers:
+        return None
+    return (
+        f"But all layers of a {config.model_type} read from one rotary module, to which this method gives a stock rope "
+        "type: layers with a sliding window change their positions as well."
+    )
+
+
 def check_factors(model: PreTrainedModel, encoding: Encoding, geometry: ModelGeometry) -> None:
     """Refuse a family whose attention would not have the factors of an encoding (`check_scaled`); may be asked before
     anything is changed.
 
     Raises HarpeError.
     """
-    if encoding.length_scale or encoding.attention_factor != 1.0:
+    factor = encoding.attention_factor
+    if encoding.stock is not None:
+        config = text_config(model.config)
+        factor = stock_frequencies(config, find_family(config).rotary, encoding.stock, rope_key(config))[1]
+    if encoding.length_scale or factor != 1.0:
         check_scaled(model, geometry.head_dim if encoding.length_scale else None)
 
 

@@ -117,7 +117,8 @@ def check_scaled(model: PreTrainedModel, whole: int | None = None) -> None:
     if found:
         raise HarpeError(
             f"A {config.model_type} normalises queries and keys after they are rotated ({', '.join(sorted(found))}): "
-            "attention_factor and length_scale would be taken out again. Leave them out."
+            "attention factors (YaRN's too) and length_scale would be taken out again. Choose a method without, such "
+            "as harpe or abf."
         )
     if whole is not None and widths != {whole}:
         raise HarpeError(

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from harpe.errors import HarpeError
-from harpe.methods.registry import default_method
-from harpe.models.geometry import read_geometry
+from harpe.methods.registry import default_method, make_stages, method_named
+from harpe.models.apply import check_encoding
+from harpe.models.geometry import read_geometry, remove_window
 from harpe.models.load import load_config
 from harpe.options.extend import ExtendOptions
 from harpe.runs.directory import read_recipe
@@ -44,6 +45,16 @@ def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
         there = read_recipe(recipe)
         if isinstance(there.get("method"), str):
             return replace(options, method=there["method"], method_options=there.get("method_options")), ""
-    geometry = read_geometry(load_config(options.model, options.revision), options.model, options.original_length)
+    config = load_config(options.model, options.revision)
+    if options.sliding_window == "off":
+        remove_window(config)
+    geometry = read_geometry(config, options.model, options.original_length)
     method, own, why = default_method(geometry)
+    (stage,) = make_stages(method_named(method), geometry, options.length, own)
+    try:
+        check_encoding(config, stage.encoding, geometry, options.length)
+    except HarpeError:
+        kind = config.model_type
+        method, own = "one-base", {"attention_factor": "yarn"}
+        why = f"one base in the middle of HARPE's range, with YaRN's attention factor: a {kind} does not take yarn."
     return replace(options, method=method, method_options=own or None), why
