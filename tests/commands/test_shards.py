@@ -316,3 +316,20 @@ def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:
     assert done.returncode == 0 and "Going on behind" in " ".join((done.stdout + done.stderr).decode().split())
     assert subprocess.run([*command, "--out", "alone"], env=environment, cwd=place, check=False).returncode == 0
     assert _same(place / "alone", place / "out") and not journal.parent.parent.exists()
+
+
+def test_what_a_process_killed_at_its_end_has_left_goes_with_the_next_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr("harpe.commands.prepare.remove_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepared(place, "out", min_length=2)
+    left = place / "out.unfinished" / "1-of-1"
+    left.mkdir(parents=True, exist_ok=True)
+    (left / "lengths.bin").write_bytes(b"12345678")
+    (place / ".out.lock").mkdir()
+    with pytest.raises(HarpeError, match="already holds a packed data set"):
+        prepared(place, "out", min_length=2)
+    assert not (place / "out.unfinished").exists() and not (place / ".out.lock").exists()
+    PackedDataset(place / "out").verify()

@@ -6,10 +6,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from harpe.data.packed import PackedDataset
+from harpe.data.packed import PackedDataset, is_packed
 from harpe.data.packing import check_request, pack
 from harpe.data.sampling import Upsampling
-from harpe.data.shards import check_division, division, shard, tokenise_shard, whole_shards
+from harpe.data.shards import check_division, division, shard, tidy, tokenise_shard, whole_shards
 from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.files import remove_folder
@@ -33,6 +33,8 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
     refuse_several("harpe prepare", "the tokenizer uses all cores by itself; --shard divides a corpus.")
     reporter, out = reporter or Reporter(), Path(options.out)
     rule = _rule(options)
+    if is_packed(out):
+        tidy(out)
     check_request(options.length, out, options.seed, options.tokens or None)
     corpus = TextCorpus(options, load_tokenizer(*options.tokenizer_of(options.model)), rule)
     check_vocabulary(load_config(options.model, options.revision), corpus.tokenizer, options.model)

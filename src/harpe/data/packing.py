@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.packed import DTYPES, TARGET, PackedDataset, stream_hash
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
-from harpe.data.shards import Say, shard, silent, tokenise_shard, unfinished
+from harpe.data.shards import Say, shard, silent, tokenise_shard
 from harpe.data.token_ids import id_type, tokenizer_identity
 from harpe.data.tokenised import Tokenised, number_of
 from harpe.errors import HarpeError
@@ -37,10 +37,7 @@ def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> 
     if seed < 0:
         raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
-        rest = f" {unfinished(out)} is of no more use." if unfinished(out).exists() else ""
-        raise HarpeError(
-            f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.{rest}"
-        )
+        raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
     check_new_folder(out)
 
 

@@ -17,7 +17,7 @@ from harpe.data.rows import Document
 from harpe.data.token_ids import id_type, tokenizer_identity, tokens_around
 from harpe.data.tokenised import Tokenised, is_complete, tokenise, whole, worth_keeping
 from harpe.errors import HarpeError
-from harpe.files import PARTIAL, sha256_json
+from harpe.files import PARTIAL, held_place, remove_folder, sha256_json
 from harpe.locks import locked
 
 Say = Callable[[str], None]
@@ -91,6 +91,16 @@ def shard(out: Path, number: int, count: int) -> Iterator[Path]:
             raise
     with suppress(OSError):
         unfinished(out).rmdir()
+
+
+def tidy(out: Path) -> None:
+    """Remove what `out`, which is whole, was made from, where a process was killed before it did so itself."""
+    with suppress(HarpeError), held_place(out):
+        pass
+    for path in unfinished(out).glob("*-of-*"):
+        if name := re.fullmatch("([1-9][0-9]*)-of-([1-9][0-9]*)", path.name):
+            with suppress(HarpeError), shard(out, int(name[1]), int(name[2])) as folder:
+                remove_folder(folder)
 
 
 def tokenise_shard(

@@ -13,6 +13,7 @@ from harpe.data.embedded import SourceFile, corpus_hash, reported_files, trainin
 from harpe.data.packed import FILES, PackedDataset, is_packed
 from harpe.data.packing import prepare
 from harpe.data.rows import Document
+from harpe.data.shards import tidy
 from harpe.data.sources import read_documents
 from harpe.data.special_tokens import Watched, reading_text, reading_tokenizer
 from harpe.data.token_bounds import TokenBound
@@ -98,6 +99,7 @@ def packed(
             f"The prepared data that {folder} links to are no longer in {file.readlink().parent}. Put them back."
         )
     if (folder / "index.json").is_file():
+        tidy(folder)
         return PackedDataset(folder)
     tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
     documents, description = training_documents(data, text_field, tokens, tokenizer)
