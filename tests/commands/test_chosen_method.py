@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,32 @@ def test_a_family_gets_what_it_takes_and_is_told_what_it_does_with_it(
     extended(workspace, model=str(folder), original_length=64)
     plan = read_json(workspace / "run" / "plan.json")
     assert plan["methods"][1]["name"] == method and any(words in reason for reason in plan["reasons"])
+
+
+def test_a_type_that_a_family_does_not_take_is_told_before_texts_are_read(workspace: Path) -> None:
+    folder = shutil.copytree(workspace / "model", workspace / "phi3")
+    tiny("phi3", vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
+    with pytest.raises(HarpeError, match="A phi3 does not take the rope type yarn"):
+        extended(workspace, model=str(folder), original_length=64, method="yarn")
+    assert not (workspace / "run").exists()
+    extended(workspace, model=str(folder), original_length=64, method="abf")
+
+
+def test_an_extension_by_a_smaller_factor_counts_as_trained_when_it_is_extended_again(workspace: Path) -> None:
+    first = extended(workspace, method="yarn", method_options={"factor": 2.0})
+    extended(workspace, "again", model=str(first), length=1024)
+    plan = read_json(workspace / "again" / "plan.json")
+    assert plan["original_length"] == 256 and plan["methods"][1]["name"] == "one-base"
+
+
+def test_one_base_with_a_factor_is_no_scaling_when_it_is_extended_again(workspace: Path) -> None:
+    first = extended(workspace, method="one-base", method_options={"attention_factor": 1.25})
+    second = extended(workspace, "again", model=str(first), length=1024)
+    reasons = " ".join(read_json(workspace / "again" / "plan.json")["reasons"])
+    assert "one base and an attention factor, 1.25, which is kept" in reasons and "is replaced" not in reasons
+    assert "trained with an attention factor of its own" in reasons
+    found = AutoConfig.from_pretrained(second).rope_parameters["attention_factor"]
+    assert found == pytest.approx(1.25 * (1 + 0.1 * math.log(1024 / 256)))
 
 
 def test_a_family_that_undoes_yarn_s_factor_is_told_before_texts_are_read(workspace: Path) -> None:

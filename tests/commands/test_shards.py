@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import harpe
-from harpe.data import tokenised
+from harpe.data import shards, tokenised
 from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json
@@ -318,18 +319,40 @@ def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:
     assert _same(place / "alone", place / "out") and not journal.parent.parent.exists()
 
 
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["before it marked them", "while it removed them"])
 def test_what_a_process_killed_at_its_end_has_left_goes_with_the_next_one(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    with monkeypatch.context() as killed:
-        killed.setattr("harpe.commands.prepare.remove_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+    for number in (1, 2):
+        prepared(place, "out", shard=f"{number}/2")
+    with monkeypatch.context() as at:
+        if moment == "before it marked them":
+            at.setattr("harpe.commands.prepare.remove_shards", killed)
+        else:
+            remove, calls = shards.remove_folder, list[Path]()
+            at.setattr(shards, "remove_folder", lambda path: killed() if calls else (calls.append(path), remove(path)))
         with pytest.raises(KeyboardInterrupt):
-            prepared(place, "out", min_length=2)
-    left = place / "out.unfinished" / "1-of-1"
-    left.mkdir(parents=True, exist_ok=True)
-    (left / "lengths.bin").write_bytes(b"12345678")
-    (place / ".out.lock").mkdir()
+            prepared(place, "out")
+    assert list((place / "out.unfinished").glob("*-of-2/journal.jsonl"))
+    (place / ".out.lock").mkdir(exist_ok=True)
     with pytest.raises(HarpeError, match="already holds a packed data set"):
-        prepared(place, "out", min_length=2)
+        prepared(place, "out")
     assert not (place / "out.unfinished").exists() and not (place / ".out.lock").exists()
     PackedDataset(place / "out").verify()
+
+
+def test_shards_of_something_else_beside_whole_data_stay(place: Path) -> None:
+    prepared(place, "out")
+    last = place / "texts" / "b" / "6.jsonl"
+    last.write_text(last.read_text() + json.dumps({"text": "one more"}) + "\n")
+    for number in (1, 2):
+        prepared(place, "other", shard=f"{number}/2")
+    (place / "other.unfinished").rename(place / "out.unfinished")
+    with pytest.raises(HarpeError, match="already holds a packed data set"):
+        prepared(place, "out")
+    shutil.rmtree(place / "out")
+    PackedDataset(prepared(place, "out")).verify()

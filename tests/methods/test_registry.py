@@ -55,6 +55,9 @@ def test_given_stages_are_taken_as_they_are() -> None:
         ([{"base": 1e6, "length": TARGET, "share": 0.5}], "add up to 1"),
         ([{"base": 1e6, "size": TARGET}], "it takes base, length"),
         ([], "empty list"),
+        ([{"base": None, "length": TARGET}], "base of stage 1 of abf-staged"),
+        ([{"base": 1e6, "length": TARGET + 0.7}], "length of stage 1 of abf-staged"),
+        ([{"base": 1e6, "length": TARGET, "share": "x"}], "share of stage 1 of abf-staged"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(given: list[dict[str, Any]], message: str) -> None:

@@ -346,3 +346,17 @@ def test_a_folder_named_like_a_file_is_none(tmp_path: Path) -> None:
     assert gguf_file(tmp_path) is None
     with pytest.raises(HarpeError, match=r"holds no config\.json"):
         resolve(tmp_path)
+
+
+def test_names_with_colons_and_tildes_are_names(tmp_path: Path) -> None:
+    (folder := tmp_path / "a: b").mkdir()
+    for name in ("x.gguf", "y: z.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+        assert gguf_file(f"{folder}:{name}") == folder / name
+    for name, words in (
+        (f"{folder}:w.gguf", f"There is no GGUF file w.gguf in the folder {folder}"),
+        ("~nobody-of-that-name/x.gguf", "There is no file ~nobody-of-that-name/x.gguf"),
+        (str(tmp_path / "moved.gguf"), "There is no file .*moved.gguf"),
+    ):
+        with pytest.raises(HarpeError, match=words):
+            gguf_file(name)

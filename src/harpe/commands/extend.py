@@ -17,7 +17,7 @@ from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
-from harpe.models.apply import check_factors, windows_note
+from harpe.models.apply import check_encoding, check_factors, windows_note
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.check import MemoryCheck
@@ -140,6 +140,8 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
         return row
 
     row = settled_row(run, options.method, facts, make, notes)
+    for stage in row.stages:
+        check_encoding(source.config(), stage.encoding, source.geometry, stage.length)
     parameters = source.parameters()
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     check_lora(training.adapters)

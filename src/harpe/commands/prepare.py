@@ -9,7 +9,7 @@ from typing import Any
 from harpe.data.packed import PackedDataset, is_packed
 from harpe.data.packing import check_request, pack
 from harpe.data.sampling import Upsampling
-from harpe.data.shards import check_division, division, shard, tidy, tokenise_shard, whole_shards
+from harpe.data.shards import check_division, division, remove_shards, shard, tidy, tokenise_shard, whole_shards
 from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.files import remove_folder
@@ -67,7 +67,7 @@ def prepare(options: PrepareOptions, reporter: Reporter | None = None) -> Path:
             )
             return folder
         data = pack([part], corpus.tokenizer, *_order(options, rule), corpus.index())
-        remove_folder(folder)
+        remove_shards([folder])
     return _told(data, out, rule, reporter)
 
 
@@ -93,8 +93,7 @@ def _joined(options: PrepareOptions, corpus: TextCorpus, rule: Upsampling, count
         tokens = sum(int(part.lengths.sum()) for part in parts)
         check_room(out, corpus.tokenizer, 0, options.tokens or tokens, corpus.chats)
         data = pack(parts, corpus.tokenizer, *_order(options, rule), corpus.index())
-        for folder in folders:
-            remove_folder(folder)
+        remove_shards(folders)
     with suppress(HarpeError), shard(out, 1, 1) as rest:  # of a run before the corpus was divided
         remove_folder(rest)
     return _told(data, out, rule, reporter)

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.packed import DTYPES, TARGET, PackedDataset, stream_hash
 from harpe.data.rows import Document
 from harpe.data.sampling import Corpus, Upsampling, describe_draw, draw, tokens_to_draw
-from harpe.data.shards import Say, shard, silent, tokenise_shard
+from harpe.data.shards import Say, remove_shards, shard, silent, tokenise_shard
 from harpe.data.token_ids import id_type, tokenizer_identity
 from harpe.data.tokenised import Tokenised, number_of
 from harpe.errors import HarpeError
-from harpe.files import check_new_folder, new_folder, remove_folder, write_json
+from harpe.files import check_new_folder, new_folder, write_json
 
 MISSED = 0.2
 """By how much of --short-share the share of short texts may be another one."""
@@ -104,7 +104,7 @@ def prepare(
     with shard(out, 1, 1) as folder:
         part = tokenise_shard(documents, tokenizer, folder, request or {}, details, say)
         data = pack([part], tokenizer, length, out, seed, max_tokens, upsampling, {"description": description})
-        remove_folder(folder)
+        remove_shards([folder])
     return data
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from harpe.data.rows import Document
 from harpe.data.token_ids import id_type, tokenizer_identity, tokens_around
 from harpe.data.tokenised import Tokenised, is_complete, tokenise, whole, worth_keeping
 from harpe.errors import HarpeError
-from harpe.files import PARTIAL, held_place, remove_folder, sha256_json
+from harpe.files import PARTIAL, held_place, read_json, remove_folder, sha256_json
 from harpe.locks import locked
 
 Say = Callable[[str], None]
+SHARD = re.compile("([1-9][0-9]*)-of-([1-9][0-9]*)")
+PACKED = "packed"
+"""File in a shard that was put together and is of no more use."""
 
 
 def silent(_: str) -> None:
@@ -36,7 +39,7 @@ def shards_there(out: Path) -> dict[int, dict[int, bool]]:
     """The shards of a corpus for `out` that was divided: by how many there are, and number, whether each is whole."""
     found: dict[int, dict[int, bool]] = {}
     for path in unfinished(out).glob("*-of-*"):
-        name = re.fullmatch("([1-9][0-9]*)-of-([1-9][0-9]*)", path.name)
+        name = SHARD.fullmatch(path.name)
         if name is not None and name[2] != "1":
             found.setdefault(int(name[2]), {})[int(name[1])] = is_complete(path)
     return found
@@ -93,14 +96,40 @@ def shard(out: Path, number: int, count: int) -> Iterator[Path]:
         unfinished(out).rmdir()
 
 
+def remove_shards(folders: Sequence[Path]) -> None:
+    """Remove shards that were put together; marked first, so that a kill leaves none that looks as if needed."""
+    for folder in folders:
+        (folder / PACKED).touch()
+    for folder in folders:
+        remove_folder(folder)
+
+
 def tidy(out: Path) -> None:
-    """Remove what `out`, which is whole, was made from, where a process was killed before it did so itself."""
+    """Remove what `out`, which is whole, was made from, where a process was killed before it did so itself.
+
+    Shards of anything else stay: somebody may have copied them there, to put them together when `out` is gone.
+    """
     with suppress(HarpeError), held_place(out):
         pass
+    found: dict[int, list[int]] = {}
     for path in unfinished(out).glob("*-of-*"):
-        if name := re.fullmatch("([1-9][0-9]*)-of-([1-9][0-9]*)", path.name):
-            with suppress(HarpeError), shard(out, int(name[1]), int(name[2])) as folder:
-                remove_folder(folder)
+        if name := SHARD.fullmatch(path.name):
+            found.setdefault(int(name[2]), []).append(int(name[1]))
+    for count, numbers in found.items():
+        with suppress(HarpeError), ExitStack() as stack:
+            folders = [stack.enter_context(shard(out, number, count)) for number in numbers]
+            if all((folder / PACKED).is_file() for folder in folders) or _became(out, folders, count):
+                remove_shards(folders)
+
+
+def _became(out: Path, folders: Sequence[Path], count: int) -> bool:
+    """Whether these are all shards of the corpus that `out` was made from."""
+    if len(folders) != count or not all(map(is_complete, folders)):
+        return False
+    index, parts = read_json(out / "index.json"), [whole(folder) for folder in folders]
+    digest = f"{sum(part.digest for part in parts) % 2**256:064x}"
+    same = {part.request.get("tokenizer") == index.get("tokenizer") for part in parts}
+    return same == {True} and digest == index.get("corpus", {}).get("sha256")
 
 
 def tokenise_shard(

@@ -10,6 +10,7 @@ from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
 from harpe.methods.types import AttentionFactor, LengthScale, Stage, check_unscaled, shared_encoding, with_factors
 from harpe.positions.geometry import ModelGeometry
+from harpe.typed import typed
 
 Place = Literal["top", "middle", "geometric-middle", "bottom"]
 PAPER_STAGES = ((0.2, 4), (0.4, 2), (1.0, 1))
@@ -94,15 +95,20 @@ def abf_staged(
             raise HarpeError(
                 f"Stage {number} of abf-staged has {sorted(stage)}; it takes base, length and, if not all alike, share."
             )
-    shares = [float(stage.get("share", 1 / len(stages))) for stage in stages]
+    numbers = {"base": float, "length": int, "share": float}
+    stages = [
+        {key: typed(value, numbers[key], f"{key} of stage {number} of abf-staged") for key, value in stage.items()}
+        for number, stage in enumerate(stages, 1)
+    ]
+    shares = [stage.get("share", 1 / len(stages)) for stage in stages]
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise HarpeError(f"The shares of abf-staged's stages are {shares}; they must be above 0 and add up to 1.")
-    lengths = [int(stage["length"]) for stage in stages]
+    lengths = [stage["length"] for stage in stages]
     if lengths != sorted(lengths) or lengths[-1] != length:
         raise HarpeError(
             f"The stages of abf-staged have lengths {lengths}; they must grow and end at the target, {length}."
         )
     return [
-        Stage(shared_encoding(float(stage["base"]), geometry), size, share)
+        Stage(shared_encoding(stage["base"], geometry), size, share)
         for stage, size, share in zip(stages, lengths, shares, strict=True)
     ]

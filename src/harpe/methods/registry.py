@@ -122,9 +122,10 @@ def default_method(geometry: ModelGeometry) -> tuple[str, dict[str, Any], str]:
     """The method for a checkpoint where none is named, with its options, and why (docs/results.md)."""
     if geometry.trained_angles is None and geometry.attention_factor == 1.0:
         return "yarn", {}, "yarn: of all methods it lost least at every length measured, and stock programs load it."
+    own = "a scaling" if geometry.trained_angles is not None else "an attention factor"
     why = (
-        "one base in the middle of HARPE's range, with YaRN's attention factor: this checkpoint was trained with a "
-        "scaling of its own, which yarn would lose."
+        "one base in the middle of HARPE's range, with YaRN's attention factor: this checkpoint was trained with "
+        f"{own} of its own, which yarn would lose."
     )
     return "one-base", {"attention_factor": "yarn"}, why
 

@@ -18,7 +18,7 @@ from harpe.errors import HarpeError
 from harpe.models.apply import renew_rotary
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key, text_config
-from harpe.models.per_head import ROPE_TYPE, key_value_heads, stock_frequencies, table_rows
+from harpe.models.per_head import ROPE_TYPE, is_factor_alone, key_value_heads, stock_frequencies, table_rows
 from harpe.models.rotation_check import Rotated, check_scaled, rotated_states
 
 NORMS = ("q_norm", "q_layernorm", "query_layernorm")
@@ -89,7 +89,7 @@ def _without_factor(rope: dict[str, Any]) -> dict[str, Any]:
         if by_layer or "frequencies" in entry or entry.get("length_scale") or len(set(rows[0])) > 1:
             return entry
         return {"rope_type": "default", "rope_theta": rows[0][0], **plain}
-    if {*rope.get("short_factor", (0,)), *rope.get("long_factor", (0,))} == {1.0}:
+    if is_factor_alone(rope):
         return {"rope_type": "default", "rope_theta": rope["rope_theta"], **plain}
     return {**rope, "attention_factor": 1.0}
 

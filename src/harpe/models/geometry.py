@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
 from harpe.models.families import find_family
-from harpe.models.per_head import ROPE_TYPE, key_value_heads, nested_types
+from harpe.models.per_head import ROPE_TYPE, is_factor_alone, key_value_heads, nested_types
 from harpe.models.scaling import declared, trained_with
 from harpe.models.trained_base import trained_base
 from harpe.positions.geometry import ModelGeometry
@@ -210,6 +210,11 @@ def layer_notes(config: PreTrainedConfig, geometry: ModelGeometry) -> list[str]:
         )
         return notes
     if kind == "default":
+        return notes
+    if is_factor_alone(entry):
+        notes.append(
+            f"The checkpoint has one base and an attention factor, {geometry.attention_factor:.4g}, which is kept."
+        )
         return notes
     values = ", ".join(
         f"{k} {v}" for k, v in entry.items() if k not in ("rope_type", "rope_theta") and not isinstance(v, list)

@@ -40,7 +40,7 @@ def gguf_file(name: str | Path) -> Path | None:
 
     Raises HarpeError for FOLDER:FILE that is not there, and for a folder of several.
     """
-    text, path = str(name), Path(name).expanduser()
+    text, path = str(name), _expanded(str(name))
     if path.is_file():
         if not os.access(path, os.R_OK):
             raise HarpeError(f"{path} may not be read by this user.")
@@ -56,12 +56,24 @@ def gguf_file(name: str | Path) -> Path | None:
                 f"{path}:{files[1].name}{' …' if len(files) > 2 else ''}."
             )
         return files[0]
-    folder, colon, file = text.rpartition(":")
-    if not colon or not file.lower().endswith(".gguf"):
+    if not text.lower().endswith(".gguf"):
         return None
-    if not (path := Path(folder).expanduser() / file).is_file():
-        raise HarpeError(f"There is no GGUF file {file} in the folder {folder}.")
-    return path
+    # a name may have colons, and so may a folder's
+    splits = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == ":"]
+    for folder, file in splits:
+        if (path := _expanded(folder) / file).is_file():
+            return path
+    if not splits:
+        raise HarpeError(f"There is no file {text}.")
+    folder, file = next(((each, file) for each, file in splits if _expanded(each).is_dir()), splits[-1])
+    raise HarpeError(f"There is no GGUF file {file} in the folder {folder}.")
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ and no user of that name
+        return Path(name)
 
 
 def checkpoint_of(file: Path, say: Callable[[str], None] = lambda _: None) -> Path:
@@ -74,7 +86,7 @@ def checkpoint_of(file: Path, say: Callable[[str], None] = lambda _: None) -> Pa
     """
     digest = sha256_once(file)
     cache = cache_folder() / "gguf"
-    target = cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', file.stem)}-{digest[:16]}"
+    target = cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', file.stem)[:100]}-{digest[:16]}"
     if not _is_made_from(target, digest):
         with locked(cache, wait=True):
             if not _is_made_from(target, digest):

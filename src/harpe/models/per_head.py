@@ -109,6 +109,12 @@ def nested_types(config: PreTrainedConfig) -> list[str]:
     return [key for key, value in config.rope_parameters.items() if isinstance(value, dict) and key != "local"]
 
 
+def is_factor_alone(rope: dict[str, Any]) -> bool:
+    """Whether rope parameters are LongRoPE without any scaling: how one base keeps an attention factor
+    (`harpe.models.apply.rope_parameters`)."""
+    return {*(rope.get("short_factor") or (0,)), *(rope.get("long_factor") or (0,))} == {1.0}
+
+
 def stock_frequencies(
     config: PreTrainedConfig, rotary: type, rope: dict[str, Any], layer_type: str | None, length: int | None = None
 ) -> tuple[list[float], float]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from harpe.models.per_head import stock_frequencies
+from harpe.models.per_head import is_factor_alone, stock_frequencies
 from harpe.models.trained_base import SCALED, module_frequencies
 
 SHORTEST_PRETRAINING = 2048
@@ -54,7 +54,8 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
     where the scaling was trained with (Llama 3.1, Phi-3, gpt-oss), and L0 where the reader was told to add one (Qwen2.5
     with YaRN).
         llama3, longrope    trained with if M > L0
-        yarn                trained with if M >= factor L0 (Qwen3's M counts 8,192 tokens of answer) or `finetuned`
+        yarn                trained with if M >= factor L0 (Qwen3's M counts 8,192 tokens of answer) or `finetuned`, or
+                            if harpe made it, whose M is the length that it was given
         dynamic             never: up to L0 it changes nothing
         linear              two conventions, M is L0 or factor L0: see `_linear`
     """
@@ -63,9 +64,9 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
     if kind == "linear":
         return _linear(config, factor, before, outer or config)
     before = int(before or limit) if kind != "default" else limit
-    with_it = {"llama3": limit, "longrope": limit, "yarn": limit if limit >= round(factor * before) else before}.get(
-        kind, before
-    )
+    ours = getattr(config, "harpe_original_length", None) is not None
+    by_yarn = limit if ours or limit >= round(factor * before) else before
+    with_it = {"llama3": limit, "longrope": limit, "yarn": by_yarn}.get(kind, before)
     if kind == "yarn" and rope.get("finetuned"):  # checkpoints of YaRN's authors
         with_it = max(limit, factor * before)
     return Declared(before, max(before, int(with_it)))
@@ -154,8 +155,7 @@ def trained_with(
     """
     before, after, _ = declared(config, rope, outer)
     length = after if given is None else given
-    if {*(rope.get("short_factor") or (0,)), *(rope.get("long_factor") or (0,))} == {1.0}:
-        # no scaling at all: how one base keeps an attention factor (`harpe.models.apply.rope_parameters`)
+    if is_factor_alone(rope):
         return Trained(int(length), module_frequencies(config, rotary, key, length)[1], None)
     if rope.get("rope_type", "default") not in SCALED or length <= before:
         return Trained(int(length), 1.0, None)

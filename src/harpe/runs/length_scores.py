@@ -44,7 +44,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class LengthTask:
+class AnsweredTask:
     """A task, or the mean of several, that one model was asked at one or more lengths."""
 
     id: str
@@ -56,7 +56,7 @@ class LengthTask:
     """By length in tokens and task."""
 
 
-def needle_tasks(scores: Path) -> Iterator[LengthTask]:
+def needle_tasks(scores: Path) -> Iterator[AnsweredTask]:
     """What `harpe evaluate` left: the grid's single needle, the needle tasks, and the mean of those that are
     compared."""
     check_scores(scores)
@@ -78,15 +78,15 @@ def needle_tasks(scores: Path) -> Iterator[LengthTask]:
     }
     if all(any(task == name for _, task in found) for name in GATED):
         words = "needles, mean of single, multi-key and multi-query"
-        yield LengthTask(
+        yield AnsweredTask(
             "needles-mean", words, "needles", None, {key: each for key, each in found.items() if key[1] in GATED}
         )
     for task in dict.fromkeys(task for _, task in found):
         those_ = {key: each for key, each in found.items() if key[1] == task}
-        yield LengthTask(f"needles-{task}", f"{task.replace('_', '-')} needles", "needles", task, those_)
+        yield AnsweredTask(f"needles-{task}", f"{task.replace('_', '-')} needles", "needles", task, those_)
 
 
-def _grid(rows: Sequence[dict[str, Any]], texts: str) -> LengthTask:
+def _grid(rows: Sequence[dict[str, Any]], texts: str) -> AnsweredTask:
     """A sample's score at a length is its mean over the depths: all cells are of the same samples."""
     samples: dict[tuple[int, str], Samples] = {}
     for length in sorted({row["length"] for row in rows}):
@@ -97,11 +97,11 @@ def _grid(rows: Sequence[dict[str, Any]], texts: str) -> LengthTask:
         order = sorted(by_sample)
         scores = tuple(sum(by_sample[i]) / len(by_sample[i]) for i in order)
         samples[length, "single"] = Samples(tuple((texts, i) for i in order), scores, "grid")
-    return LengthTask("grid", "single needle, mean over depths", "needles", "single", samples)
+    return AnsweredTask("grid", "single needle, mean over depths", "needles", "single", samples)
 
 
 def summarised(
-    found: Mapping[tuple[str, int], Sequence[LengthTask]],
+    found: Mapping[tuple[str, int], Sequence[AnsweredTask]],
     trained_length: int,
     reference: str,
     trained: set[str],
@@ -125,7 +125,7 @@ def summarised(
     -------
     reference, trained_length, kept, resamples and tasks; docs/report.md says what a task holds. Scores and length
     scores are in per cent, lengths in tokens, 0 for no effective length."""
-    by_id: dict[str, dict[tuple[str, int], LengthTask]] = {}
+    by_id: dict[str, dict[tuple[str, int], AnsweredTask]] = {}
     for key, tasks in found.items():
         for each in tasks:
             by_id.setdefault(each.id, {})[key] = each
@@ -137,7 +137,7 @@ def summarised(
 
 
 def _task(
-    of: Mapping[tuple[str, int], LengthTask], trained_length: int, reference: str, trained: set[str], resamples: int
+    of: Mapping[tuple[str, int], AnsweredTask], trained_length: int, reference: str, trained: set[str], resamples: int
 ) -> dict[str, Any]:
     first = next(iter(of.values()))
     cells = sorted({cell for each in of.values() for cell in each.samples})

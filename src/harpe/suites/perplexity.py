@@ -157,10 +157,10 @@ def _planned(options: PerplexityOptions, path: Path, reporter: Reporter) -> _Wor
             "Give either --lengths (documents cut to each length) or --window (a window that slides over whole "
             "documents)."
         )
-    check_key_tokens(options, parse_lengths(options.lengths) if options.lengths else [])
     if path.suffix != ".json":
         raise HarpeError(f"--out {options.out} must end in .json; its records and figures are written beside it.")
     lengths = parse_lengths(options.lengths) if options.lengths else []
+    check_key_tokens(options, lengths)
     figures = [path.with_name(f"{path.stem}{ending}.svg") for ending in ENDINGS]
     refuse_foreign(path, _records(path), *record_files(_records(path)), *figures)
     tokenizer = load_tokenizer(*options.tokenizer_of(options.model))

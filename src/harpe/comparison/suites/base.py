@@ -16,7 +16,7 @@ from harpe.evaluation.run import HeldOut
 from harpe.evaluation.statistics.resampling import Units
 from harpe.options.recipe import ComparisonRecipe
 from harpe.reporter import Reporter
-from harpe.runs.length_scores import LengthTask
+from harpe.runs.length_scores import AnsweredTask
 from harpe.runs.source import Source
 
 LONGEST = 64
@@ -125,7 +125,7 @@ class Suite(ABC):
     def measures(self, scores: Path) -> Iterator[Measured]:
         """What was measured of a row, a number a unit."""
 
-    def by_length(self, scores: Path) -> Iterator[LengthTask]:
+    def by_length(self, scores: Path) -> Iterator[AnsweredTask]:
         """What was asked of a row at one or more lengths, for the effective length and the length score."""
         yield from ()
 

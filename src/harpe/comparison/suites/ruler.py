@@ -12,7 +12,7 @@ from harpe.files import read_jsonl, sha256_file, sha256_once
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
 from harpe.reporter import Reporter
-from harpe.runs.length_scores import LengthTask, Samples
+from harpe.runs.length_scores import AnsweredTask, Samples
 from harpe.runs.source import Source
 from harpe.suites.ruler import run_ruler
 
@@ -62,7 +62,7 @@ class Ruler(Suite):
         for task in dict.fromkeys(measure.task for measure, _ in found if measure.task is not None):
             yield from _over_lengths(found, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task)
 
-    def by_length(self, scores: Path) -> Iterator[LengthTask]:
+    def by_length(self, scores: Path) -> Iterator[AnsweredTask]:
         parts = [each for folder in _folders(scores) for each in _at_one_length(folder)]
         whole = [(f"ruler-{name}", f"RULER, mean of {title}", group, None) for name, title, group in MEANS]
         tasks = dict.fromkeys(measure.task for measure, _ in parts if measure.task is not None)
@@ -72,7 +72,7 @@ class Ruler(Suite):
                 if measure.length is not None and measure.id == f"{stem}-{measure.length}":
                     samples |= _samples_of(measure.length, records)
             if samples:
-                yield LengthTask(stem, title, group, task, samples)
+                yield AnsweredTask(stem, title, group, task, samples)
 
     def tokens(self, of: RulerRecipe) -> int:
         return sum(of.lengths) * of.samples * 13

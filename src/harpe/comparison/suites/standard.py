@@ -12,7 +12,7 @@ from harpe.files import read_json, read_jsonl
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
 from harpe.reporter import Reporter
 from harpe.runs.differences import GATED
-from harpe.runs.length_scores import LengthTask, needle_tasks
+from harpe.runs.length_scores import AnsweredTask, needle_tasks
 from harpe.suites.standard import evaluate_checkpoint
 
 
@@ -57,7 +57,7 @@ class Standard(Suite):
         yield from _needles(scores)
         yield from _grid(scores)
 
-    def by_length(self, scores: Path) -> Iterator[LengthTask]:
+    def by_length(self, scores: Path) -> Iterator[AnsweredTask]:
         yield from needle_tasks(scores)
 
     def asked(self, of: EvaluationRecipe) -> dict[str, str]:
