@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.models.test_families import rotary_of
+from tests.models.tiny_families import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harpe.errors import HarpeError
@@ -80,6 +82,32 @@ def test_a_changed_model_turns_by_the_authors_formula(
     found, scaling = frequencies(changed(make_tiny, name, **options), LONG)
     np.testing.assert_allclose(found, wanted, rtol=2e-6)
     assert scaling == pytest.approx(factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "glm", "nemotron"])
+@pytest.mark.parametrize("name", ["pi", "ntk", "ntk-dynamic", "yarn", "longrope"])
+def test_heads_that_rotate_in_part_turn_by_the_formula_over_that_part(family: str, name: str) -> None:
+    model = tiny(family)
+    geometry = read_geometry(model.config, "tiny")
+    pairs, old = geometry.rotary_dim // 2, read_geometry(model.config, "tiny").original_length
+    long_factor = [1.0 + pair for pair in range(pairs)]
+    options = {"long_factor": long_factor} if name == "longrope" else {}
+    (stage,) = make_stages(method_named(name), geometry, 8 * old, options)
+    with torch.no_grad():
+        rotary = rotary_of(apply_encoding(model, stage.encoding, geometry, 8 * old))
+        cos, sin = rotary(torch.zeros(1, 8 * old, 8), torch.arange(8 * old)[None])
+    base, width = geometry.base, 2 * pairs
+    exponents = np.arange(0, width, 2) / width
+    wanted = {
+        "pi": base**-exponents / 8,
+        "ntk": (base * 8 ** (width / (width - 2))) ** -exponents,
+        "ntk-dynamic": (base * (8 * 8 - 7) ** (width / (width - 2))) ** -exponents,
+        "longrope": base**-exponents / np.array(long_factor),
+    }
+    if name in wanted:
+        np.testing.assert_allclose(rotary.inv_freq.double().numpy(), wanted[name], rtol=2e-6)
+    factor = {"yarn": 0.1 * math.log(8) + 1, "longrope": math.sqrt(1 + math.log(8) / math.log(old))}.get(name, 1.0)
+    assert float(cos[0, 0, 0]) == pytest.approx(factor, rel=1e-6) and float(sin[0, 0, 0]) == 0
 
 
 @pytest.mark.parametrize(

@@ -177,9 +177,10 @@ def check_factors(model: PreTrainedModel, encoding: Encoding, geometry: ModelGeo
     Raises HarpeError.
     """
     factor = encoding.attention_factor
-    if encoding.stock is not None:
+    if encoding.stock is not None and not encoding.length_scale:
         config = text_config(model.config)
-        factor = stock_frequencies(config, find_family(config).rotary, encoding.stock, rope_key(config))[1]
+        entry = rope_parameters(config, encoding, geometry, geometry.original_length)
+        factor = stock_frequencies(config, find_family(config).rotary, entry, rope_key(config))[1]
     if encoding.length_scale or factor != 1.0:
         check_scaled(model, geometry.head_dim if encoding.length_scale else None)
 
