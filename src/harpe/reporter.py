@@ -14,5 +14,5 @@ class Reporter:
     def table(self, table: Any) -> None:
         """A rich table."""
 
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """How far the work called `what` is; `done == total` ends it."""
+    def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        """How far the work called `what` is; `done == total` ends it. None: nobody knows how much there is."""

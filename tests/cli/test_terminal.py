@@ -25,3 +25,13 @@ def test_lines_tell_the_time_that_is_left_at_the_pace_so_far(monkeypatch: pytest
         "training: 20/20, loss 2.5",
         "training: 2/20, loss 2.5, 4.8 min left",  # begun anew: one in 16 s, and 18 to go
     ]
+
+
+def test_work_whose_amount_nobody_knows_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, out = [100.0], io.StringIO()
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    said = Terminal(Console(file=out, soft_wrap=True))
+    for done, total in ((5, None), (8, None), (9, 9)):
+        clock[0] += 20
+        said.progress("reading", done, total)
+    assert out.getvalue().splitlines() == ["reading: 5", "reading: 8", "reading: 9/9"]

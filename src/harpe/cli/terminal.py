@@ -41,7 +41,7 @@ class Terminal(Reporter):
         self.close()
         self.console.print(table)
 
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+    def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
         if not self.console.is_terminal:
             self._line(what, done, total, note)
             return
@@ -60,16 +60,17 @@ class Terminal(Reporter):
             self._tasks[what] = self._bars.add_task(what, total=total, note=note)
         self._bars.update(self._tasks[what], completed=done, total=total, note=note)
 
-    def _line(self, what: str, done: int, total: int, note: str) -> None:
+    def _line(self, what: str, done: int, total: int | None, note: str) -> None:
         now = time.monotonic()
         began, before = self._first.setdefault(what, (now, done))
-        if done < total and now - self._printed.get(what, now - LINE_EVERY) < LINE_EVERY:
+        ended = total is not None and done >= total
+        if not ended and now - self._printed.get(what, now - LINE_EVERY) < LINE_EVERY:
             return
         self._printed[what] = now
-        parts = [f"{what}: {done}/{total}", *([note] if note else [])]
-        if before < done < total:
+        parts = [f"{what}: {done}/{total}" if total is not None else f"{what}: {done}", *([note] if note else [])]
+        if total is not None and before < done < total:
             parts.append(f"{duration((now - began) / (done - before) * (total - done))} left")
-        if done >= total:
+        if ended:
             del self._first[what]  # the next work of that name
         self.console.print(", ".join(parts), markup=False)
 

@@ -46,7 +46,7 @@ class Lines(Reporter):
     def say(self, text: str) -> None:
         print(json.dumps({"say": text}), flush=True)
 
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+    def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
         print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
 
 

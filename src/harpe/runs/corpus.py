@@ -210,7 +210,7 @@ class Reading:
             self.characters += len(document.text)
             if self.characters - told >= REPORT_EVERY:
                 told = self.characters
-                self._tell(max(told + 1, self._expected), number)
+                self._tell(max(told + 1, self._expected) if self._expected else None, number)
             if self._held_out and _digest(document.text) in self._held_out:
                 self.left_out += 1
                 continue
@@ -227,5 +227,5 @@ class Reading:
         read = {name: each.account() for name, each in zip(("read", "read_short"), self.kinds, strict=False)}
         return {**read, "held_out_left_out": self.left_out}
 
-    def _tell(self, expected: int, documents: int) -> None:
+    def _tell(self, expected: int | None, documents: int) -> None:
         self._reporter.progress(self._what, self.characters, expected, f"characters, {documents:,} documents")
