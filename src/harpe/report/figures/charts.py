@@ -199,6 +199,6 @@ def position_chart(run: Run) -> Chart | None:
     plot.axes(x, powers_of_two(first, last, 9), y, up, "position", words)
     here = x(run.original_length)
     plot.line(here, plot.top, here, plot.bottom, "limit")
-    plot.text(here - 6, plot.bottom - 8, f"trained length {run.original_length:,}", "t small halo", "end")
+    plot.text(here - 6, plot.top + 12, f"trained length {run.original_length:,}", "t small halo", "end")
     outside = [line for line in lines if any(not low - room <= d <= high + room for _, d in line.points)]
     return _chart(run, plot, lines, x, y, outside)

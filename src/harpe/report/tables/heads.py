@@ -61,7 +61,7 @@ def ratio_table(value: dict[str, Any]) -> Table:
         tuple(rows),
         "Do heads want different frequencies?",
         "R2 is 1 where all heads want the same, and larger the less one table can give them all. Unclear: the halves "
-        "of the texts agree on no common direction.",
+        "of the texts agree on no common direction. An end below 0: in some draws they disagree head by head as well.",
         "Band",
     )
 
