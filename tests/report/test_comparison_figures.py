@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from harpe.errors import HarpeError
 from harpe.files import write_json
 from harpe.report.figures.charts import limits, spread
+from harpe.report.figures.panels import position_panels
 from harpe.report.means import mean_bins, mean_curve, mean_grid
 from harpe.report.page import write_report
 from harpe.report.read.run import read_run
@@ -106,6 +107,22 @@ def test_figures_are_well_formed_named_and_their_points_say_their_values(
         marks = [e for e in root.iter() if "tip" in (e.get("class") or "").split()]
         assert marks and all((e.findtext("title") or "").strip() for e in marks)
         assert not re.search(r"\b(nan|inf)\b", re.sub(r"<title>.*?</title>", "", figure))
+
+
+def test_perplexities_that_hardly_differ_still_have_numbers_at_their_axis(run: Path) -> None:
+    for path in run.glob("*/seed-*/scores/perplexity.json"):
+        value = read(path)
+        for b in value["bins"]:
+            b |= {"nll": 4.3 + b["nll"] / 1000, "low": 4.29, "high": 4.31}
+        write_json(path, value)
+    panels = [picture for _, picture in position_panels(read_run(run)) if picture is not None]
+    assert panels
+    for picture in panels:
+        root = ElementTree.fromstring(str(picture))
+        words = [
+            (e.text or "").replace(",", "") for e in root.iter() if e.tag.endswith("text") and float(e.get("x", 0)) < 50
+        ]
+        assert sum(word.replace(".", "").isdigit() and 30 < float(word) < 180 for word in words) >= 2, words
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_page(run: Path) -> None:

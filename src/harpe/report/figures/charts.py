@@ -18,8 +18,8 @@ from harpe.report.tables.results import perplexity
 from harpe.report.wording import plain, signed
 
 KINDS = {
-    "harpe": "a base for every head",
-    "control": "control: one base of that range",
+    "harpe": "heads that differ",
+    "control": "control",
     "a": "other training",
     "base": "no training",
 }
@@ -34,7 +34,7 @@ Points = tuple[tuple[float, float], ...]
 
 def kind(row: Row) -> str:
     """The colour slot of a row."""
-    return "harpe" if row.per_head else "control" if row.control else "a" if row.trained else "base"
+    return "harpe" if row.per_head else "base" if not row.trained else "control" if row.control else "a"
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,9 @@ def position_chart(run: Run) -> Chart | None:
     plot.axes(x, powers_of_two(first, last, 9), y, up, "position", words)
     here = x(run.original_length)
     plot.line(here, plot.top, here, plot.bottom, "limit")
-    plot.text(here - 6, plot.top + 12, f"trained length {run.original_length:,}", "t small halo", "end")
+    before = [d for line in lines for at, d in line.points if at <= run.original_length and math.isfinite(d)] or [0.0]
+    upper = high - max(before) >= min(before) - low  # where the lines leave more room
+    at = plot.top + 12 if upper else plot.bottom - 8
+    plot.text(here - 6, at, f"trained length {run.original_length:,}", "t small halo", "end")
     outside = [line for line in lines if any(not low - room <= d <= high + room for _, d in line.points)]
     return _chart(run, plot, lines, x, y, outside)

@@ -108,7 +108,7 @@ def position_panels(run: Run) -> list[tuple[Row, Markup | None]]:
     late = [values for values in late if values] or [[0.0, 1.0]]
     low = min(map(min, late))
     top = frame_top([max(values) for values in late], low) if run.comparison else max(map(max, late))
-    room = 0.08 * (top - low or 0.5)
+    room = max(0.08 * (top - low), (math.log(4) - (top - low)) / 2)  # a factor of 4 has a tick or two in it
     up = math.exp(low - room), math.exp(min(top + room, 700.0))
     frame = Frame((first, last), up, logarithmic, dict(list(log_ticks(*up).items())[-5:]))
     base = [(p.at, p.value) for p in found.get(run.baseline_name, [])]
