@@ -12,9 +12,12 @@ from tests.models.tiny_families import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
+from harpe.commands.extend import extend
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
+from harpe.options.extend import ExtendOptions
+from harpe.reporter import Reporter
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -30,13 +33,30 @@ def extended(workspace: Path, out: str = "run", **options: Any) -> Path:
     return harpe.extend(out=workspace / out, **options)
 
 
+def last_words(workspace: Path, **options: Any) -> str:
+    """What `harpe extend` ends with, of a run that is finished."""
+    said: list[str] = []
+
+    class Said(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    places = {name: str(workspace / name) for name in ("model", "run")}
+    given = {**SETTINGS, **options, "data": str(workspace / "texts"), "resume": True}
+    extend(ExtendOptions(model=places["model"], out=places["run"], **given), Said())
+    return said[-1]
+
+
 def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(workspace: Path) -> None:
     model = extended(workspace)
     plan = read_json(workspace / "run" / "plan.json")
     assert any("The method was chosen for you: yarn: " in note for note in plan["reasons"])
     stock = AutoModelForCausalLM.from_pretrained(model)
     assert stock.config.rope_parameters["rope_type"] == "yarn" and stock.config.rope_parameters["factor"] == 4
-    extended(workspace, resume=True)
+    assert last_words(workspace) == (
+        f"The extended model is in {model}, a stock checkpoint: `transformers serve {model}` serves it, and "
+        f"`transformers chat {model}` talks to it."
+    )
     extended(workspace, resume=True, method="yarn")
     with pytest.raises(HarpeError, match="another recipe"):
         extended(workspace, resume=True, method="harpe")
@@ -45,6 +65,7 @@ def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(wor
 def test_a_run_that_named_its_method_is_resumed_without_naming_it(workspace: Path) -> None:
     extended(workspace, method="abf", method_options={"attention_factor": 1.1})
     assert extended(workspace, resume=True) == workspace / "run" / "abf" / "model"
+    assert "a stock checkpoint" in last_words(workspace)
 
 
 @pytest.mark.parametrize("damage", [b"method: [", b"\xff\xfe", b"- 1"])

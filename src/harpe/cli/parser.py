@@ -47,9 +47,12 @@ def field_help(options: type) -> dict[str, str]:
 
 
 def in_order(options: type) -> list[dataclasses.Field[Any]]:
-    """The fields as the help lists them: those of the class itself, then those that it shares with others."""
+    """The fields as the help lists them: the positional ones in their order, those of the class itself, then those that
+    it shares with others."""
     fields = {field.name: field for field in dataclasses.fields(options)}
-    return [fields.pop(name) for cls in options.__mro__ for name in inspect.get_annotations(cls) if name in fields]
+    first = [fields.pop(name) for name in getattr(options, "positional", ())]
+    own = [fields.pop(name) for cls in options.__mro__ for name in inspect.get_annotations(cls) if name in fields]
+    return first + own
 
 
 def add_options(parser: ArgumentParser, options: type) -> None:

@@ -22,6 +22,7 @@ VERBS = {
     "compare": "harpe.options.runs:CompareOptions",
     "report": "harpe.options.runs:ReportOptions",
     "export": "harpe.options.runs:ExportOptions",
+    "push": "harpe.options.runs:PushOptions",
     "perplexity": "harpe.options.measuring:PerplexityOptions",
     "ruler": "harpe.options.measuring:RulerOptions",
     "short": "harpe.options.measuring:ShortOptions",

@@ -18,6 +18,9 @@ from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
 from harpe.models.apply import check_encoding, check_factors, windows_note
+from harpe.models.card import rope_entry
+from harpe.models.load import load_config
+from harpe.models.per_head import ROPE_TYPE
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.check import MemoryCheck
@@ -84,11 +87,21 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
             layout=decided.layout,
             ranks=ranks,
         )
-    reporter.say(
-        f"The extended model is in {target}. transformers loads it after `import harpe; harpe.register()`; "
-        f"`harpe export {run} --out FOLDER` writes it so that it loads without harpe."
-    )
+    reporter.say(_use(run, target))
     return target
+
+
+def _use(run: Path, target: Path) -> str:
+    """What to do with the model, by programs that people have."""
+    if rope_entry(load_config(str(target))).get("rope_type") != ROPE_TYPE:
+        return (
+            f"The extended model is in {target}, a stock checkpoint: `transformers serve {target}` serves it, and "
+            f"`transformers chat {target}` talks to it."
+        )
+    return (
+        f"The extended model is in {target}. `harpe export {run} --out FOLDER` writes it so that it loads without "
+        "harpe; `transformers serve FOLDER --trust-remote-code` then serves it, `transformers chat FOLDER` talks to it."
+    )
 
 
 def _enter(stack: ExitStack, context: AbstractContextManager[Any]) -> None:

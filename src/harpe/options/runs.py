@@ -41,19 +41,11 @@ class DataOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Write an extended model so that transformers and `transformers serve` load it without harpe.
-
-    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need
-    none. The folder holds weights, tokenizer, configuration and a model card.
-    """
-
-    positional: ClassVar[tuple[str, ...]] = ("source",)
+class ChosenModelOptions:
+    """Which extended model, and how its weights are written."""
 
     source: str
     """A run directory of `harpe extend` or `harpe compare`, or the folder of an extended model."""
-    out: str
-    """Folder to make."""
     method: str | None = None
     """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a
     comparison it has to be named where several were trained."""
@@ -64,9 +56,45 @@ class ExportOptions:
     fold: bool = False
     """Put the attention factor (temperature) into the query weights, so that no program need know of it: one base with
     a factor becomes plain RoPE. Exact up to the rounding of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ChosenModelOptions):
+    """Write an extended model so that transformers and `transformers serve` load it without harpe.
+
+    A model with one base per head gets one file of code in plain torch, loaded by trust_remote_code; other models need
+    none. The folder holds weights, tokenizer, configuration and a model card.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("source",)
+
+    out: str
+    """Folder to make."""
     gguf: str | None = None
     """llama.cpp's convert_hf_to_gguf.py (or the command convert-hf-to-gguf): have it write model.gguf beside. Refused
     for bases per head, which GGUF cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(ChosenModelOptions):
+    """Upload an extended model to the hub: what `harpe export` writes, with the run's report page and tables.
+
+    The repository is private unless --public is given. It is made where there is none; one that holds anything is
+    refused without --replace. HF_TOKEN, or `hf auth login`, says who uploads.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("source", "name")
+
+    name: str
+    """The repository, ORG/NAME."""
+    dry_run: bool = False
+    """Say what would be uploaded, and upload nothing; asks the hub nothing."""
+    public: bool = False
+    """For everybody to see, new repository or old; else a public one is refused."""
+    replace: bool = False
+    """Put the model in place of everything that the repository holds, in one commit: its history keeps the old."""
+    report: bool = True
+    """With the run's report page and tables, in the folder report."""
 
 
 @dataclass(frozen=True, kw_only=True)
