@@ -255,6 +255,8 @@ def test_the_data_of_a_run_are_described_and_a_report_inside_prepared_data_distu
         with pytest.raises(HarpeError, match=f"is a run directory. Name the folder of its training data: {there}"):
             harpe.describe(run)
         harpe.extend(str(workspace / "model"), length, str(data), run, resume=True, **settings)
+        (run / "recipe.yaml").write_text("tokens: 1024")  # as a quickstart's, whose plan alone names the model
+        assert len(harpe.describe(there, length=length)["boundaries"]) == 5
 
 
 def test_a_length_cuts_the_sequences(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +76,32 @@ def _boundaries(data: PackedDataset, options: DataOptions) -> tuple[list[Boundar
 
 
 def _named(data: PackedDataset) -> tuple[str, str | None] | None:
-    """Name and revision of the tokenizer in the options of `harpe prepare`, or in the recipe of the run that the folder
-    lies in."""
+    """Name and revision of the tokenizer in the options of `harpe prepare`, or of the run that the folder lies in."""
     told = data.index.get("options")
     if not isinstance(told, dict):
-        recipes = (parent / "recipe.yaml" for parent in list(data.path.parents)[1:RUN_ABOVE])
-        told = next((_recipe(path) for path in recipes if path.is_file()), {})
+        runs = (parent for parent in list(data.path.parents)[1:RUN_ABOVE] if (parent / "recipe.yaml").is_file())
+        told = next(map(_of_run, runs), {})
     model, tokenizer, revision = (told.get(key) for key in ("model", "tokenizer", "revision"))
     if not all(isinstance(each, str | None) for each in (model, tokenizer, revision)) or not (tokenizer or model):
         return None
     return ModelOptions(tokenizer=tokenizer, revision=revision).tokenizer_of(model or "")
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of a run; empty where it cannot be read, since nothing but a name is wanted of it."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _of_run(run: Path) -> dict[str, Any]:
+    """The recipe of a run, and the model in its plan, which a quickstart's recipe does not name; nothing where they
+    cannot be read, since only a name is wanted of them."""
+    found: dict[str, Any] = {}
+    for name, read in (("plan.json", _model_of_plan), ("recipe.yaml", yaml.safe_load)):
+        try:
+            found |= read((run / name).read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            continue
+    return found
+
+
+def _model_of_plan(text: str) -> dict[str, Any]:
+    model = json.loads(text)["model"]
+    return {"model": model["name"], "revision": model.get("revision")}
 
 
 def run(options: DataOptions, terminal: Any) -> None:
