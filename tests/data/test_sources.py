@@ -71,6 +71,15 @@ def test_hidden_files_and_unknown_suffixes_are_passed_over(tmp_path: Path) -> No
     assert _texts(_fill(tmp_path, files)) == ["a"]
 
 
+def test_suffixes_that_cannot_be_shown_are_counted_by_their_codes(tmp_path: Path) -> None:
+    """Such a count could not be written to the index, or would move the cursor of a terminal."""
+    _fill(tmp_path, {"a.txt": "a", "b.\x1b[2J": "b"})
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/c.\xff")).write_text("c")
+    documents = read_documents(tmp_path)
+    assert [document.text for document in documents] == ["a"]
+    assert documents.account()["passed_over"] == {".\\x1b[2j": 1, ".\\udcff": 1}
+
+
 def test_pipes_are_passed_over_and_links_to_folders_do_not_loop(tmp_path: Path) -> None:
     _fill(tmp_path, {"a.txt": "a"})
     os.mkfifo(tmp_path / "pipe.txt")

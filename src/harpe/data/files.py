@@ -174,7 +174,9 @@ class _Walk:
             linked += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
             for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
                 if not is_read(path):
-                    self.passed_over[suffix_of(path) or "without a suffix"] += 1
+                    suffix = suffix_of(path)
+                    shown = suffix if suffix.isprintable() else ascii(suffix)[1:-1]  # no UTF-8, or moves a cursor
+                    self.passed_over[shown or "without a suffix"] += 1
                 elif path.exists() and not path.is_file():
                     self.passed_over["pipes and devices"] += 1
                 elif path.is_symlink():
