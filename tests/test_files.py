@@ -4,6 +4,7 @@ touched."""
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -196,6 +197,22 @@ def test_folders_that_cannot_be_put_in_place_are_refused_before_the_work(
         with pytest.raises(HarpeError, match="mount point"):
             check_new_folder(Path("/dev/shm"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "here", "link", "nowhere"]
+
+
+def test_a_limit_to_the_size_of_files_is_told(tmp_path: Path) -> None:
+    """As `ulimit -f` sets one; /dev/full has none."""
+    tensors, (soft, hard) = {"a": torch.zeros(300_000)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    writers = (
+        lambda: save_file(tensors, tmp_path / "b"),
+        lambda: write_json(tmp_path / "c", {"a": "x" * 300_000}),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for write in writers:
+            with pytest.raises(HarpeError, match="files may not be so large"), full_disk_told(tmp_path):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_told_whichever_library_writes(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "fil
 """What safetensors (Rust's words for the two errors of the system) and torch.save (its archive's) say of a full
 disk."""
 
+TOO_LARGE = "File too large"
+"""What safetensors says of a file behind a limit; torch.save says what it says of a full disk."""
+
 
 def cache_folder() -> Path:
     """Where harpe keeps data and measurements for later: HARPE_CACHE, else its folder in the user's cache."""
@@ -190,11 +193,17 @@ def _remove_lock(folder: Path) -> None:
 
 @contextmanager
 def full_disk_told(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk, by whichever library, into a sentence."""
+    """Turn the errors of a full disk, and of a limit to the size of files, by whichever library, into a sentence."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EFBIG or (number is None and TOO_LARGE in str(error)):
+            raise HarpeError(
+                f"{path} could not be written: files may not be so large there (ulimit -f, or the file system). Lift "
+                "the limit, or name another place."
+            ) from error
+        full = number in (errno.ENOSPC, errno.EDQUOT)
         if full or (not isinstance(error, OSError) and any(words in str(error) for words in FULL)):
             raise HarpeError(
                 f"The disk is full: {path} could not be written. Free some space and start again or resume."
