@@ -236,6 +236,14 @@ def test_folders_and_fields_name_the_same_sources(workspace: Path, sources: Path
     assert indices[0]["sources"] == indices[1]["sources"] == indices[2]["sources"]
 
 
+def test_a_source_that_is_called_as_short_texts_are_is_refused_and_not_left_out(workspace: Path, sources: Path) -> None:
+    """It would get the share of short texts, which is none."""
+    (sources / "posts").rename(sources / "--short-data")
+    with pytest.raises(HarpeError, match="a source that is called --short-data"):
+        prepared(workspace, data=str(sources), by_folder=True)
+    assert not list(workspace.glob("prepared*"))
+
+
 def test_the_index_tells_options_hashes_and_the_table(workspace: Path, sources: Path) -> None:
     listening = Listening()
     options = {"by_folder": True, "upsample_length": 2000, "upsample_factor": 4.0, "max_copies": 2, "seed": 3}

@@ -218,7 +218,10 @@ class Reading:
         self._tell(self.characters, number)
 
     def _all(self) -> Iterator[Document]:
-        yield from islice(self.kinds[0], self._most)
+        for document in islice(self.kinds[0], self._most):
+            if document.source == SHORT:  # it would get the share of texts that are mixed in, which may be none
+                raise HarpeError(f"--data has a source that is called {SHORT}, as short texts are. Rename it.")
+            yield document
         for documents in self.kinds[1:]:
             yield from (replace(document, source=SHORT) for document in documents)
 
