@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harpe
 from harpe.commands.evaluate import evaluate
-from harpe.commands.export import export
+from harpe.commands.export import _public, export
 from harpe.comparison import jobs
 from harpe.comparison.worker import work
 from harpe.errors import HarpeError
@@ -24,6 +24,7 @@ from harpe.models.load import load_model
 from harpe.options.measuring import EvaluateOptions
 from harpe.options.runs import ExportOptions
 from harpe.reporter import Reporter
+from harpe.runs.corpus import MIXED
 
 SCORES: dict[str, Any] = {
     "perplexity.json": {
@@ -92,6 +93,15 @@ def test_a_run_is_exported_with_a_card_of_method_plan_data_and_scores(extended: 
     assert AutoTokenizer.from_pretrained(out).model_max_length == 256
     trained, exported = load_model(extended / "harpe" / "model"), load_model(out)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), exported.parameters(), strict=True))
+
+
+def test_a_card_names_all_texts_of_a_mixture_and_no_folder() -> None:
+    long = "/home/someone/books, documents of at least 4,096 tokens upsampled to 50% of every source"
+    assert _public(long + MIXED.format(12.5, "/home/someone/chats.jsonl")) == (
+        "books, documents of at least 4,096 tokens upsampled to 50% of every source, and 12.5% of the tokens of "
+        "chats.jsonl"
+    )
+    assert _public("org/name" + MIXED.format(25, "./a b")) == "org/name, and 25% of the tokens of a b"
 
 
 def test_the_model_folder_of_a_run_is_exported_as_well(extended: Path, workspace: Path) -> None:

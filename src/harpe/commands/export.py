@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from harpe.options.runs import ExportOptions
 from harpe.report.read.run import Row, Run, is_comparison, read_run
 from harpe.report.read.scores import Perplexity, Score
 from harpe.reporter import Reporter
+from harpe.runs.corpus import MIXED
 from harpe.runs.directory import check_disk
 
 
@@ -145,9 +147,10 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
 
 
 def _public(description: str) -> str:
-    """A line on data for the card: of a local path nothing but its end is told."""
-    local = description.startswith((".", "/", "~")) or Path(description).exists()
-    return PurePath(description).name if local else description
+    """A line on data for the card: of local paths nothing but their ends are told."""
+    parts = re.split(f"({MIXED.format(0, '').replace('0%', '[^ ]+%')})", description)
+    local = [part.startswith((".", "/", "~")) or Path(part).exists() for part in parts]
+    return "".join(PurePath(part).name if here else part for part, here in zip(parts, local, strict=True))
 
 
 def _on_hub(source: Path, chosen: _Chosen) -> bool:

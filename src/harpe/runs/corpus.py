@@ -27,6 +27,9 @@ from harpe.runs.texts import EMBEDDED, tell, training_documents
 REPORT_EVERY = 5_000_000
 """Characters between two reports of progress."""
 
+MIXED = ", and {:.4g}% of the tokens of {}"
+"""What short texts add to the line that describes texts."""
+
 READ = "text_field source_field by_folder chat short_chat documents min_length split_special_tokens".split()
 """Options that decide which documents there are, and what their ids are."""
 
@@ -170,7 +173,7 @@ class TextCorpus:
     def _description(self) -> str:
         """The line that plans and model cards have on the training texts."""
         options, rule = self._options, self._rule
-        short = f", and {rule.short_share:.0%} of the tokens of {options.short_data}" if options.short_data else ""
+        short = MIXED.format(100 * rule.short_share, options.short_data) if options.short_data else ""
         if options.chat is not None:
             return f"{options.data}, conversations of {options.chat}, answers alone trained on{short}"
         long = f"documents of at least {rule.length:,} tokens"
