@@ -204,7 +204,8 @@ def test_special_tokens_and_answers_are_marked(workspace: Path, make_tiny: Any) 
     assert "".join(p["text"] for p in after if p["trained"]) == "Because.<|end|>"
     source = (folder / "report" / "index.html").read_text()
     assert '<span class="trained">Because.</span><span class="special trained">&lt;|end|&gt;</span>' in source
-    assert f"{found['targets']:,}, answers only" in text_of(folder / "report" / "index.html")
+    share = f"{found['targets'] / found['tokens']:.1%}"
+    assert f"{found['targets']:,} ({share}): of conversations answers" in text_of(folder / "report" / "index.html")
 
 
 def test_without_the_tokenizer_there_are_no_boundaries_and_a_sentence_says_why(

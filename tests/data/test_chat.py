@@ -212,7 +212,7 @@ def test_training_begins_with_the_loss_of_answers_in_float64(chats: Path) -> Non
     row = read_jsonl(chats / "run/harpe/stage-1/log.jsonl")[0]
     assert row["loss"] == pytest.approx(total / count, abs=1e-5)
     plan = (chats / "run/plan.json").read_text()
-    assert f"answers only: {data.targets:,} of {data.tokens:,} tokens" in plan
+    assert f"answers alone are trained on: {data.targets:,} of all {data.tokens:,} tokens" in plan
 
 
 def test_a_step_without_targets_trains_nothing_and_breaks_nothing(make_tiny: Any) -> None:

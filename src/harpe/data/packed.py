@@ -150,7 +150,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         """What there is to say of the targets, in sentences for a plan."""
         if "targets" not in self.index:
             return []
-        return [f"Trained on are answers only: {self.targets:,} of {self.tokens:,} tokens."]
+        return [f"Of conversations answers alone are trained on: {self.targets:,} of all {self.tokens:,} tokens."]
 
 
 def is_packed(path: str | Path) -> bool:

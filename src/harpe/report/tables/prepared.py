@@ -14,7 +14,7 @@ def folder_facts(value: Prepared) -> list[tuple[str, str]]:
     index, tokenizer = value.index, value.index.tokenizer
     trained = "all"
     if index.targets is not None:
-        trained = f"{index.targets:,}, answers only ({index.targets / value.tokens:.1%})"
+        trained = f"{index.targets:,} ({index.targets / value.tokens:.1%}): of conversations answers alone"
     sequences = f"{value.layout.sequences:,} of {value.layout.length:,} tokens"
     if value.layout.length != index.packed_length:
         sequences += f", cut from those of {index.packed_length:,} that were packed"
