@@ -199,6 +199,15 @@ def test_a_directory_with_something_else_in_it_is_left_alone(workspace: Path) ->
     assert [p.name for p in (workspace / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_a_plan_tells_what_is_trained_and_of_bases_only_where_some_are_chosen(workspace: Path) -> None:
+    adapted = {"lora_rank": 2, "document_mask": "restart", "tokens": 512}
+    for method, chosen in (("yarn", False), ("harpe", True)):
+        run(workspace, method, method=method, **adapted)
+        reasons = " ".join(read_json(workspace / method / "plan.json")["reasons"])
+        assert ("Bases lie in" in reasons) == ("belongs to a key/value head" in reasons) == chosen
+        assert "adapters of rank 2" in reasons and "Tokens see their own document only" in reasons
+
+
 @pytest.mark.parametrize(
     ("method", "options", "rope"),
     [

@@ -169,8 +169,8 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
         check_installed()
     if layout.offload:
         check_accelerator()
-    about = [*document_notes(training.document_mask), *memory.notes]
-    about += [layout.describe()] if layout != ONE_PROCESS else []
+    notes += [*document_notes(training.document_mask), *memory.notes]
+    about = [layout.describe()] if layout != ONE_PROCESS else []
     about += memory.check(layout, options.ignore_memory)
     tell_environment(run, reporter)
     return _Decided(source, row, training, reason, layout, about, parameters, bases, notes)

@@ -23,6 +23,7 @@ from harpe.report.titles import Titled, distinct_titles
 from harpe.runs.plan import Plan
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
+from harpe.training.documents import document_notes
 from harpe.training.stages import check_stages
 
 TRAINING_BYTES = 16
@@ -102,9 +103,14 @@ class ComparisonPlan(Plan):
 
 
 def make_plan(
-    recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], parameters: int, dtype: tuple[str, str]
+    recipe: ComparisonRecipe,
+    source: Source,
+    rows: Sequence[Row],
+    parameters: int,
+    dtype: tuple[str, str],
+    notes: Sequence[str] = (),
 ) -> ComparisonPlan:
-    """The plan of a recipe; `dtype` comes with the reason for it."""
+    """The plan of a recipe; `dtype` comes with the reason for it, and `notes` are added to those of the checkpoint."""
     return ComparisonPlan(
         title=recipe.title,
         model=recipe.model,
@@ -116,7 +122,7 @@ def make_plan(
         rows=rows,
         training=training_options(recipe, 0, dtype[0]),
         dtype_reason=dtype[1],
-        notes=source.notes,
+        notes=[*source.notes, *document_notes(recipe.document_mask), *notes],
         recipe=recipe,
     )
 

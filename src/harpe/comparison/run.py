@@ -49,7 +49,6 @@ from harpe.runs.preflight import check_budget, seconds_per_token, tell_environme
 from harpe.runs.rows import Row, explain
 from harpe.runs.source import Source
 from harpe.runs.texts import silent
-from harpe.training.documents import document_notes
 from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
 from harpe.training.sequence_parallel import check_installed
@@ -113,7 +112,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
     dtype = resume_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
-    processes, about = _settled(recipe, source, rows, dtype[0], processes, options.jobs)
+    processes, notes, about = _settled(recipe, source, rows, dtype[0], processes, options.jobs)
     added = _new_methods(run, asked) if going_on else None
     if added is None:
         open_run(run, asked, resume=going_on)
@@ -132,7 +131,7 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)
         speeds = _speeds(run, recipe, source, rows, dtype[0], processes)
     corpus |= {"held_out_documents": len(held_out.documents), "held_out_read": held_out.read}
-    plan = {**make_plan(recipe, source, rows, parameters, dtype).as_dict(), "corpus": corpus, "inputs": inputs}
+    plan = {**make_plan(recipe, source, rows, parameters, dtype, notes).as_dict(), "corpus": corpus, "inputs": inputs}
     check_rows(run, plan)
     if added:
         write_text(run / "recipe.yaml", yaml.safe_dump(asked.recipe(), sort_keys=False))
@@ -160,11 +159,11 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
 
 def _settled(
     recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], dtype: str, processes: RowProcesses, jobs: int
-) -> tuple[RowProcesses, list[str]]:
-    """How rows are trained on this machine, `jobs` at a time, and what there is to say of it."""
+) -> tuple[RowProcesses, list[str], list[str]]:
+    """How rows are trained on this machine, `jobs` at a time; what there is to say of what is trained, and of that."""
     training = training_options(recipe, 0, dtype)
     if not any(row.trained for row in rows):
-        return processes.settled(rows, training), []
+        return processes.settled(rows, training), [], []
     check_lora(training.adapters)
     memory = MemoryCheck(source.config(), recipe.length, training, processes.count, jobs)
     processes = processes.settled(rows, training, memory.filled)
@@ -173,10 +172,10 @@ def _settled(
         check_installed()
     if layout.offload:
         check_accelerator()
-    told = [*document_notes(training.document_mask), *memory.notes]
+    told = []
     if layout != ONE_PROCESS:
         told.append(f"A row is trained by {layout.describe()}" if layout.sharded else layout.describe())
-    return processes, told + memory.check(layout, ignored=True)
+    return processes, memory.notes, told + memory.check(layout, ignored=True)
 
 
 def _speeds(

@@ -9,6 +9,7 @@ from typing import Any
 from harpe.bases.ranges import BaseRange
 from harpe.data.packed import PackedDataset
 from harpe.evaluation.run import HeldOut
+from harpe.methods.registry import method_named, takes_range
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.rows import Row
@@ -46,11 +47,16 @@ class Plan:
         """Sentences, before the notes."""
         geometry, stages = self.geometry, max(len(row.stages) for row in self.rows)
         shared = geometry.query_heads != geometry.key_value_heads
+        ranged = any(takes_range(method_named(row.method)) for row in self.rows)
+        of_heads = any(row.stages[-1].encoding.per_head for row in self.rows)
         return [
             self.target(),
-            f"Bases lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] ({self.bases.why}).",
-            f"A base belongs to a key/value head: {geometry.key_value_heads} of them"
-            + (f" serve {geometry.query_heads} query heads." if shared else "."),
+            *[f"Bases lie in [{self.bases.low:,.0f}, {self.bases.high:,.0f}] ({self.bases.why})."] * ranged,
+            *[
+                f"A base belongs to a key/value head: {geometry.key_value_heads} of them"
+                + (f" serve {geometry.query_heads} query heads." if shared else ".")
+            ]
+            * of_heads,
             f"{'One stage' if stages == 1 else f'{stages} stages'}: {self.steps} steps of {self.step_tokens} tokens, "
             f"peak learning rate {self.training.learning_rate:g}, AdamW 0.9/0.95.",
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32.",
