@@ -114,6 +114,7 @@ def test_as_published_is_the_search_for_bases_without_a_factor(workspace: Path) 
     first, second = (read_json(workspace / run / "harpe" / "stages.json")["stages"] for run in ("run", "named"))
     assert first == second and first[0]["encoding"]["attention_factor"] == 1.0
     extended(workspace, as_published=True, resume=True)
+    extended(workspace, resume=True)  # as it began, where nothing is named
     for other in ({"method": "yarn"}, {"strategy": "log-uniform"}):
         with pytest.raises(HarpeError, match="--as-published is --method harpe"):
             extended(workspace, "other", as_published=True, **other)

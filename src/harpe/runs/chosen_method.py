@@ -44,7 +44,8 @@ def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
     if recipe.is_file():
         there = read_recipe(recipe)
         if isinstance(there.get("method"), str):
-            return replace(options, method=there["method"], method_options=there.get("method_options")), ""
+            known = {key: there[key] for key in OF_HARPE if key in there}  # as of --as-published; none was given
+            return replace(options, method=there["method"], method_options=there.get("method_options"), **known), ""
     config = load_config(options.model, options.revision)
     if options.sliding_window == "off":
         remove_window(config)
