@@ -155,22 +155,26 @@ def conversation_ids(
     for start, end, tokenizer in _pieces(text, chat.spelled, tokens, plain):
         found, places = _read(tokenizer, text[start:end], inside=start > 0)
         ids += found
-        answered += [any(since <= start + place < until for since, until in chat.answers) for place in places]
+        # one that the prompt's last space and the first word of the answer share is of the answer, as in transformers
+        answered += [
+            any(first < until and (since <= first or since < last) for since, until in chat.answers)
+            for first, last in ((start + first, start + last) for first, last in places)
+        ]
     return ids, answered
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> tuple[list[int], list[int]]:
-    """Ids of a piece of a text, and the character that each begins with; `inside` of a text no space is put before it,
-    as SentencePiece does before whole ones."""
+def _read(tokenizer: PreTrainedTokenizerBase, text: str, inside: bool) -> tuple[list[int], list[Span]]:
+    """Ids of a piece of a text, and the characters that each is of; `inside` of a text no space is put before it, as
+    SentencePiece does before whole ones."""
     given: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     for lead in ("\n", "a", "1") if inside else ():
         before: Any = tokenizer(lead, **given)["input_ids"]
         read: Any = tokenizer(lead + text, **given)
         if before and read["input_ids"][: len(before)] == before:  # else it grew together with what follows
-            places = [max(0, first - len(lead)) for first, _ in read["offset_mapping"][len(before) :]]
-            return read["input_ids"][len(before) :], places
+            places = read["offset_mapping"][len(before) :]
+            return read["input_ids"][len(before) :], [(max(0, a - len(lead)), max(0, b - len(lead))) for a, b in places]
     read = tokenizer(text, **given)
-    return read["input_ids"], [first for first, _ in read["offset_mapping"]]
+    return read["input_ids"], list(read["offset_mapping"])
 
 
 def _pieces(
