@@ -279,6 +279,15 @@ def test_held_out_texts_are_left_out_and_counted(workspace: Path, sources: Path)
     assert "books 1 line" in text and "books 0 line" not in text
 
 
+def test_texts_that_are_all_held_out_are_not_called_empty(workspace: Path, sources: Path) -> None:
+    with pytest.raises(HarpeError, match="no documents that --held-out does not have"):
+        prepared(workspace, data=str(sources), held_out=str(sources))
+    for shard in ("1/2", "2/2"):
+        prepared(workspace, data=str(sources), held_out=str(sources), shard=shard)
+    with pytest.raises(HarpeError, match="no documents that --held-out does not have"):
+        prepared(workspace, data=str(sources), held_out=str(sources))
+
+
 def test_the_embedded_texts_are_prepared_without_those_that_are_evaluated_on(tmp_path: Path) -> None:
     folder = harpe.prepare("embedded", "embedded", 2048, tmp_path / "prepared", tokens=40_960)
     tokenizer, texts = load_tokenizer("embedded"), {file.text for file in held_out_files()}

@@ -125,7 +125,9 @@ def pack(
     available = corpus.tokens
     if not available:
         short = any(part.account.get("too_short_left_out") for part in parts)
-        which = "of --min-length tokens" if short else "with text in them"
+        held_out = any(part.account.get("held_out_left_out") for part in parts)
+        which = "that --held-out does not have" if held_out else "with text in them"
+        which = "of --min-length tokens" if short else which
         raise HarpeError(f"--data gave no documents {which}.")
     if available < length:
         raise HarpeError(

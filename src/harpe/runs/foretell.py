@@ -76,7 +76,8 @@ def foretell(
         pieces[source].add(document.text)
     TextCorpus.tell(documents, reporter)
     if not counts:
-        raise HarpeError("--data gave no documents with text in them.")
+        which = "that --held-out does not have" if documents.left_out else "with text in them"
+        raise HarpeError(f"--data gave no documents {which}.")
     per_character = np.array([each.tokens_per_character(tokenizer) for each in pieces])
     lengths = np.maximum(1, np.array(counts) * per_character[np.array(sources)]).astype(np.int64)
     # where no document seems long enough, the longest ones stand for those that may be
