@@ -104,9 +104,9 @@ def files(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-LATER = {"as_published", "max_grad_norm", "lora_rank", "lora_alpha", "lora_embeddings", "document_mask"}
+LATER = {"as_published", "max_grad_norm", "lora_rank", "lora_alpha", "lora_embeddings", "document_mask", "pose_length"}
 ENCODING = {f"/stages/encoding/{key}" for key in ("tables", "attention_factor", "length_scale")}
-NEW = {"/warmup_share", "/weight_decay", "/too_short_left_out", *ENCODING, *(f"/{key}" for key in LATER)}
+NEW = {"/extended", "/warmup_share", "/weight_decay", "/too_short_left_out", *ENCODING, *(f"/{key}" for key in LATER)}
 """Keys that have come since 2026-11-26."""
 
 

@@ -27,6 +27,7 @@ from harpe.options.measuring import EvaluateOptions
 from harpe.report.read.run import read_run
 from harpe.runs.scored import check_models
 from harpe.training.documents import _Spans
+from harpe.training.pose import SkippedPositions
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -325,3 +326,35 @@ def test_documents_of_packed_texts_are_kept_apart(workspace: Path, monkeypatch: 
     losses = [read_jsonl(workspace / mask / "harpe/stage-1/log.jsonl")[0]["loss"] for mask in ("none", "restart")]
     assert losses[0] != losses[1]
     assert "document_mask: restart" in (workspace / "restart/recipe.yaml").read_text()
+
+
+def test_short_sequences_with_skipped_positions_are_trained_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of the budget once, in sequences a quarter as long, at positions up to the target; killed and gone
+    on, and in a comparison too."""
+    places: list[torch.Tensor] = []
+    get = SkippedPositions.__getitem__
+    monkeypatch.setattr(SkippedPositions, "__getitem__", lambda data, i: places.append(item := get(data, i)) or item)
+    target = run(workspace, "skipped", pose_length=64)
+    rows = read_jsonl(workspace / "skipped/harpe/stage-1/log.jsonl")
+    assert (
+        rows[-1]["tokens"] == SETTINGS["tokens"] and read_json(target / "config.json")["max_position_embeddings"] == 256
+    )
+    (folder,) = (workspace / "skipped/data").iterdir()
+    stream = torch.cat([PackedDataset(folder)[i]["input_ids"] for i in range(16)]).reshape(-1, 64)
+    assert torch.equal(torch.stack([item["input_ids"] for item in places[:64]]), stream)
+    reach = [int(item["position_ids"].max()) for item in places]
+    assert max(reach) > 200 and min(reach) < 120 and max(reach) < 256
+    reasons = " ".join(read_json(workspace / "skipped/plan.json")["reasons"])
+    assert "in sequences of 64 tokens: the positions" in reasons and "up to 256" in reasons
+    for changed, told in (
+        ({"pose_length": 100}, "--pose-length is 100; it must divide --length 256"),
+        ({"pose_length": 64, "document_mask": "restart"}, "--document-mask restart keeps apart"),
+        ({"pose_length": 64, "method": "ntk-dynamic"}, "rope type dynamic rotates by how far a text reaches"),
+    ):
+        with pytest.raises(HarpeError, match=told):
+            run(workspace, "refused", **changed)
+    assert not (workspace / "refused").exists()
+    with pytest.raises(HarpeError, match="pose_length: 64 there, 0 now"):
+        run(workspace, "skipped", resume=True)

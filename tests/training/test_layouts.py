@@ -36,6 +36,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
         {"name": "tiles", "model": "plain", "parts": 2, "mlp_tile": 6},
         {"name": "bfloat16", "model": "plain", "dtype": "bfloat16"},
         {"name": "documents", "model": "tied", "document_mask": "restart"},
+        {"name": "pose", "model": "tied", "pose_length": LENGTH // 4},
         {"name": "resumed-by-the-same", "model": "plain", "of": "data-parallel"},
         {"name": "resumed-of-one", "model": "tied", "of": "tied-alone"},
     ],
@@ -63,6 +64,7 @@ ALONE_CASES: list[dict[str, Any]] = [
     {"name": "tied-alone", "model": "tied"},
     {"name": "bfloat16-alone", "model": "plain", "dtype": "bfloat16"},
     {"name": "documents-alone", "model": "tied", "document_mask": "restart"},
+    {"name": "pose-alone", "model": "tied", "pose_length": LENGTH // 4},
 ]
 
 
@@ -142,8 +144,10 @@ def outcome(place: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((place / f"{name}.json").read_text()))
 
 
+OWN = ("documents", "pose")
+"""Cases that train otherwise than their model's."""
 FLOAT32 = [
-    (count, case["name"], "documents" if case["name"] == "documents" else case["model"], case.get("replicas", 1))
+    (count, case["name"], case["name"] if case["name"] in OWN else case["model"], case.get("replicas", 1))
     for count, cases in CASES.items()
     for case in cases
     if case.get("dtype") is None

@@ -44,6 +44,7 @@ from harpe.runs.train import train_row
 from harpe.training.documents import document_notes
 from harpe.training.lora import check_lora
 from harpe.training.memory import check_accelerator
+from harpe.training.pose import check_pose_family
 from harpe.training.sequence_parallel import check_installed, check_sequence_parallel
 from harpe.training.stages import check_stages
 
@@ -158,11 +159,12 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
     parameters = source.parameters()
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
     check_lora(training.adapters)
-    sequences = [training.step_tokens(options.length) // stage.length for stage in row.stages]
+    sequences = [training.step_tokens(options.length) // training.sequence(stage.length) for stage in row.stages]
     memory = MemoryCheck(source.config(), options.length, training, processes)
     check_space(run, parameters, trained=memory.trained)
     layout = choose_layout(processes, options, sequences, training.micro_batch, memory.filled)
     check_stages(row.stages, training, layout)
+    check_pose_family(source.config(), training.pose_length, options.length)
     if layout.sharded:
         check_versions()
     if layout.sequence_parallel > 1:

@@ -24,6 +24,7 @@ from harpe.runs.plan import Plan
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
 from harpe.training.documents import document_notes
+from harpe.training.pose import check_pose_family, pose_notes
 from harpe.training.stages import check_stages
 
 TRAINING_BYTES = 16
@@ -61,6 +62,7 @@ def make_rows(recipe: ComparisonRecipe, source: Source, measure: MeasureDistance
     for row in rows:
         if row.trained:
             check_stages(row.stages, options)
+            check_pose_family(source.config(), options.pose_length, recipe.length)
     return rows
 
 
@@ -84,6 +86,7 @@ class ComparisonPlan(Plan):
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32: about "
             f"{TRAINING_BYTES * self.parameters / 1e9:.3g} GB for weights, gradients and moments, and activations "
             "beside them. The loss is the model's own, of the next token; dropout is off.",
+            *pose_notes(self.training.pose_length, self.length),
         ]
 
     def as_dict(self) -> dict[str, Any]:

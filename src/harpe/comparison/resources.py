@@ -54,7 +54,11 @@ class RowProcesses(LayoutOptions):
         Raises HarpeError where a row cannot be shared so.
         """
         trained = [row.stages for row in rows if row.trained]
-        sequences = [training.step_tokens(stages[-1].length) // stage.length for stages in trained for stage in stages]
+        sequences = [
+            training.step_tokens(stages[-1].length) // training.sequence(stage.length)
+            for stages in trained
+            for stage in stages
+        ]
         layout = choose_layout(self.count, self, sequences, training.micro_batch, filled)
         for stages in trained:
             check_stages(stages, training, layout)

@@ -74,6 +74,9 @@ class TrainingOptions(LoraOptions):
     document_mask: DocumentMask = "none"
     """Whether a token sees its own document only. none: all of its sequence, as the paper has it. restart: its own, and
     every document begins at position 0. run-on: its own, at the positions of the sequence."""
+    pose_length: int = 0
+    """Train in sequences of so many tokens, whose positions are skipped so that they reach up to --length (after PoSE,
+    arXiv 2309.10400); it must divide --length. 0: sequences of --length."""
     save_every: int = 100
     """Steps between checkpoints."""
 
@@ -123,6 +126,10 @@ class TrainingSettings(TrainingOptions):
         ends[-1] = total
         return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
+    def sequence(self, length: int) -> int:
+        """Tokens of a sequence that trains `length` positions."""
+        return min(self.pose_length or length, length)
+
     def step_tokens(self, length: int) -> int:
         """Tokens of an optimiser step: whole sequences of the target length, in every stage."""
         return max(self.batch_tokens, length) // length * length
@@ -146,12 +153,16 @@ class TrainingSettings(TrainingOptions):
             )
         if self.document_mask not in get_args(DocumentMask):
             raise HarpeError(f"--document-mask is {self.document_mask}; choose {', '.join(get_args(DocumentMask))}.")
+        if self.pose_length and not (1 < self.pose_length < length and length % self.pose_length == 0):
+            raise HarpeError(
+                f"--pose-length is {self.pose_length}; it must divide --length {length} and be shorter, or be 0."
+            )
         if self.dtype not in ("bfloat16", "float32"):
             raise HarpeError(f"--dtype is {self.dtype}; choose auto, bfloat16 or float32.")
-        if self.step_tokens(length) // length % self.micro_batch:
+        sequences = self.step_tokens(length) // self.sequence(length)
+        if sequences % self.micro_batch:
             raise HarpeError(
-                f"A step has {self.step_tokens(length) // length} sequences, which --micro-batch {self.micro_batch} "
-                "does not divide."
+                f"A step has {sequences} sequences, which --micro-batch {self.micro_batch} does not divide."
             )
 
     def as_dict(self) -> dict[str, Any]:

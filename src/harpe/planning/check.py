@@ -41,7 +41,8 @@ class MemoryCheck:
     def __init__(
         self, config: PreTrainedConfig, length: int, training: TrainingSettings, processes: int, trainings: int = 1
     ) -> None:
-        self.length, self.training, self.devices = length, training, these_devices(processes, trainings)
+        self.training, self.devices = training, these_devices(processes, trainings)
+        self.length, self.step_tokens = training.sequence(length), training.step_tokens(length)
         self.trouble = ""
         """Why nothing is planned, where nothing is."""
         self._plans: dict[Layout, MemoryPlan] = {}
@@ -115,7 +116,7 @@ class MemoryCheck:
             mlp_tile=layout.mlp_tile,
             activations=activations(training.gradient_checkpointing, layout.offload),
             micro_batch=training.micro_batch,
-            batch_tokens=training.step_tokens(self.length),
+            batch_tokens=self.step_tokens,
             dtype=training.dtype,
         )
 

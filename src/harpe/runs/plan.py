@@ -13,6 +13,7 @@ from harpe.methods.registry import method_named, takes_range
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.rows import Row
+from harpe.training.pose import pose_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Plan:
             f"peak learning rate {self.training.learning_rate:g}, AdamW 0.9/0.95.",
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32.",
             "The loss is the model's own, of the next token; dropout is off.",
+            *pose_notes(self.training.pose_length, self.length),
         ]
 
     def target(self) -> str:

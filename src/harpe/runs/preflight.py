@@ -120,18 +120,27 @@ def seconds_per_token(
     whole are counted.
     """
     adapt(model, options)
-    vocabulary, size, more = int(text_config(model.config).vocab_size), length // layout.sequence_parallel, 1.0
-    if model.device.type == "cpu" and size == length > PIECE:
-        tracer, size = Tracer(model.config), PIECE
-        more = sequence_operations(tracer, length) / length / (sequence_operations(tracer, size) / size)
-    ids = torch.randint(0, vocabulary, (options.micro_batch, size), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(model.device)
-    batch = {"input_ids": ids, "shift_labels": ids}
-    if layout.sequence_parallel > 1:
-        first = size * (ranks.rank % layout.sequence_parallel)
-        batch["position_ids"] = torch.arange(first, first + size, device=ids.device).expand(ids.shape)
+    vocabulary = int(text_config(model.config).vocab_size)
+
+    def sized(tokens: int) -> tuple[dict[str, torch.Tensor], float]:
+        """Inputs, and what a token of a whole sequence costs over one of theirs."""
+        size, more = tokens // layout.sequence_parallel, 1.0
+        if model.device.type == "cpu" and size == tokens > PIECE:
+            tracer, size = Tracer(model.config), PIECE
+            more = sequence_operations(tracer, tokens) / tokens / (sequence_operations(tracer, size) / size)
+        ids = torch.randint(0, vocabulary, (options.micro_batch, size), generator=torch.Generator().manual_seed(0))
+        ids = ids.to(model.device)
+        batch = {"input_ids": ids, "shift_labels": ids}
+        if layout.sequence_parallel > 1:
+            first = size * (ranks.rank % layout.sequence_parallel)
+            batch["position_ids"] = torch.arange(first, first + size, device=ids.device).expand(ids.shape)
+        return batch, more
+
+    trains = sized(options.sequence(length))
+    reads = trains if options.sequence(length) == length else sized(length)
 
     def timed(training: bool) -> float:
+        batch, more = trains if training else reads
         start = time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(chunked_loss(model))
@@ -144,7 +153,7 @@ def seconds_per_token(
             if training:
                 loss.backward()
         loss.item()
-        return more * max(ranks.gather(time.perf_counter() - start)) / (ids.numel() * layout.world)
+        return more * max(ranks.gather(time.perf_counter() - start)) / (batch["input_ids"].numel() * layout.world)
 
     was_training = model.training
     model.train()

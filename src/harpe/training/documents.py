@@ -153,6 +153,14 @@ def _mask_maker(core: str) -> Callable[..., MakeMask]:
 
 
 @contextmanager
+def not_taken_for_packed() -> Iterator[None]:
+    """Within the context positions that do not go up by one are no sign of several texts, for which transformers would
+    make a mask of the whole sequence."""
+    with patch.object(masking_utils, "find_packed_sequence_indices", lambda *given, **more: None):
+        yield
+
+
+@contextmanager
 def inside_documents(model: PreTrainedModel, mask: DocumentMask) -> Iterator[_Spans | None]:
     """Within the context inputs may have `documents`, and tokens see those of their own document only; "none" changes
     nothing.
@@ -178,8 +186,7 @@ def inside_documents(model: PreTrainedModel, mask: DocumentMask) -> Iterator[_Sp
     hook = model.register_forward_pre_hook(spans.hook, with_kwargs=True)
     config._attn_implementation_internal = NAME
     try:
-        # positions that restart would have transformers make a mask of the whole sequence
-        with patch.object(masking_utils, "find_packed_sequence_indices", lambda *given, **more: None):
+        with not_taken_for_packed():
             yield spans
     finally:
         config._attn_implementation_internal = core

@@ -23,6 +23,7 @@ from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
 from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.pieces import Pieces
+from harpe.training.pose import SkippedPositions, check_pose_length, check_skips, skipped_positions
 from harpe.training.progress import JsonlLog, Report
 from harpe.training.sequence_parallel import check_exchange, check_sequence_parallel, sequence_parallel
 from harpe.training.state import load_model_state
@@ -54,9 +55,12 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
                 f"Stage {number} has {stage.share:.3g} of {options.tokens} tokens, less than one step of "
                 f"{step_tokens}; give more --tokens."
             )
-        if step_tokens // stage.length % options.micro_batch:
+        size = options.sequence(stage.length)
+        if stage.length % size:
+            raise HarpeError(f"--pose-length {size} does not divide the {stage.length} tokens of stage {number}.")
+        if step_tokens // size % options.micro_batch:
             raise HarpeError(
-                f"A step of stage {number} has {step_tokens // stage.length} sequences, which --micro-batch "
+                f"A step of stage {number} has {step_tokens // size} sequences, which --micro-batch "
                 f"{options.micro_batch} does not divide."
             )
     check_lora(options.adapters)
@@ -65,8 +69,10 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
             "--lora-rank trains by one process: the weights of several are sharded before adapters can join them. "
             "Start one process, or leave the option out."
         )
-    check_layout(layout, [step_tokens // stage.length for stage in stages], options.micro_batch)
+    sequences = [step_tokens // options.sequence(stage.length) for stage in stages]
+    check_layout(layout, sequences, options.micro_batch)
     check_document_mask(options.document_mask, list(stages), layout.sequence_parallel)
+    check_pose_length(options, list(stages), layout.sequence_parallel)
     if layout.offload and not options.gradient_checkpointing:
         raise HarpeError(
             "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
@@ -128,21 +134,26 @@ def train_stages(
     for number, (stage, count) in enumerate(zip(stages, steps, strict=True), 1):
         done = sum(steps[: number - 1])
         schedule = Schedule(options, done, sum(steps)) if options.schedule == "carried" else Schedule(options, 0, count)
-        first, last = seen // stage.length, (seen + count * step_tokens) // stage.length
+        size = options.sequence(stage.length)
+        first, last = seen // size, (seen + count * step_tokens) // size
         seen += count * step_tokens
         apply_encoding(model, stage.encoding, geometry, stage.length, sliding_window)
         # also of attentions that methods bring, which know nothing of pieces
         check_sequence_parallel(model, layout.sequence_parallel, stage.length)
-        cut: Dataset[Any] = data.cut(stage.length)
+        cut: Dataset[Any] = data.cut(size)
         if options.document_mask != "none":
             cut = Documents(cut, options.document_mask)
+        if options.pose_length:
+            cut = SkippedPositions(cut, stage.length, options.seed)
         pieces = Pieces(Subset(cut, range(first, last)), layout.sequence_parallel, options.micro_batch)
-        place, a_step = folder / f"stage-{number}", step_tokens // stage.length
+        place, a_step = folder / f"stage-{number}", step_tokens // size
         before = weight_norm(model)
         log = JsonlLog(place / "log.jsonl", step_tokens, report)
         arguments_ = arguments(place, options, layout, a_step, count)
-        _train_stage(model, pieces, arguments_, options, place, count, schedule, log, layout, ranks, tell)
-        check_outcome(model, pieces, a_step, options, place, before, layout, ranks)
+        with skipped_positions(model, options.pose_length, stage.length):
+            check_skips(model, options.pose_length)
+            _train_stage(model, pieces, arguments_, options, place, count, schedule, log, layout, ranks, tell)
+            check_outcome(model, pieces, a_step, options, place, before, layout, ranks)
     merge(model)
     return model
 
