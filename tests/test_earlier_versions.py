@@ -104,7 +104,8 @@ def files(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-LATER = {"as_published", "max_grad_norm", "lora_rank", "lora_alpha", "lora_embeddings", "document_mask", "pose_length"}
+LATER = {"as_published", "max_grad_norm", "lora_rank", "lora_alpha", "lora_embeddings", "document_mask"}
+LATER |= {"pose_length", "longce_context"}
 ENCODING = {f"/stages/encoding/{key}" for key in ("tables", "attention_factor", "length_scale")}
 NEW = {"/extended", "/warmup_share", "/weight_decay", "/too_short_left_out", *ENCODING, *(f"/{key}" for key in LATER)}
 """Keys that have come since 2026-11-26."""

@@ -358,3 +358,17 @@ def test_short_sequences_with_skipped_positions_are_trained_on(
     assert not (workspace / "refused").exists()
     with pytest.raises(HarpeError, match="pose_length: 64 there, 0 now"):
         run(workspace, "skipped", resume=True)
+
+
+def test_tokens_that_need_the_context_are_weighted_in_a_run(workspace: Path) -> None:
+    for name, context in (("plain", 0), ("weighted", 64)):
+        run(workspace, name, longce_context=context)
+    losses = [read_jsonl(workspace / name / "harpe/stage-1/log.jsonl")[0]["loss"] for name in ("plain", "weighted")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.5)
+    reasons = [" ".join(read_json(workspace / name / "plan.json")["reasons"]) for name in ("plain", "weighted")]
+    assert "LongCE" not in reasons[0] and "than behind 64 tokens and up to 15 more" in reasons[1]
+    with pytest.raises(HarpeError, match="longce_context: 64 there, 32 now"):
+        run(workspace, "weighted", longce_context=32, resume=True)
+    with pytest.raises(HarpeError, match="--longce-context is 256"):
+        run(workspace, "refused", longce_context=256)
+    assert not (workspace / "refused").exists()

@@ -37,6 +37,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
         {"name": "bfloat16", "model": "plain", "dtype": "bfloat16"},
         {"name": "documents", "model": "tied", "document_mask": "restart"},
         {"name": "pose", "model": "tied", "pose_length": LENGTH // 4},
+        {"name": "longce", "model": "tied", "longce_context": 12},
         {"name": "resumed-by-the-same", "model": "plain", "of": "data-parallel"},
         {"name": "resumed-of-one", "model": "tied", "of": "tied-alone"},
     ],
@@ -65,6 +66,7 @@ ALONE_CASES: list[dict[str, Any]] = [
     {"name": "bfloat16-alone", "model": "plain", "dtype": "bfloat16"},
     {"name": "documents-alone", "model": "tied", "document_mask": "restart"},
     {"name": "pose-alone", "model": "tied", "pose_length": LENGTH // 4},
+    {"name": "longce-alone", "model": "tied", "longce_context": 12},
 ]
 
 
@@ -144,7 +146,7 @@ def outcome(place: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((place / f"{name}.json").read_text()))
 
 
-OWN = ("documents", "pose")
+OWN = ("documents", "pose", "longce")
 """Cases that train otherwise than their model's."""
 FLOAT32 = [
     (count, case["name"], case["name"] if case["name"] in OWN else case["model"], case.get("replicas", 1))

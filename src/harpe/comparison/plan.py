@@ -24,6 +24,7 @@ from harpe.runs.plan import Plan
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
 from harpe.training.documents import document_notes
+from harpe.training.longce import longce_notes
 from harpe.training.pose import check_pose_family, pose_notes
 from harpe.training.stages import check_stages
 
@@ -87,6 +88,7 @@ class ComparisonPlan(Plan):
             f"{TRAINING_BYTES * self.parameters / 1e9:.3g} GB for weights, gradients and moments, and activations "
             "beside them. The loss is the model's own, of the next token; dropout is off.",
             *pose_notes(self.training.pose_length, self.length),
+            *longce_notes(self.training.longce_context),
         ]
 
     def as_dict(self) -> dict[str, Any]:

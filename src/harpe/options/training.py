@@ -77,6 +77,9 @@ class TrainingOptions(LoraOptions):
     pose_length: int = 0
     """Train in sequences of so many tokens, whose positions are skipped so that they reach up to --length (after PoSE,
     arXiv 2309.10400); it must divide --length. 0: sequences of --length."""
+    longce_context: int = 0
+    """Weight the loss of a token by how much more likely it is behind the whole text than behind so many tokens
+    (LongCE, arXiv 2410.23771, there 4096), up to 5 times; every text is read five times more. 0: all tokens alike."""
     save_every: int = 100
     """Steps between checkpoints."""
 
@@ -156,6 +159,11 @@ class TrainingSettings(TrainingOptions):
         if self.pose_length and not (1 < self.pose_length < length and length % self.pose_length == 0):
             raise HarpeError(
                 f"--pose-length is {self.pose_length}; it must divide --length {length} and be shorter, or be 0."
+            )
+        if self.longce_context and not 1 < self.longce_context < length:
+            raise HarpeError(
+                f"--longce-context is {self.longce_context}; it must be 2 tokens at least and fewer than --length "
+                f"{length}, or 0."
             )
         if self.dtype not in ("bfloat16", "float32"):
             raise HarpeError(f"--dtype is {self.dtype}; choose auto, bfloat16 or float32.")

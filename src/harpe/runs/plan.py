@@ -13,6 +13,7 @@ from harpe.methods.registry import method_named, takes_range
 from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.runs.rows import Row
+from harpe.training.longce import longce_notes
 from harpe.training.pose import pose_notes
 
 
@@ -63,6 +64,7 @@ class Plan:
             f"Arithmetic in {self.dtype_reason}; weights are trained in float32.",
             "The loss is the model's own, of the next token; dropout is off.",
             *pose_notes(self.training.pose_length, self.length),
+            *longce_notes(self.training.longce_context),
         ]
 
     def target(self) -> str:

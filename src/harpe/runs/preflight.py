@@ -15,6 +15,7 @@ from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
 from harpe.models.geometry import text_config
+from harpe.models.key_tokens import step_of
 from harpe.options.shared import TextOptions
 from harpe.options.training import TrainingSettings
 from harpe.planning.time import sequence_operations
@@ -165,4 +166,6 @@ def seconds_per_token(
     model.zero_grad(set_to_none=True)
     if model.device.type != "cpu":
         timed(False)  # as above: kernels are compiled for a pass without gradients, too
-    return train, timed(False)
+    read = timed(False)
+    context = options.longce_context  # windows of it and a step, each a step farther
+    return train + (read * (context + step_of(context)) / step_of(context) if context else 0.0), read

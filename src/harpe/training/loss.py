@@ -16,13 +16,15 @@ from harpe.errors import HarpeError
 from harpe.models import head
 from harpe.models.geometry import text_config
 from harpe.models.head import hidden_states, logits_of, token_nll
+from harpe.training.longce import token_weights
 
 NEAR = 1e-3
 """How far the losses of the same tokens in training and evaluation may be apart, relative to them where above 1."""
 
 
 class _Mean(torch.autograd.Function):
-    """The sum of `token_nll` times `mean` with its gradients formed in the forward pass, where a chunk's logits exist.
+    """The sum of `token_nll` times `mean`, and weights, with its gradients formed in the forward pass, where a chunk's
+    logits exist.
 
     Only a factor is missing to them in the backward pass, since the loss is a scalar. No logits are formed a second
     time.
@@ -36,6 +38,7 @@ class _Mean(torch.autograd.Function):
         targets: torch.Tensor,
         chunk: int,
         mean: torch.Tensor,
+        weights: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> Any:
         rows, wanted = states.reshape(1, -1, states.shape[-1]), targets.reshape(-1)
@@ -46,7 +49,8 @@ class _Mean(torch.autograd.Function):
             piece = slice(start, start + chunk)
             part = rows[:, piece].detach().requires_grad_()
             with torch.enable_grad():
-                loss = token_nll(model, part, wanted[None, piece], chunk, recompute=False).sum() * mean
+                losses = token_nll(model, part, wanted[None, piece], chunk, recompute=False)
+                loss = (losses if weights is None else losses * weights.reshape(-1)[piece]).sum() * mean
             if any(all(leaf is not known for known in (part, *parameters)) for leaf in _leaves(loss)):
                 raise HarpeError(
                     f"The logits of a {model.config.model_type} depend on other weights from position to position: "
@@ -65,7 +69,7 @@ class _Mean(torch.autograd.Function):
         slope, slopes = ctx.gradients
         del ctx.gradients  # they are multiplied in place
         slopes = [x.mul_(factor).to(dtype) for x, dtype in zip(slopes, ctx.dtypes, strict=True)]
-        return None, slope.mul_(factor), None, None, None, *slopes
+        return None, slope.mul_(factor), None, None, None, None, *slopes
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
@@ -95,6 +99,7 @@ def mean_nll(
     targets: torch.Tensor,
     chunk: int = 0,
     items: torch.Tensor | int | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean over targets of -log p, in nats, float32 scalar. Its backward pass runs once.
 
@@ -106,14 +111,17 @@ def mean_nll(
         Positions whose logits exist at one time; 0: `harpe.models.head.CHUNK`.
     items
         What the sum is divided by, where other processes and passes have a part of the targets; None: the targets here.
+    weights
+        Of the targets, float32 [B, S], without gradients; None: 1 each.
     """
     count = (targets != -100).sum() if items is None else torch.as_tensor(items, device=states.device)
     count = count.clamp(min=1)  # a step may have no targets: questions whose answer is in the next sequence
     if torch.is_grad_enabled():
         size, read = chunk or head.CHUNK, _read_by_head(model, states)
-        mean: torch.Tensor = _Mean.apply(model, states, targets, size, 1 / count, *read)
+        mean: torch.Tensor = _Mean.apply(model, states, targets, size, 1 / count, weights, *read)
         return mean
-    return token_nll(model, states, targets, chunk).sum() / count
+    losses = token_nll(model, states, targets, chunk)
+    return (losses if weights is None else losses * weights).sum() / count
 
 
 def _without_randomness(model: PreTrainedModel) -> None:
@@ -128,9 +136,10 @@ def _without_randomness(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def chunked_loss(model: PreTrainedModel, longce_context: int = 0) -> Iterator[PreTrainedModel]:
     """Within the context `model(input_ids, labels)` gives the model's own loss in pieces, no logits, and no dropout in
-    training either; afterwards the model is as before. `shift_labels` are targets that are shifted already.
+    training either; afterwards the model is as before. `shift_labels` are targets that are shifted already. With
+    `longce_context` the targets have LongCE's weights, by a short context of so many tokens.
 
     Only `forward` of this one object is replaced, so wrappers (autocast, DDP, FSDP) see an ordinary model.
     """
@@ -150,7 +159,10 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         if shift_labels is None:
             assert labels is not None
             states, shift_labels = states[:, :-1], labels[:, 1:]
-        return CausalLMOutput(loss=mean_nll(self, states, shift_labels, items=num_items_in_batch))
+        weights = None
+        if longce_context:
+            weights = token_weights(self, input_ids, states, shift_labels, longce_context)
+        return CausalLMOutput(loss=mean_nll(self, states, shift_labels, items=num_items_in_batch, weights=weights))
 
     before = vars(model).get("forward")
     model.forward = types.MethodType(forward, model)

@@ -72,7 +72,7 @@ def check_outcome(
     model.eval()
     total, targets = 0.0, 0
     with (
-        chunked_loss(model),
+        chunked_loss(model, options.longce_context),
         sequence_parallel(model, layout),
         inside_documents(model, options.document_mask),
         torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"),

@@ -18,6 +18,7 @@ from harpe.options.training import TrainingSettings
 from harpe.positions.geometry import ModelGeometry
 from harpe.training.checkpoints import KEPT, check_room, last_complete, remove_checkpoints, step_of
 from harpe.training.documents import Documents, check_document_mask, check_documents, inside_documents
+from harpe.training.longce import check_longce
 from harpe.training.lora import adapt, check_lora, frozen_in_bfloat16, merge
 from harpe.training.loss import check_training_loss, chunked_loss
 from harpe.training.memory import set_recompute
@@ -73,6 +74,7 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
     check_layout(layout, sequences, options.micro_batch)
     check_document_mask(options.document_mask, list(stages), layout.sequence_parallel)
     check_pose_length(options, list(stages), layout.sequence_parallel)
+    check_longce(options, list(stages), layout.sequence_parallel)
     if layout.offload and not options.gradient_checkpointing:
         raise HarpeError(
             "--offload-activations moves what recomputed layers start from; --gradient-checkpointing false has none."
@@ -178,7 +180,7 @@ def _train_stage(
     set_seed(options.seed)
     set_recompute(model, options.gradient_checkpointing, layout.offload)
     cached = getattr(model.config, "use_cache", None)
-    with chunked_loss(model):
+    with chunked_loss(model, options.longce_context):
         check_training_loss(model)
         check_exchange(model, layout)
         check_tiles(model, layout.mlp_tile)
