@@ -346,7 +346,9 @@ def test_short_sequences_with_skipped_positions_are_trained_on(
     assert torch.equal(torch.stack([item["input_ids"] for item in places[:64]]), stream)
     reach = [int(item["position_ids"].max()) for item in places]
     assert max(reach) > 200 and min(reach) < 120 and max(reach) < 256
-    reasons = " ".join(read_json(workspace / "skipped/plan.json")["reasons"])
+    plan = read_json(workspace / "skipped/plan.json")
+    reasons = " ".join(plan["reasons"])
+    assert plan["training"]["sequence_length"] == 64 and plan["target_length"] == 256
     assert "in sequences of 64 tokens: the positions" in reasons and "up to 256" in reasons
     for changed, told in (
         ({"pose_length": 100}, "--pose-length is 100; it must divide --length 256"),

@@ -100,7 +100,7 @@ class Plan:
             "training": {
                 "tokens": self.steps * self.step_tokens,
                 "steps": self.steps,
-                "sequence_length": self.length,
+                "sequence_length": self.training.sequence(self.length),
                 "batch_tokens": self.step_tokens,
                 "learning_rate": self.training.learning_rate,
                 "dtype": self.training.dtype,
