@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ MEASURES = (
     ("long", "loss at the end, nats"),
     ("needles", "needles, points"),
 )
-ROWS = (("base", "untouched"), ("harpe", "HARPE"), ("one-base", "one base (control)"))
+UNTOUCHED, CONTROL = "base", "one-base"
 
 
 def over_seeds(values: list[float]) -> Interval:
@@ -70,18 +71,20 @@ def main() -> None:
         quickstart(QuickstartOptions(out=str(runs[-1]), seed=seed), Terminal())
     plan = read_json(runs[0] / "plan.json")
     short, length = plan["original_length"], plan["target_length"]
+    titles = {method["name"]: method["title"] for method in plan["methods"]}
     rows = {
         row: {
             name: [measures(run, row, short, length)[name] for run in runs]
             for name in measures(runs[0], row, short, length)
         }
-        for row, _ in ROWS
+        for row in titles
     }
     differences: dict[str, Any] = {}
-    for other, title in (("base", "untouched"), ("one-base", "control")):
-        for measure, words in MEASURES:
-            values = [difference(run, "harpe", other, measure, length).value for run in runs]
-            differences[f"HARPE minus {title}: {words}"] = {**vars(over_seeds(values)), "seeds": values}
+    for first in [row for row in titles if row not in (UNTOUCHED, CONTROL)]:
+        for second, (measure, words) in product((UNTOUCHED, CONTROL), MEASURES):
+            values = [difference(run, first, second, measure, length).value for run in runs]
+            name = f"{titles[first]} minus {titles[second]}: {words}"
+            differences[name] = {**vars(over_seeds(values)), "seeds": values}
     today = datetime.date.today().isoformat()
     value = {
         "date": today,
@@ -89,6 +92,7 @@ def main() -> None:
         "training": plan["training"],
         "corpora": [read_json(run / "plan.json")["corpus"]["hash"] for run in runs],
         "seeds": args.seeds,
+        "titles": titles,
         "rows": {
             row: {name: {**vars(over_seeds(v)), "seeds": v} for name, v in found.items()} for row, found in rows.items()
         },
@@ -106,23 +110,19 @@ def cell(found: dict[str, Any]) -> str:
 
 def markdown(value: dict[str, Any]) -> str:
     """The result for people."""
-    names = list(value["rows"]["base"])
+    names, trained = list(value["rows"][UNTOUCHED]), [row for row in value["titles"] if row != UNTOUCHED]
     lines = [
         f"# The quickstart with seeds {', '.join(map(str, value['seeds']))} ({value['date']})",
         "",
         f"{value['training']['tokens']} tokens of text a method at {value['training']['sequence_length']} tokens, "
         f"learning rate {value['training']['learning_rate']:g}; means over the seeds with Student's 95% interval.",
         "",
-        "| measure | " + " | ".join(title for _, title in ROWS) + " |",
-        "|---|---|---|---|",
+        "| measure | " + " | ".join(value["titles"].values()) + " |",
+        "|---" * (1 + len(value["titles"])) + "|",
     ]
     for name in names:
-        base = value["rows"]["base"][name]["value"]  # the untouched model is the same in every run
-        lines.append(
-            f"| {name} | {base:.2f} | "
-            + " | ".join(cell(value["rows"][row][name]) for row in ("harpe", "one-base"))
-            + " |"
-        )
+        base = value["rows"][UNTOUCHED][name]["value"]  # the untouched model is the same in every run
+        lines.append(f"| {name} | {base:.2f} | " + " | ".join(cell(value["rows"][row][name]) for row in trained) + " |")
     lines += ["", "| difference, same documents and samples | mean over seeds |", "|---|---|"]
     for name, d in value["differences"].items():
         lines.append(f"| {name} | {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] |")

@@ -96,7 +96,7 @@ def test_a_quickstart_killed_in_the_control_arm_resumes_to_the_same_weights(
         tmp_path / "killed" / "one-base" / "model"
     ).exists()
     assert start(arguments("killed")) == 0
-    for arm in ("harpe", "one-base"):
+    for arm in ("yarn", "harpe", "one-base"):
         name = f"{arm}/model/model.safetensors"
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "killed" / "report" / "index.html").is_file()

@@ -178,6 +178,9 @@ def test_what_differs_from_a_quickstart_is_told_and_nothing_else(tmp_path: Path)
     with pytest.raises(HarpeError) as told:
         directory.open_run(tmp_path / "run", replace(options, length=4096), resume=True)
     assert str(told.value).splitlines()[1:] == ["  length: 2048 there, 4096 now"]
+    with pytest.raises(HarpeError, match="--samples is 0; the demonstration counts needles"):
+        quickstart(QuickstartOptions(out=str(tmp_path / "none"), samples=0))
+    assert not (tmp_path / "none").exists()
 
 
 def test_another_environment_is_told_and_kept_by_number(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

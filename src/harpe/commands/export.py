@@ -102,9 +102,9 @@ def _of_run(folder: Path, name: str | None) -> _Chosen:
     run = read_run(folder)
     trained = {row.name: row for row in run.rows if row.trained}
     if name is None:
-        found = trained.get("harpe") or (next(iter(trained.values())) if len(trained) == 1 else None)
-        if found is None:
-            raise HarpeError(f"{folder} has several models; choose one by --method: {', '.join(trained)}.")
+        found = run.after
+        if found is None or not found.trained:
+            raise HarpeError(f"{folder} has no trained model.")
     else:
         found = trained.get(name)
         if found is None:

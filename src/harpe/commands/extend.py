@@ -232,6 +232,7 @@ def _told(
         dtype_reason=decided.reason,
         data=data,
         notes=[*decided.notes, *data.notes, *_advice(options, training, layout)],
+        extended=decided.row.name,
     )
     settled = settled_plan(run, plan.as_dict())
     reporter.say(plan_text(settled, per_token * settled["training"]["tokens"]))

@@ -47,8 +47,8 @@ class ChosenModelOptions:
     source: str
     """A run directory of `harpe extend` or `harpe compare`, or the folder of an extended model."""
     method: str | None = None
-    """Which model of a run directory, by the name of its folder; default: the HARPE one, or the only one. In a
-    comparison it has to be named where several were trained."""
+    """Which model of a run directory, by the name of its folder; default: the extended model that its plan
+    names. In a comparison it has to be named where several were trained."""
     seed: int | None = None
     """Which training seed of a comparison; default: the first that has a model."""
     tokenizer: str | None = None
@@ -133,15 +133,17 @@ class CompareOptions(LayoutOptions):
 class QuickstartOptions(Recorded, NeedleOptions):
     """Extend the small model inside the package on the Python files of this machine, and compare. No downloads.
 
-    Three rows: the model as it is, HARPE, and the control (one base in the middle of HARPE's range), both trained once
-    at the target length on the same tokens. Started again with the same options, an interrupted run goes on where it
-    was.
+    Four rows: the model as it is, and, trained once at the target length on the same tokens, the method that `harpe
+    extend` takes by default, HARPE as published, and the control (one base in the middle of HARPE's range). Started
+    again with the same options, an interrupted run goes on where it was.
     """
 
     out: str = "runs/quickstart"
     """Run directory to make."""
     length: int = 2048
     """Target context in tokens; the model was trained with 256."""
+    samples: int = 50
+    """Needle samples a task and length; 1 at least."""
     tokens: int = 262_144
     """Tokens that each method trains on."""
     learning_rate: float = 1e-3

@@ -33,12 +33,15 @@ def _compared(run: Run) -> str:
 
 def _extended(run: Run) -> str:
     words = ""
-    if run.harpe:
-        low, high, tokens = min(run.harpe.bases), max(run.harpe.bases), run.training.get("tokens")
-        words = (
-            f"It was extended to {run.target_length:,} tokens by giving each key/value head a RoPE base of its own, "
-            f"between {low:,.0f} and {high:,.0f}"
-        )
+    if row := run.after:
+        tokens, words = run.training.get("tokens"), f"It was extended to {run.target_length:,} tokens by "
+        if row.distinct_bases > 1:
+            words += (
+                f"giving each key/value head a RoPE base of its own, between {min(row.bases):,.0f} and "
+                f"{max(row.bases):,.0f}"
+            )
+        else:
+            words += row.title
         words += f", and training on {tokens:,} tokens at the full length. " if isinstance(tokens, int) else ". "
     perplexity, needles = tiles(run)[:2]
     if NOT_RUN not in (perplexity.before, perplexity.after, needles.before, needles.after):
@@ -62,7 +65,7 @@ class Tile:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """Long perplexity, needles at the target length, short perplexity: before, after, and the control."""
+    """Long perplexity, needles at the target length, short perplexity: before, after, and the other trained rows."""
     table = main_table(run)
     by_name = {row.name: row.cells for row in table.rows}
     notes = [column.note for column in table.columns]
@@ -73,8 +76,9 @@ def tiles(run: Run) -> list[Tile]:
             cell = by_name[row.name][column] if row else None
             return cell.value if cell else NOT_RUN
 
-        note = f"{run.control.title}: {value(run.control)}" if run.control else ""
-        return Tile(title, value(run.before), value(run.harpe), note)
+        others = [row for row in run.rows if row.trained and row is not run.after]
+        note = ", ".join(f"{row.title}: {value(row)}" for row in others)
+        return Tile(title, value(run.before), value(run.after), note)
 
     titles = (f"Perplexity, {notes[1]}", f"Needles found at {run.target_length:,} tokens", f"Perplexity, {notes[0]}")
     return [tile(title, column) for title, column in zip(titles, (1, mean, 0), strict=True)]

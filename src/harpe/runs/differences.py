@@ -7,6 +7,7 @@ from typing import Any
 
 from harpe.evaluation.statistics.intervals import Interval, paired_difference
 from harpe.files import read_json, read_jsonl
+from harpe.report.wording import first_upper
 
 GATED = ("single", "multi_key", "multi_query")
 """The needle tasks whose mean is compared: multi_value is shown, but small models do not master it even in their own
@@ -50,42 +51,58 @@ def gated_mean(scores: Path, length: int) -> float:
     return float(sum(tasks[name] for name in GATED) / len(GATED))
 
 
-def summarise_run(run: Path, generation: dict[str, str] | None = None) -> dict[str, Any]:
-    """summary.json of a run with the rows base, harpe and one-base: differences, and sentences that claim what they
-    show."""
+def summarise_run(run: Path, control: str = "one-base", generation: dict[str, str] | None = None) -> dict[str, Any]:
+    """summary.json of a run: what every trained row differs by from the untouched model and from the control, in
+    sentences that claim what is shown.
+
+    Parameters
+    ----------
+    control
+        Name of the row that the others are compared with. The row without training is the untouched model.
+    """
     plan = read_json(run / "plan.json")
     target, original = plan["target_length"], plan["original_length"]
-    last = read_json(run / "harpe" / "scores" / "perplexity.json")["long"]
+    untouched = next(row["name"] for row in plan["methods"] if not row["trained"])
+    titles = {row["name"]: row["title"] for row in plan["methods"]}
+    others = [row["name"] for row in plan["methods"] if row["trained"] and row["name"] != control]
+    last = read_json(run / control / "scores" / "perplexity.json")["long"]
     measures = (
         ("long", f"loss at positions {last['start']:,} to {last['end']:,}", "nats a token"),
         ("short", f"loss in windows of {original:,} tokens", "nats a token"),
         ("needles", f"needles found at {target:,} tokens (single, multi-key, multi-query)", "points"),
     )
-    differences = []
-    for second, title in (("base", "HARPE minus untouched"), ("one-base", "HARPE minus one base")):
-        for measure, words, unit in measures:
-            found = difference(run, "harpe", second, measure, target)
-            facts = {**found.as_dict(), "unit": unit, "significant": bool(found.clear)}
-            differences.append({"name": title, "measure": words, **facts})
-    return {"differences": differences, "reading": _reading(run, differences, target), "generation": generation}
-
-
-def _reading(run: Path, differences: list[dict[str, Any]], target: int) -> list[str]:
-    before, after, control = (gated_mean(run / name / "scores", target) for name in ("base", "harpe", "one-base"))
-    sentences = [
-        f"At {target:,} tokens the untouched model finds {before:.1%} of the needles (mean of single, multi-key and "
-        f"multi-query), after HARPE {after:.1%}, after the control with one base {control:.1%}."
-    ]
-    against = [d for d in differences if d["name"] == "HARPE minus one base"]
-    for d in against:
-        better = (d["value"] > 0) == (d["unit"] == "points")
-        digits = 1 if d["unit"] == "points" else 4
-        value, low, high = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
-        verdict = f"HARPE is {'better' if better else 'worse'}" if d["significant"] else "no difference is shown"
-        sentences.append(f"Against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}.")
-    sentences.append(
-        "The control, one base in the middle of the same range trained on the same tokens, tells whether different "
-        "bases matter or only larger ones. This is one run of a very small model: it shows that the extension works, "
-        "not which method is better in general."
+    differences, reading = [], [_found(run, titles, untouched, target)]
+    for first in others:
+        for second in (untouched, control):
+            for measure, words, unit in measures:
+                found = difference(run, first, second, measure, target)
+                facts = {**found.as_dict(), "unit": unit, "significant": bool(found.clear)}
+                name = f"{titles[first]} minus {titles[second]}"
+                differences.append({"name": name, "measure": words, **facts})
+                if second == control:
+                    reading.append(_against(titles[first], differences[-1]))
+    reading.append(
+        f"{first_upper(titles[control])}, in the middle of HARPE's range and trained on the same tokens, tells whether "
+        "different bases matter or only larger ones. Intervals are over documents and samples, each by itself. This is "
+        "one training of a very small model: it shows that the extension works, not which method is better in general."
     )
-    return sentences
+    return {"differences": differences, "reading": reading, "generation": generation}
+
+
+def _found(run: Path, titles: dict[str, str], untouched: str, target: int) -> str:
+    """How many needles every row finds."""
+    means = {name: f"{gated_mean(run / name / 'scores', target):.1%}" for name in titles}
+    after = ", ".join(f"{titles[name]} {mean}" for name, mean in means.items() if name != untouched)
+    return (
+        f"At {target:,} tokens the untouched model finds {means[untouched]} of the needles (mean of single, multi-key "
+        f"and multi-query); after training {after}."
+    )
+
+
+def _against(title: str, d: dict[str, Any]) -> str:
+    """What a difference to the control shows."""
+    better = (d["value"] > 0) == (d["unit"] == "points")
+    digits = 1 if d["unit"] == "points" else 4
+    value, low, high = (f"{d[key]:+.{digits}f}".replace("-", "−") for key in ("value", "low", "high"))
+    verdict = f"{title} is {'better' if better else 'worse'}" if d["significant"] else "no difference is shown"
+    return f"{title} against the control, {d['measure']}: {value} {d['unit']} [{low}, {high}]: {verdict}."

@@ -35,6 +35,8 @@ class Plan:
     data: PackedDataset | None = None
     held_out: HeldOut | None = None
     notes: Sequence[str] = ()
+    extended: str | None = None
+    """Name of the row whose model is the outcome of the run."""
 
     @property
     def steps(self) -> int:
@@ -97,6 +99,7 @@ class Plan:
             "range": {"low": bases.low, "high": bases.high, "reference": bases.reference, "why": bases.why},
             "reasons": [*self.reasons(), *self.notes],
             "methods": [row.as_dict() for row in self.rows],
+            **({"extended": self.extended} if self.extended is not None else {}),
             "training": {
                 "tokens": self.steps * self.step_tokens,
                 "steps": self.steps,

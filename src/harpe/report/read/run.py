@@ -109,6 +109,8 @@ class Run:
     evaluation: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
+    extended: str | None = None
+    """Of a single run the name of the row whose model is its outcome; plans of earlier versions do not say."""
 
     @property
     def comparison(self) -> bool:
@@ -126,8 +128,14 @@ class Run:
         return self._first("base", [row for row in self.rows if not row.trained])
 
     @property
+    def after(self) -> Row | None:
+        """The extended model: the row that the plan names, or else HARPE's, or the first trained one."""
+        trained = [row for row in self.rows if row.trained]
+        return self._first(self.extended or "harpe", [*([self.harpe] if self.harpe else []), *trained])
+
+    @property
     def harpe(self) -> Row | None:
-        """The extended model: the row `harpe`, or else the first row whose heads have different bases."""
+        """The row `harpe`, or else the first row whose heads have different bases."""
         return self._first("harpe", [row for row in self.rows if row.distinct_bases > 1])
 
     @property
@@ -233,6 +241,8 @@ def _parse_plan(value: dict[str, Any]) -> Run:
             raise ValueError(f"the baseline {baseline!r} is none of the methods")
         seeds = parse(tuple[int, ...], value["seeds"], "seeds")
         return build(Run, value, "the plan", baseline_name=baseline, seeds=seeds, **given)
+    if value.get("extended", names[0]) not in names:
+        raise ValueError(f"the extended model {value['extended']!r} is none of the methods")
     parse(BaseRange, value["range"], "range")
     parse(tuple[str, ...], value["reasons"], "reasons")
     run = build(Run, value, "the plan", baseline_name=names[0], seeds=None, published=None, **given)
