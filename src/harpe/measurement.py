@@ -29,7 +29,7 @@ KINDS = {
 """What a difference is called, by where it is; all else are options."""
 GROUPS = ("options", "protocol", "samples")
 """Entries that only hold others together."""
-SUMMARIES = {name: name for name in ("perplexity", "needles", "grid")} | {"ruler": "answers"}
+SUMMARIES = {name: name for name in ("perplexity", "needles", "grid")} | {"ruler": "answers", "long": "answers"}
 """NAME.json with its records in NAME.jsonl, beside the protocol.json that says what they are of."""
 
 Measurement = dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from harpe.cli.main import main
 from harpe.errors import HarpeError
-from harpe.evaluation.against import compare_ruler, compare_short
+from harpe.evaluation.against import compare_answers, compare_short
 from harpe.evaluation.statistics.intervals import mean_of_differences
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
 from harpe.options.measuring import RulerOptions
@@ -106,11 +107,11 @@ def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(
         assert main(["ruler", *words, "--server", all_of_it.address, "--out", after, "--against", before]) == 0
         assert len(all_of_it.bodies) == count  # nothing is asked again
     with pytest.raises(HarpeError, match=r"holds no cwe.jsonl"):
-        compare_ruler(Path(before), Path(after), ["cwe"])
+        compare_answers("ruler", Path(before), Path(after), ["cwe"], itemgetter("task"))
     rows = read_jsonl(Path(before) / "vt.jsonl")
     write_jsonl(Path(before) / "vt.jsonl", rows[:-1])
     with pytest.raises(HarpeError, match="the samples of vt there are others"):
-        compare_ruler(Path(before), Path(after), ["vt"])
+        compare_answers("ruler", Path(before), Path(after), ["vt"], itemgetter("task"))
     (Path(after) / "answers.jsonl").unlink()
     with pytest.raises(HarpeError, match=r"after holds no scores of fwe"):
-        compare_ruler(Path(before), Path(after), ["fwe"])
+        compare_answers("ruler", Path(before), Path(after), ["fwe"], itemgetter("task"))

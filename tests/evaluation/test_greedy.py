@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from harpe.errors import HarpeError
+from harpe.evaluation.answers import answer_samples
 from harpe.evaluation.greedy import completions, end_ids
 from harpe.evaluation.needles.answers import answer_batch
 from harpe.evaluation.needles.grid import answer_grid, grid_samples
 from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
-from harpe.evaluation.ruler.answer import answer_task
 from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
@@ -112,7 +112,7 @@ def test_answers_to_ruler_are_those_of_a_naive_loop(odd_model: Any, tokenizer: A
     samples = [{"input": "x y " * n, "answer_prefix": " is", "outputs": ["x"]} for n in (30, 5)]
     rows = {
         row["sample"]: row["prediction"]
-        for rows in answer_task(odd_model, tokenizer, RULER_TASKS["vt"], samples)
+        for rows in answer_samples(odd_model, tokenizer, RULER_TASKS["vt"], samples)
         for row in rows
     }
     for number, sample in enumerate(samples):

@@ -11,8 +11,9 @@ import torch
 
 from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
+from harpe.evaluation.answers import answer_samples
 from harpe.evaluation.greedy import completions
-from harpe.evaluation.ruler.answer import answer_task, summary
+from harpe.evaluation.ruler.answer import summary
 from harpe.evaluation.ruler.tasks import RULER_TASKS, score
 from harpe.files import append_jsonl, read_json, read_jsonl, whole_lines
 from harpe.models.load import load_model, load_tokenizer
@@ -65,13 +66,13 @@ def test_batches_are_formed_alike_however_much_is_done(make_tiny: Any) -> None:
         {"input": "x " * n, "answer_prefix": " is", "outputs": ["x"], "token_position_answer": n}
         for n in (30, 5, 60, 12, 31)
     ]
-    batches = list(answer_task(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200))
+    batches = list(answer_samples(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200))
     assert sorted(row["sample"] for batch in batches for row in batch) == list(range(5)) and len(batches) > 1
     done = {row["sample"] for row in batches[0]} | {batches[1][0]["sample"]}
-    rest = list(answer_task(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200, done=done))
+    rest = list(answer_samples(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200, done=done))
     assert rest == batches[1:]
     shares = [
-        list(answer_task(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200, ranks=Processes(rank, 2)))
+        list(answer_samples(model, tokenizer, RULER_TASKS["vt"], samples, batch_tokens=200, ranks=Processes(rank, 2)))
         for rank in (0, 1)
     ]
     assert shares == [batches[0::2], batches[1::2]]

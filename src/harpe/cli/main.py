@@ -18,7 +18,7 @@ from harpe.cli.signals import Ended, exit_code, signals_interrupt
 from harpe.cli.verbs import command
 from harpe.errors import HarpeError, OtherFailed
 
-WITHOUT_TORCH = ("bases", "report", "fetch-data")
+WITHOUT_TORCH = ("bases", "report", "fetch-data", "suites")
 """Verbs that need no model, or not always: they do not wait for the import of torch."""
 
 

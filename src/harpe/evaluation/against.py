@@ -17,34 +17,47 @@ Scores = dict[Any, float]
 WRITTEN = ("against.json", "against.md")
 
 
-def compare_ruler(before: Path, after: Path, tasks: Sequence[str]) -> None:
-    """Compare the answers in two folders of `harpe ruler`; writes against.json and against.md into `after`.
+def compare_answers(
+    verb: str, before: Path, after: Path, names: Sequence[str], file_of: Callable[[dict[str, Any]], str]
+) -> None:
+    """Compare the answers in two folders of `harpe ruler` or `harpe long`; writes against.json and against.md into
+    `after`.
 
-    Raises HarpeError where answers are missing, or the samples of the two differ.
+    Parameters
+    ----------
+    names
+        Files of samples, without their ending.
+    file_of
+        The one that a record's sample is in.
+
+    Raises
+    ------
+    HarpeError
+        Where answers are missing, or the samples of the two differ.
     """
 
-    def scores(folder: Path, task: str) -> Scores:
+    def scores(folder: Path, name: str) -> Scores:
         path = folder / "answers.jsonl"
         rows = read_jsonl(path) if path.is_file() else []
-        return {row["sample"]: float(row["score"]) for row in rows if row["task"] == task}
+        return {row["sample"]: float(row["score"]) for row in rows if file_of(row) == name}
 
-    for task in tasks:
-        first, second = before / f"{task}.jsonl", after / f"{task}.jsonl"
+    for name in names:
+        first, second = before / f"{name}.jsonl", after / f"{name}.jsonl"
         if not first.is_file():
             raise HarpeError(
-                f"--against {before} holds no {task}.jsonl: make it by `harpe ruler` with the same options and another "
-                "model."
+                f"--against {before} holds no {name}.jsonl: make it by `harpe {verb}` with the same options and "
+                "another model."
             )
         if sha256_file(first) != sha256_file(second):
             raise HarpeError(
-                f"--against {before}: the samples of {task} there are others than those in {after} (length, seed, "
+                f"--against {before}: the samples of {name} there are others than those in {after} (length, seed, "
                 "tokenizer and template have to be the same), so that the scores cannot be compared."
             )
     for folder in (before, after):
         check_scores(folder)
     of = [read_json(folder / "protocol.json").get("answers") or {} for folder in (before, after)]
     _alike(before, of[0], of[1], ("measuring", "samples"))
-    _compare(before, after, tasks, scores, "sample", of)
+    _compare(before, after, names, scores, "sample", of)
 
 
 def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:

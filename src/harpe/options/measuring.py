@@ -52,39 +52,11 @@ class EvaluateOptions(NeedleOptions, TextOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RulerTasks:
-    """What is asked of RULER's tasks."""
+class AnswerOptions:
+    """Who answers samples, and where they and the answers go."""
 
-    tasks: str = "all"
-    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
-    samples: int = 500
-    """Samples a task; 500 is the published number."""
-    seed: int = 42
-    """Starts the random numbers of every task; 42 is the published seed."""
-    template: str = "base"
-    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
-    data: str | None = None
-    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's
-    cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RulerOptions(RulerTasks):
-    """Write samples of RULER's 13 tasks; with --model, answer and score them too.
-
-    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same
-    bytes, in one process and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into
-    answers.jsonl, one record a sample, and the scores with their intervals into ruler.json; started again, an
-    interrupted evaluation goes on where it was.
-
-    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs).
-    The files are those of one process.
-    """
-
-    length: int
-    """Tokens of a sample at most, the answer included; 128k is 131072."""
     out: str
-    """Folder for the files, one for each length and model."""
+    """Folder for the files, one for each model; of `harpe ruler` one for each length too."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer in whose tokens lengths are counted; embedded for that of the model inside
     the package."""
@@ -110,6 +82,82 @@ class RulerOptions(RulerTasks):
     """Tokens in one batch of answers at most; a longer sample is a batch of its own."""
     revision: str | None = None
     """Branch, tag or commit of a hub model, or of a hub tokenizer where no model is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerTasks:
+    """What is asked of RULER's tasks."""
+
+    tasks: str = "all"
+    """Names of tasks with commas between them; niah stands for the eight needle tasks, all for all 13."""
+    samples: int = 500
+    """Samples a task; 500 is the published number."""
+    seed: int = 42
+    """Starts the random numbers of every task; 42 is the published seed."""
+    template: str = "base"
+    """Format of the prompt: base, or the published meta-chat, vicuna-chat, meta-llama3, Phi3 and others."""
+    data: str | None = None
+    """Folder with essays, questions and sentence parameters; default: the one that HARPE_DATA names, then harpe's
+    cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions(RulerTasks, AnswerOptions):
+    """Write samples of RULER's 13 tasks; with --model, answer and score them too.
+
+    The samples are those that NVIDIA/RULER (commit c3f5e3b) makes from the same seed, tokenizer and data: the same
+    bytes, in one process and many times faster. Each task goes into its own file, TASK.jsonl. Answers (greedy) go into
+    answers.jsonl, one record a sample, and the scores with their intervals into ruler.json; started again, an
+    interrupted evaluation goes on where it was.
+
+    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe ruler … (or accelerate launch, on GPUs).
+    The files are those of one process.
+    """
+
+    length: int
+    """Tokens of a sample at most, the answer included; 128k is 131072."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongTasks:
+    """What is asked of the long-context suites."""
+
+    tasks: str = "all"
+    """Names of tasks or suites with commas between them: babilong (-qa1 to -qa5), graph (-bfs, -parents), order,
+    content, coreference, or all; `harpe suites` says what they ask."""
+    samples: int = 100
+    """Samples a task and length."""
+    seed: int = 42
+    """Starts the random numbers of every sample."""
+    filler: Literal["noise", "essays"] = "noise"
+    """What facts are hidden in: the sentences of RULER's noise, or its essays."""
+    data: str | None = None
+    """Folder with the essays and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongOptions(LongTasks, AnswerOptions):
+    """Ask a checkpoint long-context tasks whose samples are made here: facts in filler, graph walks, order and content
+    probes, and co-reference in long conversations.
+
+    Samples go into TASK-LENGTH.jsonl, answers (greedy) into answers.jsonl, and scores with their intervals, effective
+    lengths and length scores into long.json; started again, an interrupted evaluation goes on where it was, and other
+    lengths or tasks are added. `harpe suites` lists what is asked.
+
+    Several processes share the samples: torchrun --nproc-per-node 4 -m harpe long … The files are those of one process.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Checkpoint that answers: a folder, a GGUF file, a hub name, or embedded. With --server: the name that it has
+    there."""
+    lengths: str
+    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer: FIRST:LAST:STEP or numbers
+    with commas between them."""
+    original_length: int | None = None
+    """Context in tokens up to which a score counts as the short one that an effective length keeps; default: the length
+    before the extension, else the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +257,15 @@ class ShortOptions(ShortTasks, ModelOptions):
     """Questions in one forward pass."""
     dtype: Dtype = "auto"
     """Arithmetic. auto: the faster one, found by a one-second probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitesOptions:
+    """List everything that harpe can measure of a model: what it asks, what it needs, at which lengths, of which
+    models, what a guesser scores, and which published numbers it can be compared with."""
+
+    markdown: bool = False
+    """As the table of docs/evaluation.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,42 @@ def ruler_table(folder: Path) -> Table:
     for key, name in (("needle_mean", "mean of the eight needle tasks"), ("mean", "mean of all 13")):
         if key in value:
             table.add_row(name, f"{value[key]:.1f}", "", "", "")
+    return table
+
+
+def long_table(folder: Path) -> Table:
+    """Scores of `long.json` by task and length, what a guesser scores, effective length and length score."""
+    tasks = read_json(folder / "long.json")["tasks"]
+    lengths = sorted({cell["length"] for task in tasks.values() for cell in task["lengths"]})
+    caption = "under each score its 95% interval; effective: the longest length that keeps 85% of the short score"
+    table = Table(title="Long-context tasks, scores in %", caption=caption, box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("task")
+    for head in ("guesser", *(f"{length:,}" for length in lengths), "effective", "length\nscore"):
+        table.add_column(head, justify="right")
+    for name, task in tasks.items():
+        at = {cell["length"]: cell for cell in task["lengths"]}
+        shown = [f"{c['score']:.1f}\n{c['low']:.1f}-{c['high']:.1f}" if (c := at.get(n)) else NOT_RUN for n in lengths]
+        chance = sum(cell["chance"] for cell in at.values()) / len(at)
+        effective, area = task["effective"], task["area"]
+        table.add_row(
+            name,
+            f"{chance:.1f}",
+            *shown,
+            f"{effective['value']:,}" if effective else "-",
+            f"{area['value']:.1f}" if area else "-",
+        )
+    return table
+
+
+def suites_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """What `harpe suites` lists, a block for each suite: wide tables of sentences cannot be read in a terminal."""
+    table = Table(box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False)
+    table.add_column("", style="dim", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_section()
+        for head, text in zip(columns, row, strict=True):
+            table.add_row(head, Text(text, style="bold" if head == columns[0] else ""))
     return table
 
 

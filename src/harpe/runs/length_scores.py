@@ -168,6 +168,16 @@ def _task(
     return value
 
 
+def of_one_model(task: AnsweredTask, trained_length: int) -> dict[str, Any]:
+    """Scores by length, base score, effective length and length score of one model in a task, each with its interval;
+    as a method of `summarised` has them."""
+    asked = [
+        Asked(length, np.array([each.scores], float), (each.draw, each.keys))
+        for (length, _), each in sorted(task.samples.items())
+    ]
+    return _method(resample_lengths(asked), [0], trained_length)
+
+
 def _ends(values: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return {"low": 100 * float(low), "high": 100 * float(high)}

@@ -76,6 +76,10 @@ class Essays:
             self._cache[count] = self._first(count)
         return self._cache[count]
 
+    def all(self) -> list[str]:
+        """The sentences of all essays, once."""
+        return self.sentences(len(self._words))
+
     def _first(self, count: int) -> list[str]:
         text = self._text[: max(0, self._ends[count])].strip()
         k = bisect_right(self._starts, len(text)) - 1 - _MARGIN

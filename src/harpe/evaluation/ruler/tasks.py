@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harpe.errors import HarpeError
 
@@ -39,6 +40,12 @@ class RulerTask:
     needle: NeedleSettings | None = None
     dataset: str = ""
     """File of a qa task, squad or hotpotqa."""
+
+    def record(self, number: int, sample: dict[str, Any], answer: str) -> dict[str, Any]:
+        """The record of an answer; token_position_answer is null where a task has none."""
+        said = {"task": self.name, "sample": number, "prediction": answer, "outputs": sample["outputs"]}
+        place = sample.get("token_position_answer")
+        return {**said, "score": score(self, answer, sample["outputs"]), "token_position_answer": place}
 
 
 def _niah(name: str, haystack: str, keys: str, values: str, **counts: int) -> RulerTask:

@@ -1,0 +1,75 @@
+"""Every suite that harpe can run, as `harpe suites` and docs/evaluation.md list them."""
+
+from __future__ import annotations
+
+from harpe.evaluation.long import registry
+from harpe.evaluation.long.task import Suite
+
+COLUMNS = ("suite", "run by", "asks", "needs", "lengths", "models", "a guesser", "comparable with")
+
+SUITES = (
+    Suite(
+        name="perplexity",
+        verb="harpe perplexity --lengths, --window",
+        asks="how well every token is predicted, by context length or in a sliding window",
+        needs="texts",
+        lengths="up to those of the texts",
+        models="base and chat",
+        chance="perplexity of the vocabulary's size",
+        comparable="tables on the same texts, tokenizer and kind of figure (Proof-pile, GovReport; --average yarn)",
+    ),
+    Suite(
+        name="LongPPL",
+        verb="harpe perplexity --key-tokens",
+        asks="the same on tokens that need the long context",
+        needs="texts",
+        lengths="above --short-context (4,096)",
+        models="base and chat",
+        chance="-",
+        comparable="LongPPL (arXiv 2410.23771) with the same judge and texts",
+    ),
+    Suite(
+        name="needle tasks and grid",
+        verb="harpe evaluate",
+        asks="numbers that stand in a text: one, several, one of several; by length and depth",
+        needs="texts",
+        lengths="the short context, doubled up to --length",
+        models="base and chat",
+        chance="below 0.1%",
+        comparable="none: numbers and wording are our own",
+    ),
+    Suite(
+        name="RULER",
+        verb="harpe ruler",
+        asks="13 tasks: needles, variables, words that are common or frequent, questions on documents",
+        needs="harpe[eval]; essays and questions for 8 of 13 (harpe fetch-data)",
+        lengths="any from about 512 to 2,048 on, by task",
+        models="base and chat (--template)",
+        chance="below 1%",
+        comparable="RULER's own (arXiv 2404.06654), with its essays",
+    ),
+    *(module.SUITE for module in registry.SUITES.values()),
+    Suite(
+        name="short benchmarks",
+        verb="harpe short",
+        asks="MMLU, HellaSwag, ARC-Challenge, PIQA, TriviaQA and any task of lm-eval, long ones too",
+        needs="harpe[eval]; the hub, or files",
+        lengths="of the tasks' own",
+        models="base and chat",
+        chance="25% (MMLU, HellaSwag, ARC), 50% (PIQA), below 1% (TriviaQA)",
+        comparable="lm-eval's with the same version, and those made by it; not the *_local parts",
+    ),
+)
+
+
+def cells(suite: Suite) -> tuple[str, ...]:
+    """A suite's row, one text for each of `COLUMNS`."""
+    needs = suite.needs or "nothing"
+    return suite.name, suite.verb, suite.asks, needs, suite.lengths, suite.models, suite.chance, suite.comparable
+
+
+def as_markdown() -> str:
+    """The table of docs/evaluation.md."""
+    rows = [(name, f"`{verb}`", *rest) for name, verb, *rest in map(cells, SUITES)]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,93 @@
+"""What a long-context task is, for the generator, the answering loop and the list of suites."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from harpe.evaluation.long.filler import Filler
+
+Sample = dict[str, Any]
+"""A sample as its file has it: input, answer_prefix, outputs (references), answer (what is right behind the prefix),
+chance, length (tokens, the answer's budget included), index, and the task's own facts."""
+
+
+class Draft(NamedTuple):
+    """A sample before its tokens are counted."""
+
+    input: str
+    prefix: str
+    """The beginning of the answer, which the model is given."""
+    outputs: list[str]
+    """The references that the score reads."""
+    answer: str
+    """What somebody who knows would write behind the prefix."""
+    chance: float
+    """Expected score, 0..1, of the task's guesser."""
+    facts: dict[str, Any] = {}  # noqa: RUF012 - a default of a NamedTuple
+
+
+Build = Callable[[int], Draft]
+"""Gives the sample with a context of so many units; a larger one has more tokens, and asks the same."""
+
+
+@dataclass(frozen=True)
+class LongTask:
+    """One task of a suite."""
+
+    name: str
+    tokens: int
+    """Tokens that an answer may take; they count towards the length of a sample."""
+    draw: Callable[[random.Random, Filler], Build]
+    score: Callable[[str, Sample], float]
+    """Of an answer, 0..1."""
+
+
+@dataclass(frozen=True)
+class AtLength:
+    """A task at one length: a file of samples."""
+
+    task: LongTask
+    length: int
+    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer."""
+    name: str = field(init=False)
+    """Of its file."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", set_name(self.task.name, self.length))
+
+    @property
+    def tokens(self) -> int:
+        return self.task.tokens
+
+    def record(self, number: int, sample: Sample, answer: str) -> dict[str, Any]:
+        """The record of an answer."""
+        said = {"task": self.task.name, "length": self.length, "sample": number, "prediction": answer}
+        scored = {"score": self.task.score(answer, sample), "chance": sample["chance"]}
+        return {**said, "outputs": sample["outputs"], **scored}
+
+
+def set_name(task: str, length: int) -> str:
+    """Of the file that holds a task's samples at a length, without its ending."""
+    return f"{task}-{length}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What `harpe suites` and docs/evaluation.md say of a suite."""
+
+    name: str
+    verb: str
+    """How it is run."""
+    asks: str
+    needs: str
+    """Files or packages; "" for none."""
+    lengths: str
+    models: str
+    """base, chat or both."""
+    chance: str
+    """What a guesser scores."""
+    comparable: str
+    """The published numbers that its own can be compared with."""

@@ -1,0 +1,46 @@
+"""What a verb asks by files of samples, for those who write and answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harpe.evaluation.answers import Asked
+from harpe.options.measuring import AnswerOptions
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a verb asks, and of whom."""
+
+    verb: str
+    """ruler or long; the scores go into VERB.json."""
+    title: str
+    """For lines of progress."""
+    options: AnswerOptions
+    asked: Sequence[Asked]
+    """What is asked this time, in the order of `place`."""
+    named: Callable[[str], Asked]
+    """What a file of samples asks, by its name; of files from before too."""
+    place: Callable[[str], Any]
+    """Where a file of that name stands among the others."""
+    file_of: Callable[[dict[str, Any]], str]
+    """The name of the file that a record's sample is in."""
+    text: Callable[[Asked], str]
+    """Makes a file of samples."""
+    samples: dict[str, Any]
+    """What decides the samples, beside the tokenizer and the names of the files."""
+    longest: tuple[str, int]
+    """The option that names lengths, and the longest of them, in tokens."""
+    told: Callable[[int], str]
+    """Says what so many files of samples hold."""
+    summary: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    """Of all records, for VERB.json."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What VERB.json begins with."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.options.out)

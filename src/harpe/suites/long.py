@@ -1,0 +1,122 @@
+"""`harpe long`: long-context tasks whose samples are made here, and the answers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harpe.data.token_ids import begin_ids
+from harpe.errors import HarpeError
+from harpe.evaluation.answers import scored
+from harpe.evaluation.long.filler import essays, noise
+from harpe.evaluation.long.generate import text
+from harpe.evaluation.long.registry import LONG_TASKS, SUITES, chosen
+from harpe.evaluation.long.task import AtLength, set_name
+from harpe.evaluation.ruler.counting import TokenCounter
+from harpe.evaluation.ruler.sources import DataFolder
+from harpe.models.geometry import text_config
+from harpe.models.load import load_config
+from harpe.options.measuring import LongOptions
+from harpe.reporter import Reporter
+from harpe.runs.length_scores import AnsweredTask, Samples, of_one_model
+from harpe.suites.asking import Asking
+from harpe.suites.perplexity import parse_lengths
+from harpe.suites.samples import ask, check_server, tokenizer_for
+
+Rows = list[dict[str, Any]]
+
+
+def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
+    """Make the samples that `options` asks for, have them answered, and write the scores; returns the folder.
+
+    Raises HarpeError for unknown tasks, lengths that a task cannot be made with or that the model was not made for,
+    missing essays, and a folder that holds something else.
+    """
+    tasks = chosen(options.tasks.replace(",", " ").split())
+    lengths = parse_lengths(options.lengths)
+    if options.samples < 1:
+        raise HarpeError(f"--samples {options.samples}: at least one sample of each task has to be asked.")
+    server = check_server(options)
+    tokenizer = tokenizer_for(options)
+    trained = _trained_length(options)
+    filler = noise() if options.filler == "noise" else essays(DataFolder(options.data))
+    count, begin = TokenCounter(tokenizer), len(begin_ids(tokenizer))
+    asking = Asking(
+        verb="long",
+        title="long-context tasks",
+        options=options,
+        asked=[AtLength(task, length) for task in tasks for length in lengths],
+        named=_named,
+        place=_place,
+        file_of=lambda row: set_name(row["task"], row["length"]),
+        text=lambda asked: text(_named(asked.name), options.samples, options.seed, count, filler, begin),
+        samples={name: getattr(options, name) for name in ("samples", "seed", "filler")},
+        longest=("--lengths", lengths[-1]),
+        told=lambda files: f"{files} files of {options.samples} samples, one for each task and length,",
+        summary=lambda rows: summary(rows, trained),
+        facts={"original_length": trained},
+    )
+    return ask(asking, tokenizer, server, reporter or Reporter())
+
+
+def _named(name: str) -> AtLength:
+    task, _, length = name.rpartition("-")
+    return AtLength(LONG_TASKS[task], int(length))
+
+
+def _place(name: str) -> tuple[int, int]:
+    asked = _named(name)
+    return list(LONG_TASKS).index(asked.task.name), asked.length
+
+
+def _trained_length(options: LongOptions) -> int | None:
+    """The context before an extension; None where a server answers and does not tell it."""
+    if options.original_length is not None or options.server is not None:
+        return options.original_length
+    config = text_config(load_config(options.model, options.revision))
+    return int(getattr(config, "harpe_original_length", None) or config.max_position_embeddings)
+
+
+def summary(records: Iterable[Mapping[str, Any]], trained: int | None) -> dict[str, Any]:
+    """Scores of every task by length, with what a guesser scores, effective length and length score; and their means
+    over the tasks of a suite, where all of them were asked at the same lengths.
+
+    Parameters
+    ----------
+    trained
+        Tokens of the context up to which a score is a short one; None where it is not known.
+    """
+    cells: dict[tuple[str, int], Rows] = {}
+    for row in records:
+        cells.setdefault((row["task"], row["length"]), []).append(dict(row))
+    found = {
+        key: Samples(tuple(r["sample"] for r in rows), tuple(r["score"] for r in rows), key[0])
+        for key, rows in cells.items()
+    }
+    tasks: dict[str, Any] = {}
+    for name in dict.fromkeys(task for task, _ in cells):
+        lengths = [
+            {"length": length, **scored(rows), "chance": 100 * sum(r["chance"] for r in rows) / len(rows)}
+            for (task, length), rows in sorted(cells.items())
+            if task == name
+        ]
+        tasks[name] = {"lengths": lengths, **_over_lengths([name], found, trained)}
+    suites: dict[str, Any] = {}
+    for name, module in SUITES.items():
+        names = [task.name for task in module.TASKS]
+        asked = [{length for task, length in cells if task == each} for each in names]
+        if asked[0] and all(each == asked[0] for each in asked):
+            suites[name] = _over_lengths(names, found, trained, scores=True)
+    return {"tasks": tasks, "suites": suites}
+
+
+def _over_lengths(
+    names: list[str], found: Mapping[tuple[str, int], Samples], trained: int | None, scores: bool = False
+) -> dict[str, Any]:
+    samples = {(length, task): each for (task, length), each in found.items() if task in names}
+    value = of_one_model(AnsweredTask(names[0], names[0], "long", None, samples), trained or 0)
+    kept = ("base", "effective", "area", "reason")
+    if trained is None:
+        value |= {"reason": "the context that the model was trained with is not known; --original-length names it"}
+    return ({"lengths": value["scores"]} if scores else {}) | {key: value[key] for key in kept}
