@@ -349,6 +349,31 @@ def test_ruler_in_two_processes_writes_the_files_of_one_and_they_go_on_for_each_
         assert written(tmp_path / name) == whole
 
 
+@pytest.mark.slow
+def test_long_context_tasks_in_two_processes_write_the_files_of_one_and_go_on_for_each_other(
+    tmp_path: Path, alone: Callable[..., None], launch: Launch
+) -> None:
+    def command(name: str) -> list[str]:
+        given = ["long", "embedded", "--lengths", "256,400", "--beyond-context", "--samples", "4"]
+        given += ["--tasks", "content-4,order-nth-4", "--batch-tokens", "800", "--dtype", "float32"]
+        return [*given, "--out", str(tmp_path / name)]
+
+    alone([command("one")])
+    whole = written(tmp_path / "one")
+    rows = read_jsonl(tmp_path / "one" / "answers.jsonl")
+    assert [(row["task"], row["length"], row["sample"]) for row in rows] == [
+        (task, length, i) for task in ("order-nth-4", "content-4") for length in (256, 400) for i in range(4)
+    ]
+    assert len({row["prediction"] for row in rows}) > 4  # answers that tell the samples apart
+    for name in ("one after two", "two after two"):
+        interrupted(tmp_path / "one", tmp_path / name, "answers.jsonl", (3, 5), ["long.json"])
+    told, _ = launch([command("two"), command("two after two")], tmp_path / "log")
+    alone([command("one after two")])
+    assert told.count("process 1 of 2") >= 2 and "was cut short" in told
+    for name in ("two", "one after two", "two after two"):
+        assert written(tmp_path / name) == whole
+
+
 def test_a_comparison_that_a_launcher_starts_several_times_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

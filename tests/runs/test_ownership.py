@@ -38,6 +38,10 @@ def words(verb: str, folder: Path, data: Path) -> list[str]:
         ],
         "ruler": [*ruler, "--tokenizer=embedded"],
         "ruler answers": [*ruler, "--model=embedded", "--beyond-context", plain, f"--against={data}"],
+        "long": [
+            *["long", "embedded", "--tasks=content-4", "--lengths=256", "--samples=1", plain],
+            *[f"--against={data}", f"--out={folder}"],
+        ],
         "short": [
             "short",
             "embedded",
@@ -60,6 +64,7 @@ PLACES = [
     *[("perplexity", f"held_out{name}") for name in (".json", "-positions.svg", ".records.jsonl", ".records.jsonl.0")],
     *[("ruler", name) for name in ("protocol.json", "fwe.jsonl", "ruler.json")],
     *[("ruler answers", name) for name in ("fwe.jsonl", "answers.jsonl.3", *AGAINST)],
+    *[("long", name) for name in ("protocol.json", "long.json", "content-4-256.jsonl", "answers.jsonl.3", *AGAINST)],
     *[("short", name) for name in ("short.json", "piqa.jsonl", "piqa.requests.jsonl.1", "against.md")],
     *[(verb, "index.json") for verb in ("prepare", "extend", "export")],
     *[
@@ -94,7 +99,7 @@ def test_what_harpe_did_not_write_stays_as_it_is(
     assert (folder / name).read_text() == FOREIGN and sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "perplexity", "ruler", "short"])
+@pytest.mark.parametrize("verb", ["evaluate", "long", "perplexity", "ruler", "short"])
 def test_scores_that_a_process_is_measuring_are_left_to_it(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from harpe.evaluation.long.registry import LONG_TASKS, SUITES, chosen
 from harpe.evaluation.long.task import AtLength, set_name
 from harpe.evaluation.ruler.counting import TokenCounter
 from harpe.evaluation.ruler.sources import DataFolder
+from harpe.evaluation.statistics.lengths import KEPT
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config
 from harpe.options.measuring import LongOptions
@@ -90,6 +91,7 @@ def summary(records: Iterable[Mapping[str, Any]], trained: int | None) -> dict[s
     cells: dict[tuple[str, int], Rows] = {}
     for row in records:
         cells.setdefault((row["task"], row["length"]), []).append(dict(row))
+    chance = {key: 100 * sum(r["chance"] for r in rows) / len(rows) for key, rows in cells.items()}
     found = {
         key: Samples(tuple(r["sample"] for r in rows), tuple(r["score"] for r in rows), key[0])
         for key, rows in cells.items()
@@ -97,26 +99,39 @@ def summary(records: Iterable[Mapping[str, Any]], trained: int | None) -> dict[s
     tasks: dict[str, Any] = {}
     for name in dict.fromkeys(task for task, _ in cells):
         lengths = [
-            {"length": length, **scored(rows), "chance": 100 * sum(r["chance"] for r in rows) / len(rows)}
+            {"length": length, **scored(rows), "chance": chance[task, length]}
             for (task, length), rows in sorted(cells.items())
             if task == name
         ]
-        tasks[name] = {"lengths": lengths, **_over_lengths([name], found, trained)}
+        tasks[name] = {"lengths": lengths, **_over_lengths([name], found, chance, trained)}
     suites: dict[str, Any] = {}
     for name, module in SUITES.items():
         names = [task.name for task in module.TASKS]
         asked = [{length for task, length in cells if task == each} for each in names]
         if asked[0] and all(each == asked[0] for each in asked):
-            suites[name] = _over_lengths(names, found, trained, scores=True)
+            suites[name] = _over_lengths(names, found, chance, trained)
     return {"tasks": tasks, "suites": suites}
 
 
 def _over_lengths(
-    names: list[str], found: Mapping[tuple[str, int], Samples], trained: int | None, scores: bool = False
+    names: list[str],
+    found: Mapping[tuple[str, int], Samples],
+    chance: Mapping[tuple[str, int], float],
+    trained: int | None,
 ) -> dict[str, Any]:
+    """Of a task, or of the mean over several, what all lengths say together."""
     samples = {(length, task): each for (task, length), each in found.items() if task in names}
-    value = of_one_model(AnsweredTask(names[0], names[0], "long", None, samples), trained or 0)
-    kept = ("base", "effective", "area", "reason")
+    value = of_one_model(AnsweredTask("-".join(names), "", "long", None, samples), trained or 0)
+    lengths = sorted({length for length, _ in samples})
+    guessed = max(sum(chance[name, length] for name in names) / len(names) for length in lengths)
+    base = value["base"]
     if trained is None:
-        value |= {"reason": "the context that the model was trained with is not known; --original-length names it"}
-    return ({"lengths": value["scores"]} if scores else {}) | {key: value[key] for key in kept}
+        value["reason"] = "the context that the model was trained with is not known; --original-length names it"
+    elif value["effective"] is not None and KEPT * base["low"] <= guessed:
+        # whoever guesses alike at every length would keep it to the longest
+        value |= {"effective": None}
+        value["reason"] = (
+            f"{KEPT:.0%} of its short score, {base['value']:.1f}%, is not told from the {guessed:.1f}% of a guesser"
+        )
+    means = {"lengths": value["scores"]} if len(names) > 1 else {}
+    return means | {key: value[key] for key in ("base", "effective", "area", "reason")}

@@ -109,6 +109,7 @@ def _write_samples(
                 raise HarpeError(
                     f"The samples of {name} would not be those that were in {folder}: the data are others now. {ADVICE}"
                 )
+            value["files"] = {each: hashes[each] for each in names if each in hashes}
             write_json(path, value)
             write_text(file, text)
     write_json(path, value)
