@@ -349,7 +349,8 @@ def test_filler_is_cut_by_words_and_facts_stand_between_sentences() -> None:
 def test_names_of_suites_stand_for_their_tasks() -> None:
     assert [task.name for task in chosen(["babilong"])] == [f"babilong-qa{i}" for i in range(1, 6)]
     assert [task.name for task in chosen(["content-4", "graph"])] == ["graph-bfs", "graph-parents", "content-4"]
-    assert set(GROUPS["all"]) == set(LONG_TASKS)
+    assert set(GROUPS["all"]) == set(LONG_TASKS) >= {name for names in GROUPS.values() for name in names}
+    assert {task.name.partition("-")[0] for task in chosen(["base-model"])} == {"babilong", "order", "content"}
     with pytest.raises(HarpeError, match="--tasks babylong is no task of harpe long. Did you mean babilong"):
         chosen(["babylong"])
     with pytest.raises(HarpeError, match="--tasks names no task"):

@@ -8,6 +8,7 @@ import random
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -85,13 +86,20 @@ def records(scores: dict[int, float], chance: float = 0.25, count: int = 400) ->
 
 
 def test_who_guesses_alike_at_every_length_has_no_effective_length() -> None:
-    (guesser,) = summary(records({256: 0.25, 512: 0.25, 1024: 0.25}), 256)["tasks"].values()
+    (guesser,) = summary(records({256: 0.25, 512: 0.25, 1024: 0.25}), 400, 256)["tasks"].values()
     assert guesser["effective"] is None and "of a guesser" in guesser["reason"]
     assert all(cell["low"] < cell["chance"] == 25 < cell["high"] for cell in guesser["lengths"])
-    (reader,) = summary(records({256: 0.95, 512: 0.92, 1024: 0.3}), 256)["tasks"].values()
+    (reader,) = summary(records({256: 0.95, 512: 0.92, 1024: 0.3}), 400, 256)["tasks"].values()
     assert reader["effective"]["value"] == 512 and reader["reason"] == ""
-    longer = summary(records({512: 0.95, 1024: 0.95}), 256)["tasks"]["content-4"]
+    longer = summary(records({512: 0.95, 1024: 0.95}), 400, 256)["tasks"]["content-4"]
     assert longer["effective"] is None and "not asked within the 256 tokens" in longer["reason"]
+
+
+def test_what_was_cut_short_at_a_length_is_named_and_not_counted() -> None:
+    value = summary(records({256: 0.95, 512: 0.9, 1024: 0.3})[:-1], 400, 256)
+    assert value["incomplete"] == ["content-4-1024"]
+    assert [cell["length"] for cell in value["tasks"]["content-4"]["lengths"]] == [256, 512]
+    assert summary(records({256: 1.0})[:-1], 400, 256) == {"tasks": {}, "suites": {}, "incomplete": ["content-4-256"]}
 
 
 def test_an_interrupted_run_goes_on_and_lengths_that_are_added_end_in_the_same_files(tmp_path: Path) -> None:
@@ -103,7 +111,11 @@ def test_an_interrupted_run_goes_on_and_lengths_that_are_added_end_in_the_same_f
 
     run_long(options(tmp_path / "whole"), Listener())
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir() if path.suffix != ".lock"}
-    assert whole.keys() >= {"answers.jsonl", "content-4-200.jsonl", "content-4-256.jsonl", "long.json"}
+    assert whole.keys() >= {"answers.jsonl", "content-4-200.jsonl", "content-4-256.jsonl", "long.json", "long.svg"}
+    figure = ElementTree.fromstring(whole["long.svg"])
+    assert figure.get("aria-label") == "Score by length of 1 long-context tasks; at the longest: content-4 0%."
+    tips = [each.text for each in figure.iter("{http://www.w3.org/2000/svg}title")]
+    assert tips == ["200 tokens: 0.0% (0.0 to 56.1%)", "256 tokens: 0.0% (0.0 to 56.1%)"]
 
     def same(folder: Path) -> bool:
         return all((folder / name).read_bytes() == content for name, content in whole.items())

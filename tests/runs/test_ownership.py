@@ -64,7 +64,10 @@ PLACES = [
     *[("perplexity", f"held_out{name}") for name in (".json", "-positions.svg", ".records.jsonl", ".records.jsonl.0")],
     *[("ruler", name) for name in ("protocol.json", "fwe.jsonl", "ruler.json")],
     *[("ruler answers", name) for name in ("fwe.jsonl", "answers.jsonl.3", *AGAINST)],
-    *[("long", name) for name in ("protocol.json", "long.json", "content-4-256.jsonl", "answers.jsonl.3", *AGAINST)],
+    *[
+        ("long", name)
+        for name in ("protocol.json", "long.json", "long.svg", "content-4-256.jsonl", "answers.jsonl.3", *AGAINST)
+    ],
     *[("short", name) for name in ("short.json", "piqa.jsonl", "piqa.requests.jsonl.1", "against.md")],
     *[(verb, "index.json") for verb in ("prepare", "extend", "export")],
     *[

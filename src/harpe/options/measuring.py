@@ -124,7 +124,8 @@ class LongTasks:
 
     tasks: str = "all"
     """Names of tasks or suites with commas between them: babilong (-qa1 to -qa5), graph (-bfs, -parents), order,
-    content, coreference, or all; `harpe suites` says what they ask."""
+    content, coreference, or all, quick (one of babilong, order and content each), base-model (without graph and
+    coreference, whose answers follow instructions); `harpe suites` says what they ask."""
     samples: int = 100
     """Samples a task and length."""
     seed: int = 42

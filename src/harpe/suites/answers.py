@@ -16,7 +16,7 @@ from harpe.distributed.processes import Processes
 from harpe.evaluation.answers import Asked, answer_from, answer_samples
 from harpe.evaluation.records import Records
 from harpe.evaluation.server import CompletionServer
-from harpe.files import read_jsonl, write_json
+from harpe.files import read_jsonl, write_json, write_text
 from harpe.measurement import Measurement, measurement_id
 from harpe.models.load import load_model, to_accelerator
 from harpe.options.measuring import AnswerOptions
@@ -75,8 +75,10 @@ def write_answers(
         asked = Prompts([_prompts(folder / f"{name}.jsonl") for name in files], tokenizer)
         overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
         facts |= {"measurement": measurement_id(of)}
-        scores = asking.summary(answers)
-        write_json(folder / f"{asking.verb}.json", {**asking.facts, **facts, **scores, "overlap": overlap})
+        value = {**asking.facts, **facts, **asking.summary(answers), "overlap": overlap}
+        write_json(asking.results[0], value)
+        if asking.figure is not None:
+            write_text(asking.results[1], asking.figure(value, of["name"]))
     ranks.wait()
 
 

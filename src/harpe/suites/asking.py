@@ -22,14 +22,12 @@ class Asking:
     options: AnswerOptions
     asked: Sequence[Asked]
     """What is asked this time, in the order of `place`."""
-    named: Callable[[str], Asked]
-    """What a file of samples asks, by its name; of files from before too."""
     place: Callable[[str], Any]
     """Where a file of that name stands among the others."""
     file_of: Callable[[dict[str, Any]], str]
     """The name of the file that a record's sample is in."""
-    text: Callable[[Asked], str]
-    """Makes a file of samples."""
+    text: Callable[[str], str]
+    """Makes the file of samples of that name; also one of an earlier call."""
     samples: dict[str, Any]
     """What decides the samples, beside the tokenizer and the names of the files."""
     longest: tuple[str, int]
@@ -40,7 +38,14 @@ class Asking:
     """Of all records, for VERB.json."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What VERB.json begins with."""
+    figure: Callable[[dict[str, Any], str], str] | None = None
+    """Draws VERB.svg from VERB.json and the name of the model."""
 
     @property
     def folder(self) -> Path:
         return Path(self.options.out)
+
+    @property
+    def results(self) -> list[Path]:
+        """VERB.json, and the figure where there is one."""
+        return [self.folder / f"{self.verb}{ending}" for ending in (".json", ".svg")[: 2 if self.figure else 1]]

@@ -19,11 +19,12 @@ from harpe.evaluation.statistics.lengths import KEPT
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config
 from harpe.options.measuring import LongOptions
+from harpe.report.figures.long_scores import long_figure
 from harpe.reporter import Reporter
 from harpe.runs.length_scores import AnsweredTask, Samples, of_one_model
 from harpe.suites.asking import Asking
 from harpe.suites.perplexity import parse_lengths
-from harpe.suites.samples import ask, check_server, tokenizer_for
+from harpe.suites.samples import ask, server_of, tokenizer_for
 
 Rows = list[dict[str, Any]]
 
@@ -38,7 +39,7 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     lengths = parse_lengths(options.lengths)
     if options.samples < 1:
         raise HarpeError(f"--samples {options.samples}: at least one sample of each task has to be asked.")
-    server = check_server(options)
+    server = server_of(options)
     tokenizer = tokenizer_for(options)
     trained = _trained_length(options)
     filler = noise() if options.filler == "noise" else essays(DataFolder(options.data))
@@ -48,15 +49,15 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         title="long-context tasks",
         options=options,
         asked=[AtLength(task, length) for task in tasks for length in lengths],
-        named=_named,
         place=_place,
         file_of=lambda row: set_name(row["task"], row["length"]),
-        text=lambda asked: text(_named(asked.name), options.samples, options.seed, count, filler, begin),
+        text=lambda name: text(_named(name), options.samples, options.seed, count, filler, begin),
         samples={name: getattr(options, name) for name in ("samples", "seed", "filler")},
         longest=("--lengths", lengths[-1]),
         told=lambda files: f"{files} files of {options.samples} samples, one for each task and length,",
-        summary=lambda rows: summary(rows, trained),
+        summary=lambda rows: summary(rows, options.samples, trained),
         facts={"original_length": trained},
+        figure=long_figure,
     )
     return ask(asking, tokenizer, server, reporter or Reporter())
 
@@ -79,18 +80,22 @@ def _trained_length(options: LongOptions) -> int | None:
     return int(getattr(config, "harpe_original_length", None) or config.max_position_embeddings)
 
 
-def summary(records: Iterable[Mapping[str, Any]], trained: int | None) -> dict[str, Any]:
+def summary(records: Iterable[dict[str, Any]], samples: int, trained: int | None) -> dict[str, Any]:
     """Scores of every task by length, with what a guesser scores, effective length and length score; and their means
     over the tasks of a suite, where all of them were asked at the same lengths.
 
     Parameters
     ----------
+    samples
+        Of each task and length; what has fewer was cut short, and is named under `incomplete` alone.
     trained
         Tokens of the context up to which a score is a short one; None where it is not known.
     """
     cells: dict[tuple[str, int], Rows] = {}
     for row in records:
-        cells.setdefault((row["task"], row["length"]), []).append(dict(row))
+        cells.setdefault((row["task"], row["length"]), []).append(row)
+    incomplete = [set_name(*key) for key, rows in cells.items() if len(rows) < samples]
+    cells = {key: rows for key, rows in cells.items() if len(rows) >= samples}
     chance = {key: 100 * sum(r["chance"] for r in rows) / len(rows) for key, rows in cells.items()}
     found = {
         key: Samples(tuple(r["sample"] for r in rows), tuple(r["score"] for r in rows), key[0])
@@ -110,7 +115,7 @@ def summary(records: Iterable[Mapping[str, Any]], trained: int | None) -> dict[s
         asked = [{length for task, length in cells if task == each} for each in names]
         if asked[0] and all(each == asked[0] for each in asked):
             suites[name] = _over_lengths(names, found, chance, trained)
-    return {"tasks": tasks, "suites": suites}
+    return {"tasks": tasks, "suites": suites, "incomplete": incomplete}
 
 
 def _over_lengths(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from harpe.errors import HarpeError
-from harpe.evaluation.answers import Asked
 from harpe.evaluation.ruler.answer import summary
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import DataFolder
@@ -14,7 +13,7 @@ from harpe.evaluation.ruler.templates import template_of
 from harpe.options.measuring import RulerOptions
 from harpe.reporter import Reporter
 from harpe.suites.asking import Asking
-from harpe.suites.samples import ask, check_server, tokenizer_for
+from harpe.suites.samples import ask, server_of, tokenizer_for
 
 
 def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
@@ -26,7 +25,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     tasks = chosen(options.tasks.replace(",", " ").split())
     for task in tasks:
         template_of(task.kind, options.template)
-    server = check_server(options)
+    server = server_of(options)
     if server is not None and options.endpoint == "chat" and options.template != "base":
         raise HarpeError(
             f"--endpoint chat puts the server's own chat format around the prompt; --template {options.template} would "
@@ -34,10 +33,9 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
         )
     tokenizer = tokenizer_for(options)
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
-    order = list(RULER_TASKS)
 
-    def text(asked: Asked) -> str:
-        return generator.text(RULER_TASKS[asked.name], options.length, options.samples, options.seed, options.template)
+    def text(name: str) -> str:
+        return generator.text(RULER_TASKS[name], options.length, options.samples, options.seed, options.template)
 
     names = ("length", "samples", "seed", "template")
     asking = Asking(
@@ -45,8 +43,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
         title="RULER",
         options=options,
         asked=tasks,
-        named=RULER_TASKS.__getitem__,
-        place=order.index,
+        place=list(RULER_TASKS).index,
         file_of=lambda row: str(row["task"]),
         text=text,
         samples={name: getattr(options, name) for name in names},

@@ -33,9 +33,23 @@ ADVICE = "Name another folder with --out, or delete this one to begin anew."
 MOVED = "Where it is the same server in another place, give it the address that it had (a tunnel does). " + ADVICE
 
 
-def check_server(options: AnswerOptions) -> CompletionServer | None:
+def server_of(options: AnswerOptions) -> CompletionServer | None:
     """The server that answers, if one is named, after a look at the options that go with it."""
-    return _server(options) if options.server is not None else None
+    if options.server is None:
+        return None
+    if options.model is None or options.tokenizer is None:
+        raise HarpeError(
+            "--server needs --model, the name that the server gives the model, and --tokenizer, in whose tokens "
+            "lengths are counted."
+        )
+    if options.requests < 1:
+        raise HarpeError(f"--requests {options.requests}: at least one request at a time has to be made.")
+    if world_size() > 1:
+        raise HarpeError(
+            "--server is asked by one process, --requests at a time; start harpe without a launcher of several "
+            "processes."
+        )
+    return CompletionServer(options.server, options.model, options.endpoint)
 
 
 def tokenizer_for(options: AnswerOptions) -> PreTrainedTokenizerBase:
@@ -83,9 +97,8 @@ def _write_samples(
     mark.
     """
     options, folder = asking.options, asking.folder
-    path, scores = folder / "protocol.json", folder / f"{asking.verb}.json"
-    answers = record_files(folder / "answers.jsonl")
-    refuse_foreign(path, scores, *answers, *(folder / name for name in WRITTEN if options.against is not None))
+    path, answers = folder / "protocol.json", record_files(folder / "answers.jsonl")
+    refuse_foreign(path, *asking.results, *answers, *(folder / name for name in WRITTEN if options.against is not None))
     there = {key: value for key, value in read_json(path).items() if key != "schema_version"} if path.is_file() else {}
     samples = asking.samples | {"tokenizer": reading_identity(tokenizer)}
     if there:
@@ -103,7 +116,7 @@ def _write_samples(
     for done, name in enumerate(names):
         reporter.progress(asking.title, done, len(names), name)
         if not (file := folder / f"{name}.jsonl").is_file():
-            text = asking.text(asking.named(name))
+            text = asking.text(name)
             digest = hashlib.sha256(text.encode()).hexdigest()
             if hashes.setdefault(name, digest) != digest:
                 raise HarpeError(
@@ -153,22 +166,6 @@ def _answers_of(
     began = there.get("answers", {}).get("dtype")
     dtype, reason = choose_dtype(options.dtype, began, "these answers")
     return {**identity_of(options.model, options.revision, tokenizer), "dtype": dtype, **facts}, reason
-
-
-def _server(options: AnswerOptions) -> CompletionServer:
-    if options.model is None or options.tokenizer is None:
-        raise HarpeError(
-            "--server needs --model, the name that the server gives the model, and --tokenizer, in whose tokens "
-            "lengths are counted."
-        )
-    if options.requests < 1:
-        raise HarpeError(f"--requests {options.requests}: at least one request at a time has to be made.")
-    if world_size() > 1:
-        raise HarpeError(
-            "--server is asked by one process, --requests at a time; start harpe without a launcher of several "
-            "processes."
-        )
-    return CompletionServer(str(options.server), options.model, options.endpoint)
 
 
 def _check_server(

@@ -1,4 +1,4 @@
-"""The tasks of all long-context suites, by name."""
+"""The tasks of all long-context suites, by name, and the names that stand for several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ SUITES = {
 }
 """The modules by the names that stand for all of their tasks."""
 LONG_TASKS: dict[str, LongTask] = {task.name: task for suite in SUITES.values() for task in suite.TASKS}
-GROUPS = {"all": tuple(LONG_TASKS)} | {name: tuple(task.name for task in suite.TASKS) for name, suite in SUITES.items()}
+GROUPS = {
+    "all": tuple(LONG_TASKS),
+    "quick": ("babilong-qa1", "order-last-4", "content-4"),
+    "base-model": tuple(name for name in LONG_TASKS if not name.startswith(("graph", "coreference"))),
+} | {name: tuple(task.name for task in suite.TASKS) for name, suite in SUITES.items()}
 
 
 def chosen(names: Iterable[str]) -> list[LongTask]:
