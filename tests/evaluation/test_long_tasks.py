@@ -13,13 +13,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from harpe.data.token_ids import begin_ids, text_ids
+from harpe.data.token_ids import begin_ids, plain_ids, text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.long.filler import Filler, noise, scattered
-from harpe.evaluation.long.generate import samples, text
+from harpe.evaluation.long.generate import samples
 from harpe.evaluation.long.registry import GROUPS, LONG_TASKS, chosen
 from harpe.evaluation.long.task import AtLength
 from harpe.evaluation.ruler.counting import TokenCounter
@@ -327,16 +327,31 @@ def test_answers_that_do_not_fit_their_budget_are_told() -> None:
         list(samples(AtLength(LONG_TASKS["coreference-2"], 9000), 1, 0, lambda text: 2 * len(text), noise()))
 
 
+@pytest.mark.parametrize("make", [lambda: load_tokenizer("embedded"), bytes_tokenizer], ids=["embedded", "bytes"])
+def test_right_answers_come_back_from_their_tokens_and_a_tokenizer_that_loses_them_is_told(
+    make: Callable[[], PreTrainedTokenizerBase],
+) -> None:
+    tokenizer = make()
+
+    def back(text: str) -> str:
+        return str(tokenizer.decode(plain_ids(tokenizer, text), skip_special_tokens=True))
+
+    for task in LONG_TASKS.values():
+        assert len(list(samples(AtLength(task, 2000), 5, 0, words, noise(), back=back))) == 5
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert len(list(samples(AtLength(LONG_TASKS["babilong-qa5"], 2000), 5, 0, words, noise(), back=back))) == 5
+    with pytest.raises(HarpeError, match="coreference-2 cannot be asked with this tokenizer: .* comes back"):
+        list(samples(AtLength(LONG_TASKS["coreference-2"], 2000), 5, 0, words, noise(), back=back))
+
+
 @pytest.mark.parametrize("name", LONG_TASKS)
 def test_the_same_seed_gives_the_same_samples_and_another_one_others(name: str) -> None:
     at = AtLength(LONG_TASKS[name], 1000)
-    first = text(at, 5, 7, words, noise())
-    assert first == text(at, 5, 7, words, noise()) and text(at, 3, 7, words, noise()) == "".join(
-        first.splitlines(keepends=True)[:3]
-    )
-    assert not set(first.splitlines()) & set(text(at, 5, 8, words, noise()).splitlines())
+    first = list(samples(at, 5, 7, words, noise()))
+    assert first == list(samples(at, 5, 7, words, noise())) and first[:3] == list(samples(at, 3, 7, words, noise()))
+    assert not {row["input"] for row in first} & {row["input"] for row in samples(at, 5, 8, words, noise())}
     longer = list(samples(AtLength(LONG_TASKS[name], 2000), 5, 7, words, noise()))
-    assert [row["answer"] for row in longer] == [row["answer"] for row in samples(at, 5, 7, words, noise())]
+    assert [row["answer"] for row in longer] == [row["answer"] for row in first]
 
 
 def test_filler_is_cut_by_words_and_facts_stand_between_sentences() -> None:

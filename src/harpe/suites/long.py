@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harpe.data.token_ids import begin_ids
+from harpe.data.token_ids import begin_ids, plain_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.answers import scored
 from harpe.evaluation.long.filler import essays, noise
-from harpe.evaluation.long.generate import text
+from harpe.evaluation.long.generate import samples
 from harpe.evaluation.long.registry import LONG_TASKS, SUITES, chosen
 from harpe.evaluation.long.task import AtLength, set_name
 from harpe.evaluation.ruler.counting import TokenCounter
@@ -44,6 +45,14 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     trained = _trained_length(options)
     filler = noise() if options.filler == "noise" else essays(DataFolder(options.data))
     count, begin = TokenCounter(tokenizer), len(begin_ids(tokenizer))
+
+    def back(words: str) -> str:
+        return str(tokenizer.decode(plain_ids(tokenizer, words), skip_special_tokens=True))
+
+    def text(name: str) -> str:
+        rows = samples(_named(name), options.samples, options.seed, count, filler, begin, back)
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
     asking = Asking(
         verb="long",
         title="long-context tasks",
@@ -51,7 +60,7 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         asked=[AtLength(task, length) for task in tasks for length in lengths],
         place=_place,
         file_of=lambda row: set_name(row["task"], row["length"]),
-        text=lambda name: text(_named(name), options.samples, options.seed, count, filler, begin),
+        text=text,
         samples={name: getattr(options, name) for name in ("samples", "seed", "filler")},
         longest=("--lengths", lengths[-1]),
         told=lambda files: f"{files} files of {options.samples} samples, one for each task and length,",
@@ -80,22 +89,22 @@ def _trained_length(options: LongOptions) -> int | None:
     return int(getattr(config, "harpe_original_length", None) or config.max_position_embeddings)
 
 
-def summary(records: Iterable[dict[str, Any]], samples: int, trained: int | None) -> dict[str, Any]:
+def summary(records: Iterable[dict[str, Any]], whole: int, trained: int | None) -> dict[str, Any]:
     """Scores of every task by length, with what a guesser scores, effective length and length score; and their means
     over the tasks of a suite, where all of them were asked at the same lengths.
 
     Parameters
     ----------
-    samples
-        Of each task and length; what has fewer was cut short, and is named under `incomplete` alone.
+    whole
+        Samples of each task and length; what has fewer was cut short, and is named under `incomplete` alone.
     trained
         Tokens of the context up to which a score is a short one; None where it is not known.
     """
     cells: dict[tuple[str, int], Rows] = {}
     for row in records:
         cells.setdefault((row["task"], row["length"]), []).append(row)
-    incomplete = [set_name(*key) for key, rows in cells.items() if len(rows) < samples]
-    cells = {key: rows for key, rows in cells.items() if len(rows) >= samples}
+    incomplete = [set_name(*key) for key, rows in cells.items() if len(rows) < whole]
+    cells = {key: rows for key, rows in cells.items() if len(rows) >= whole}
     chance = {key: 100 * sum(r["chance"] for r in rows) / len(rows) for key, rows in cells.items()}
     found = {
         key: Samples(tuple(r["sample"] for r in rows), tuple(r["score"] for r in rows), key[0])

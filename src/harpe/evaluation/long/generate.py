@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 
@@ -15,7 +14,13 @@ FIRST = 64
 
 
 def samples(
-    of: AtLength, count: int, seed: int, tokens: Callable[[str], int], filler: Filler, begin: int = 0
+    of: AtLength,
+    count: int,
+    seed: int,
+    tokens: Callable[[str], int],
+    filler: Filler,
+    begin: int = 0,
+    back: Callable[[str], str] = str,
 ) -> Iterator[Sample]:
     """The first `count` samples. A sample asks the same at every length where the context is filler.
 
@@ -25,12 +30,14 @@ def samples(
         Counts the tokens of a text, special ones left out.
     begin
         How many tokens the tokenizer begins texts with; they count towards the length.
+    back
+        A text as the tokenizer gives it back from its tokens.
 
     Raises
     ------
     HarpeError
         For a length that is too short for a sample of the task, and a tokenizer that cuts the right answer into more
-        tokens than an answer may take.
+        tokens than an answer may take, or does not give it back (lower case, unknown characters).
     """
     for index in range(count):
         build = of.task.draw(random.Random(f"{seed} {of.task.name} {index}"), filler)
@@ -40,7 +47,7 @@ def samples(
                 f"{of.task.name} cannot be asked with this tokenizer: the right answer of sample {index} takes "
                 f"{needed} tokens, and answers may take {of.tokens}. Leave the task out."
             )
-        yield {
+        sample = {
             "index": index,
             "input": draft.input,
             "outputs": draft.outputs,
@@ -50,11 +57,13 @@ def samples(
             "chance": draft.chance,
             **draft.facts,
         }
-
-
-def text(of: AtLength, count: int, seed: int, tokens: Callable[[str], int], filler: Filler, begin: int = 0) -> str:
-    """The file of `samples`."""
-    return "".join(json.dumps(row) + "\n" for row in samples(of, count, seed, tokens, filler, begin))
+        if (score := of.task.score(back(draft.answer), sample)) < 1:
+            raise HarpeError(
+                f"{of.task.name} cannot be asked with this tokenizer: the right answer of sample {index}, "
+                f"{draft.answer!r}, comes back from its tokens as {back(draft.answer)!r}, which scores {score:.0%}. "
+                "Leave the task out."
+            )
+        yield sample
 
 
 def _longest(of: AtLength, build: Build, tokens: Callable[[str], int], room: int) -> tuple[Draft, int]:
