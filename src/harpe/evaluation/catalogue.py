@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 from harpe.evaluation.long import registry
 from harpe.evaluation.long.task import Suite
 
@@ -64,8 +66,7 @@ SUITES = (
 
 def cells(suite: Suite) -> tuple[str, ...]:
     """A suite's row, one text for each of `COLUMNS`."""
-    needs = suite.needs or "nothing"
-    return suite.name, suite.verb, suite.asks, needs, suite.lengths, suite.models, suite.chance, suite.comparable
+    return astuple(suite)
 
 
 def as_markdown() -> str:

@@ -54,8 +54,7 @@ def search(rng: random.Random) -> Walk:
     for step in range(depth):
         last = step == depth - 1
         reached = [_node(rng) for _ in range(rng.randint(1, MOST if last else 3))]
-        parents = [rng.choice(level) for _ in reached]
-        edges += zip(parents, reached, strict=True)
+        edges += [(rng.choice(level), each) for each in reached]
         nodes += reached
         level = reached
     return Walk(f"breadth-first search from {root} with depth {depth}", edges, level, list(level), nodes)
@@ -76,6 +75,7 @@ def _others(rng: random.Random, walk: Walk) -> Callable[[int], list[Edge]]:
             start, end = (rng.choice(pool) if rng.random() < 0.5 else _node(rng) for pool in (starts, ends))
             if start != end and (start, end) not in edges:
                 edges[start, end] = None
+                # new nodes may start and end others; those of the walk stay in the pool that they are in
                 starts.extend((start, end) if end not in walk.ends else (start,))
                 ends.extend((start, end) if start not in walk.starts else (end,))
         return list(edges)[:count]
@@ -124,7 +124,7 @@ SUITE = Suite(
     name="graph walks",
     verb="harpe long --tasks graph",
     asks="the nodes at depth 1 or 2 of a node, or those with an edge to it, in a list of edges; F1",
-    needs="",
+    needs="nothing",
     lengths="any from about 512 to 1,024 on",
     models="chat; base models of some size",
     chance="names one node of the list: 10% at the shortest lengths, 1% at 4,096 tokens",

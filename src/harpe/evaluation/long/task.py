@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from harpe.evaluation.long.filler import Filler
@@ -26,7 +26,8 @@ class Draft(NamedTuple):
     """What somebody who knows would write behind the prefix."""
     chance: float
     """Expected score, 0..1, of the task's guesser."""
-    facts: dict[str, Any] = {}  # noqa: RUF012 - a default of a NamedTuple
+    facts: dict[str, Any]
+    """What else the sample tells."""
 
 
 Build = Callable[[int], Draft]
@@ -52,11 +53,11 @@ class AtLength:
     task: LongTask
     length: int
     """Tokens of a sample at most, with what the tokenizer begins texts with and the answer."""
-    name: str = field(init=False)
-    """Of its file."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", set_name(self.task.name, self.length))
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return set_name(self.task.name, self.length)
 
     @property
     def tokens(self) -> int:
@@ -83,7 +84,7 @@ class Suite:
     """How it is run."""
     asks: str
     needs: str
-    """Files or packages; "" for none."""
+    """Files or packages."""
     lengths: str
     models: str
     """base, chat or both."""
