@@ -4,8 +4,6 @@ a file says that would be lost is refused."""
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import sys
 import unicodedata
@@ -283,24 +281,18 @@ def test_a_checkpoint_of_another_conversion_is_made_anew(tmp_path: Path) -> None
     assert torch.equal(logits(load_model(file)), logits(model()))
 
 
-def _resolve(file: str, cache: str, told: Any) -> None:
-    os.environ["HARPE_CACHE"] = cache
-    checkpoint_of(Path(file), told.put)
-
-
 @needs_tokenizers
-def test_of_processes_that_want_it_at_once_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
+def test_of_processes_that_want_it_at_once_one_makes_it_and_the_others_wait(tmp_path: Path, fork: Any) -> None:
     file = write(tmp_path / "m.gguf", model(), words())
-    context = multiprocessing.get_context("fork")
-    told: Any = context.Queue()
-    workers = [context.Process(target=_resolve, args=(str(file), str(tmp_path / "cache"), told)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    lines = [told.get(timeout=120) for _ in range(4)]
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert sum(line.startswith("Dequantising") for line in lines) == 1
+
+    def resolved() -> int:
+        checkpoint_of(Path(file), print)
+        return 0
+
+    workers = [fork(resolved, HARPE_CACHE=str(tmp_path / "cache")) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    lines = [line for worker in workers for line in worker.stdout.splitlines()]
+    assert len(lines) == 4 and sum(line.startswith("Dequantising") for line in lines) == 1
 
 
 @needs_tokenizers
