@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from harpe.evaluation.cache import Reuse, cache_reuse
 from harpe.evaluation.flops import reading_cost
-from harpe.evaluation.needles.grid import CLOSE, Reuse, answer_grid, cache_reuse, grid_samples, reading_report
+from harpe.evaluation.needles.grid import CLOSE, answer_grid, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.evaluation.run import EvaluationProtocol
 from harpe.files import write_json, write_text

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from harpe.evaluation.cache import cache_reuse
 from harpe.evaluation.needles.answers import answer_batch
-from harpe.evaluation.needles.grid import cache_reuse
 from harpe.evaluation.needles.samples import NeedleSample, Turn
 from harpe.evaluation.perplexity.by_position import document_records
 from harpe.evaluation.perplexity.curves import document_losses, prefix_losses, prefix_record, window_totals

@@ -15,9 +15,10 @@ import harpe
 from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation import greedy
+from harpe.evaluation.cache import cache_reuse
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.needles.answers import key_of
-from harpe.evaluation.needles.grid import Cell, GridSample, answer_grid, cache_reuse, grid_samples, reading_report
+from harpe.evaluation.needles.grid import Cell, GridSample, answer_grid, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NeedleWriter
 from harpe.models.load import load_tokenizer
 

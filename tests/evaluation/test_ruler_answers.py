@@ -135,8 +135,34 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
     assert {r["sample"] for r in read_jsonl(tmp_path / "a" / "answers.jsonl")} == {0, 1, 2}
     with pytest.raises(HarpeError, match=r"with other options \(seed: 42 there, 7 now\)"):
         run_ruler(options(seed=7))
+    assert whole["answers"] == "until the score is decided"
+    with pytest.raises(HarpeError, match=r"answers: until the score is decided there, full now"):
+        run_ruler(options(full_answers=True))
     model = load_model("embedded", torch.float32)  # the records are what the model says
     sample = read_jsonl(tmp_path / "a" / "fwe.jsonl")[0]
     prompt = load_tokenizer("embedded")(sample["input"] + sample["answer_prefix"]).input_ids
     row = next(r for r in read_jsonl(tmp_path / "a" / "answers.jsonl") if r["sample"] == 0)
     assert completions(model, load_tokenizer("embedded"), [prompt], 50) == [row["prediction"]]
+
+
+def test_one_line_of_progress_counts_the_tokens_of_all_tasks(tmp_path: Path) -> None:
+    """From the first piece of the first sample on, so that the time left is known long before a task is done."""
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
+    told: list[tuple[int, int | None, str]] = []
+
+    class Listener(Reporter):
+        def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
+            if what == "tokens of RULER":
+                told.append((done, total, note))
+
+    asked = {"model": "embedded", "length": 512, "samples": 2, "tasks": "niah_single_1,fwe", "dtype": "float32"}
+    run_ruler(RulerOptions(out=str(tmp_path / "a"), beyond_context=True, **asked), Listener())
+    names = ("niah_single_1", "fwe")
+    whole = sum(sample["length"] for name in names for sample in read_jsonl(tmp_path / f"a/{name}.jsonl"))
+    assert {total for _, total, _ in told} == {whole}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[-1][0] == whole and all(done < whole for done, _, _ in told[:-1])
+    assert 0 < told[1][0] <= 512
+    assert list(dict.fromkeys(note for _, _, note in told)) == ["niah_single_1", "fwe", ""]

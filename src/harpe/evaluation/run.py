@@ -14,10 +14,11 @@ from harpe.data.overlap import unknown_overlap
 from harpe.data.token_ids import begin_ids
 from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError
+from harpe.evaluation.cache import cache_reuse
 from harpe.evaluation.flops import reading_cost
 from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.needles.answers import Key, answer_samples, key_of
-from harpe.evaluation.needles.grid import answer_grid, cache_reuse, check_grid, grid_samples, reading_report
+from harpe.evaluation.needles.grid import answer_grid, check_grid, grid_samples, reading_report
 from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleSample, NeedleWriter
 from harpe.evaluation.perplexity.by_position import document_records, summarise
 from harpe.evaluation.records import Records, record_files

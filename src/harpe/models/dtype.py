@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from transformers import PreTrainedModel
 
 from harpe.errors import HarpeError
 
@@ -74,3 +75,33 @@ def choose_dtype(wanted: str = "auto", begun: str | None = None, what: str = "")
         reason = f"its matrix products ran {gain:.1f} times as fast as float32's here (one-second probe)"
         return "bfloat16", f"bfloat16: {reason}"
     return "float32", f"float32: bfloat16 matrix products ran only {gain:.2g} times as fast here (one-second probe)"
+
+
+@torch.inference_mode()
+def hold_weights(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Hold the weights of linear layers in the dtype that autocast multiplies them in; in place, for a model that is
+    read and not saved.
+
+    In inference mode autocast does not keep what it has rounded: it would round all weights at every step. The logits
+    of a few tokens have to be the same bits before and after; returns whether they are, and leaves all as it was where
+    they are not (a family that multiplies some of its weights outside of autocast).
+    """
+    device = model.device.type
+
+    def probe() -> torch.Tensor:
+        ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config(decoder=True).vocab_size
+        with torch.autocast(device, dtype):
+            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    before, kept = probe(), []
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            for name, value in module.named_parameters(recurse=False):
+                kept.append((module, name, value))
+                setattr(module, name, torch.nn.Parameter(value.detach().to(dtype), requires_grad=False))
+    if torch.equal(before, probe()):
+        return True
+    for module, name, value in kept:
+        setattr(module, name, value)
+    return False

@@ -78,8 +78,12 @@ class AnswerOptions:
     """Let a model be asked beyond the context that its configuration states."""
     dtype: Dtype = "auto"
     """Arithmetic of the model. auto: the faster one, found by a one-second probe."""
-    batch_tokens: int = 16384
-    """Tokens in one batch of answers at most; a longer sample is a batch of its own."""
+    batch_tokens: int | None = None
+    """Tokens in one batch of answers at most; a longer sample is a batch of its own. Default: as many as have 1 GiB of
+    keys and values, in 32 samples at most; 16384 where samples have to be padded to one length."""
+    full_answers: bool = False
+    """Let every answer go on to its end. Otherwise it ends where nothing that follows can change its score: in RULER
+    where all references have been found, in the tasks of `harpe long` where what is scored has ended."""
     revision: str | None = None
     """Branch, tag or commit of a hub model, or of a hub tokenizer where no model is given."""
 

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.token_ids import unbegun
 from harpe.distributed.processes import Processes
 from harpe.evaluation.answers import Asked, answer_from, answer_samples
+from harpe.evaluation.cache import why_padded
 from harpe.evaluation.records import Records
 from harpe.evaluation.server import CompletionServer
 from harpe.files import read_jsonl, write_json, write_text
 from harpe.measurement import Measurement, measurement_id
+from harpe.models.dtype import hold_weights
 from harpe.models.load import load_model, to_accelerator
 from harpe.options.measuring import AnswerOptions
 from harpe.reporter import Reporter
@@ -25,8 +27,8 @@ from harpe.runs.overlap import Prompts, training_overlap
 from harpe.suites.asking import Asking
 
 Rows = list[dict[str, Any]]
-Engine = Callable[[Asked, Rows, Container[int]], Iterator[Rows]]
-"""Answers those of the samples that are not done yet."""
+Engine = Callable[[Asked, Rows, Container[int], Callable[[float], None]], Iterator[Rows]]
+"""Answers those of the samples that are not done yet; tells how many samples of a batch are done so far."""
 
 
 def write_answers(
@@ -57,20 +59,33 @@ def write_answers(
         reporter.say(f"Arithmetic in {reason}.")
     if todo:
         engine, arithmetic = (
-            _by_server(options, tokenizer, server) if server else _by_model(options, tokenizer, of["dtype"], ranks)
+            _by_server(options, tokenizer, server)
+            if server
+            else _by_model(options, tokenizer, of["dtype"], ranks, reporter)
         )
     with arithmetic if todo else nullcontext():
-        for each, samples in todo:
+        sizes = [sum(sample["length"] for sample in samples) / ranks.count for _, samples in todo]
+        what, whole = f"tokens of {asking.title}", int(sum(sizes))
+        for place, (each, samples) in enumerate(todo):
             done = numbers[each.name]
-            reporter.progress(each.name, len(done), len(samples), ranks.note)
-            for batch in engine(each, samples, done):
+            note = ", ".join(part for part in (each.name, ranks.note) if part)
+
+            def tick(more: float, place: int = place, done: set[int] = done, note: str = note) -> None:
+                tokens = sum(sizes[:place]) + sizes[place] * (len(done) + more) / len(todo[place][1])
+                reporter.progress(what, min(int(tokens), whole - 1), whole, note)
+
+            tick(0)
+            for batch in engine(each, samples, done, tick):
                 for record in batch:
                     records.add(record)
                     done.add(record["sample"])
-                reporter.progress(each.name, len(done), len(samples), ranks.note)
+                tick(0)
+        if todo:
+            reporter.progress(what, whole, whole)
     answers = records.gather()
     if ranks.first:
-        facts = {"server": of["server"], "endpoint": options.endpoint} if server else {"dtype": of["dtype"]}
+        facts: dict[str, Any] = {name: of[name] for name in ("server", "dtype", "answers") if name in of}
+        facts |= {"endpoint": options.endpoint} if server else {}
         files = dict.fromkeys(map(file_of, answers))
         asked = Prompts([_prompts(folder / f"{name}.jsonl") for name in files], tokenizer)
         overlap = training_overlap(str(options.model), tokenizer, asked, reporter)
@@ -91,12 +106,18 @@ def _prompts(path: Path) -> Iterator[str]:
 
 
 def _by_model(
-    options: AnswerOptions, tokenizer: PreTrainedTokenizerBase, dtype: str, ranks: Processes
+    options: AnswerOptions, tokenizer: PreTrainedTokenizerBase, dtype: str, ranks: Processes, reporter: Reporter
 ) -> tuple[Engine, AbstractContextManager[Any]]:
-    model = to_accelerator(load_model(str(options.model), torch.float32, options.revision))
+    model = to_accelerator(load_model(str(options.model), torch.float32, options.revision)).eval()
+    if dtype == "bfloat16" and not hold_weights(model, torch.bfloat16):
+        reporter.say("The weights stay in float32, which takes longer: the model multiplies some outside of autocast.")
+    if reason := why_padded(model):
+        reporter.say(f"Samples are read padded to one length, which takes longer. {reason}")
 
-    def engine(asked: Asked, samples: Rows, done: Container[int]) -> Iterator[Rows]:
-        return answer_samples(model, tokenizer, asked, samples, options.batch_tokens, done, ranks)
+    def engine(asked: Asked, samples: Rows, done: Container[int], tick: Callable[[float], None]) -> Iterator[Rows]:
+        return answer_samples(
+            model, tokenizer, asked, samples, options.batch_tokens, done, ranks, options.full_answers, tick
+        )
 
     return engine, torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -107,7 +128,7 @@ def _by_server(
     def complete(prompt: str, budget: int) -> str:
         return server.complete(prompt if options.endpoint == "chat" else unbegun(tokenizer, prompt), budget)
 
-    def engine(asked: Asked, samples: Rows, done: Container[int]) -> Iterator[Rows]:
+    def engine(asked: Asked, samples: Rows, done: Container[int], tick: Callable[[float], None]) -> Iterator[Rows]:
         return answer_from(complete, asked, samples, options.requests, done)
 
     return engine, nullcontext()

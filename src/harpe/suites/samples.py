@@ -165,6 +165,7 @@ def _answers_of(
         return {**named, "options": {"endpoint": options.endpoint}, **facts}, ""
     began = there.get("answers", {}).get("dtype")
     dtype, reason = choose_dtype(options.dtype, began, "these answers")
+    facts["answers"] = "full" if options.full_answers else "until the score is decided"
     return {**identity_of(options.model, options.revision, tokenizer), "dtype": dtype, **facts}, reason
 
 

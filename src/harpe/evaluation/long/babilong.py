@@ -88,7 +88,12 @@ def _scored(kind: str) -> Callable[[str, Sample], float]:
     return score
 
 
-TASKS = [LongTask(f"babilong-{kind}", 20, _drawn(kind), _scored(kind)) for kind in KINDS]
+def sentence_ended(answer: str) -> bool:
+    """Whether the only sentence that is scored has ended, in the first line."""
+    return "." in (answer.strip().splitlines() or [""])[0]
+
+
+TASKS = [LongTask(f"babilong-{kind}", 20, _drawn(kind), _scored(kind), sentence_ended) for kind in KINDS]
 
 SUITE = Suite(
     name="BABILong-like",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from string import ascii_uppercase
 
 from harpe.evaluation.long.filler import Filler, scattered
-from harpe.evaluation.long.order_probe import COUNTS, TOKENS, first_number, values
+from harpe.evaluation.long.order_probe import COUNTS, TOKENS, first_number, number_ended, values
 from harpe.evaluation.long.task import Build, Draft, LongTask, Suite
 
 LETTERS = 6
@@ -47,7 +47,7 @@ def _drawn(count: int) -> Callable[[random.Random, Filler], Build]:
     return draw
 
 
-TASKS = [LongTask(f"content-{count}", TOKENS, _drawn(count), first_number) for count in COUNTS]
+TASKS = [LongTask(f"content-{count}", TOKENS, _drawn(count), first_number, number_ended) for count in COUNTS]
 
 SUITE = Suite(
     name="content probe",

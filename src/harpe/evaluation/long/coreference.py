@@ -115,7 +115,10 @@ def ratio(answer: str, sample: Sample) -> float:
     return SequenceMatcher(None, said.removeprefix(mark), sample["outputs"][0].removeprefix(mark)).ratio()
 
 
-TASKS = [LongTask(f"coreference-{needles}", TOKENS, _drawn(needles), ratio) for needles in NEEDLES]
+TASKS = [
+    LongTask(f"coreference-{needles}", TOKENS, _drawn(needles), ratio, lambda answer: _SPEAKER in answer)
+    for needles in NEEDLES
+]
 
 SUITE = Suite(
     name="multi-round co-reference (MRCR-like)",

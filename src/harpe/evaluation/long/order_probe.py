@@ -25,6 +25,11 @@ def first_number(answer: str, sample: Sample) -> float:
     return float(found is not None and found[0] == sample["outputs"][0])
 
 
+def number_ended(answer: str) -> bool:
+    """Whether the first number in an answer has ended: before ASCII, as a part of a character may become a digit."""
+    return re.match(r"\D*\d+[\x00-/:-\x7f]", answer) is not None
+
+
 def values(rng: random.Random, count: int) -> list[str]:
     """Different numbers of four digits."""
     return [str(value) for value in rng.sample(range(1000, 10000), count)]
@@ -63,7 +68,7 @@ def _drawn(count: int, last: bool) -> Callable[[random.Random, Filler], Build]:
 
 
 TASKS = [
-    LongTask(f"order-{name}-{count}", TOKENS, _drawn(count, name == "last"), first_number)
+    LongTask(f"order-{name}-{count}", TOKENS, _drawn(count, name == "last"), first_number, number_ended)
     for name in ("last", "nth")
     for count in COUNTS
 ]

@@ -44,6 +44,8 @@ class LongTask:
     draw: Callable[[random.Random, Filler], Build]
     score: Callable[[str, Sample], float]
     """Of an answer, 0..1."""
+    decided: Callable[[str], bool] = lambda answer: False
+    """Whether no text that follows an answer so far can change its score; its end may be a part of a character."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class AtLength:
     @property
     def tokens(self) -> int:
         return self.task.tokens
+
+    def decided(self, sample: Sample, answer: str) -> bool:
+        return self.task.decided(answer)
 
     def record(self, number: int, sample: Sample, answer: str) -> dict[str, Any]:
         """The record of an answer."""

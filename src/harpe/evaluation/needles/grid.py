@@ -22,28 +22,23 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harpe.distributed.processes import ALONE, Processes
-from harpe.evaluation.flops import SLIDING, ReadingCost
+from harpe.evaluation.cache import Reuse
+from harpe.evaluation.flops import ReadingCost
 from harpe.evaluation.greedy import answer, read
 from harpe.evaluation.needles.answers import Key, record_of
 from harpe.evaluation.needles.samples import NeedleSample, NeedleWriter, Turn
-from harpe.models.angles import moving_rope
-from harpe.models.geometry import GLOBAL, text_config
 
 CLOSE = 1e-3
 """Answers with two first logits this close at some token are counted: reading in other pieces may turn these round, and
 no others."""
 
-Reuse = Literal["crop", "copy", "none"]
-Way = tuple[Reuse, str | None]
-"""How, and the reason where it is not at all."""
 Cell = tuple[int, float]
 """Length and depth."""
 
@@ -124,22 +119,6 @@ def _drawn(
     needle, turn = writer.single(rng)
     writer.check_fits("single", len(writer.prefix) + len(needle) + len(turn.question) + turn.budget, shortest)
     return rng, needle, turn
-
-
-def cache_reuse(model: PreTrainedModel) -> Way:
-    """How this model's cache can be used again, and, where it cannot, why."""
-    config = text_config(model.config)
-    if moving := moving_rope(config):
-        return "none", f"Rope type {moving} rotates a prefix otherwise in a longer text: its keys cannot be used again."
-    if other := sorted({str(kind) for kind in getattr(config, "layer_types", None) or []} - {*GLOBAL, SLIDING}):
-        return "none", f"Layers of type {other[0]} have a state that cannot be taken back to an earlier token."
-    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    if layers == {DynamicLayer}:
-        return "crop", None
-    if layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return "copy", None
-    names = ", ".join(sorted(cls.__name__ for cls in layers))
-    return "none", f"A cache of {names} cannot be taken back to an earlier token."
 
 
 @contextmanager
@@ -239,7 +218,7 @@ def answer_grid(
     Parameters
     ----------
     reuse
-        From `cache_reuse`; "none" reads every cell by itself.
+        From `harpe.evaluation.cache.cache_reuse`; "none" reads every cell by itself.
     done
         Keys of records that are there already. A batch that lacks any is read as a whole, so that a resumed evaluation
         computes what an uninterrupted one does.

@@ -47,6 +47,17 @@ class RulerTask:
         place = sample.get("token_position_answer")
         return {**said, "score": score(self, answer, sample["outputs"]), "token_position_answer": place}
 
+    def decided(self, sample: dict[str, Any], answer: str) -> bool:
+        """Whether an answer has the full score, whatever follows.
+
+        Counted are references in ASCII alone, as later text cannot change how these compare: a Greek sigma in lower
+        case looks otherwise at the end of a word, and the end of an answer may hold a part of a character.
+        """
+        plain = [reference for reference in sample["outputs"] if reference.isascii()]
+        if self.kind != "qa" and len(plain) < len(sample["outputs"]):
+            return False
+        return bool(plain) and score(self, answer, plain) == 1.0
+
 
 def _niah(name: str, haystack: str, keys: str, values: str, **counts: int) -> RulerTask:
     return RulerTask(f"niah_{name}", "niah", 128, NeedleSettings(haystack, keys, values, **counts))
