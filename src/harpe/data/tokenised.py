@@ -42,8 +42,8 @@ BATCH_DOCUMENTS = 4096
 PART_CHARACTERS = 100_000_000
 """Of a part: a minute or so of work, which is what a killed process loses. Less than that is not kept at all."""
 
-FORMAT = 2
-"""Of the files; another one is not gone on with."""
+FORMAT = 3
+"""Of the files, and of how texts become tokens and targets; another one is not gone on with."""
 
 MAX_SOURCES = 1000
 """More of them are a wrong field: a title or an address."""

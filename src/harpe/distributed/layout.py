@@ -89,6 +89,18 @@ ONE_PROCESS = Layout()
 """It has all weights and reads all sequences."""
 
 
+def refuse_shared(option: str, parts: int) -> None:
+    """Refuse an option that needs whole sequences where `parts` processes would share one; `option` with its value.
+
+    Raises HarpeError.
+    """
+    if parts > 1:
+        raise HarpeError(
+            f"{option} needs whole sequences on every process, and {parts} would share one. Give --sequence-parallel 1 "
+            "(with a sequence for every process: --batch-tokens), or leave it out."
+        )
+
+
 def check_layout(layout: Layout, sequences: Sequence[int], micro_batch: int) -> None:
     """Refuse numbers that do not go into each other.
 

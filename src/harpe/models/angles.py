@@ -7,6 +7,7 @@ another than one read whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from harpe.models.head import hidden_states
 def moving_rope(config: PreTrainedConfig) -> str | None:
     """The rope type by which a position's rotation depends on the length of the text; None where it does not."""
     rope: dict[str, Any] = getattr(text_config(config), "rope_parameters", None) or {}
-    for entry in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        kind = str(entry.get("rope_type"))
-        if "dynamic" in kind or (kind == "longrope" and entry.get("short_factor") != entry.get("long_factor")):
-            return kind
-    return None
+    entries = (rope, *(value for value in rope.values() if isinstance(value, dict)))
+    return next((str(entry["rope_type"]) for entry in entries if is_moving(entry)), None)
+
+
+def is_moving(entry: Mapping[str, Any]) -> bool:
+    """Whether these rope parameters rotate a position by the length of its text."""
+    kind = str(entry.get("rope_type"))
+    return "dynamic" in kind or (kind == "longrope" and entry.get("short_factor") != entry.get("long_factor"))
 
 
 @torch.no_grad()

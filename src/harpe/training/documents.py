@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
 from harpe.models.geometry import text_config
@@ -73,11 +74,7 @@ def check_document_mask(mask: DocumentMask, stages: list[Stage], parts: int) -> 
     """
     if mask == "none":
         return
-    if parts > 1:
-        raise HarpeError(
-            f"--document-mask {mask} needs whole sequences on every process, and {parts} would share one. Give "
-            "--sequence-parallel 1 (with a sequence for every process: --batch-tokens), or leave the mask out."
-        )
+    refuse_shared(f"--document-mask {mask}", parts)
     if any(stage.encoding.attention is not None for stage in stages):
         raise HarpeError(
             f"--document-mask {mask} does not go with methods that have an attention of their own (Self-Extend, dual "

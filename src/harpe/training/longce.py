@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
+from harpe.models.angles import is_moving
 from harpe.models.head import token_nll
 from harpe.models.key_tokens import MOST, longce_weights, short_context_nll, step_of
 from harpe.options.training import TrainingSettings
@@ -29,11 +31,7 @@ def check_longce(options: TrainingSettings, stages: list[Stage], parts: int) -> 
     size = options.longce_context
     if not size:
         return
-    if parts > 1:
-        raise HarpeError(
-            f"--longce-context {size} needs whole sequences on every process, and {parts} would share one. Give "
-            "--sequence-parallel 1 (with a sequence for every process: --batch-tokens), or leave it out."
-        )
+    refuse_shared(f"--longce-context {size}", parts)
     for name, other in (("--document-mask", options.document_mask), ("--pose-length", options.pose_length)):
         if other not in ("none", 0):
             raise HarpeError(
@@ -41,8 +39,7 @@ def check_longce(options: TrainingSettings, stages: list[Stage], parts: int) -> 
                 "tokens a text has before it. Leave one of them out."
             )
     for stage in stages:
-        stock = stage.encoding.stock or {}
-        if stock.get("rope_type") == "dynamic" or stock.get("short_factor") != stock.get("long_factor"):
+        if is_moving(stock := stage.encoding.stock or {}):
             raise HarpeError(
                 f"--longce-context {size}: rope type {stock['rope_type']} rotates short texts otherwise than long "
                 "ones, so that losses behind them tell nothing of the context. Leave it out, or take another method."

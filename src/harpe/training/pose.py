@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
-from harpe.models.angles import moving_rope
+from harpe.models.angles import is_moving, moving_rope
 from harpe.models.geometry import GLOBAL, sliding_layers, text_config
 from harpe.models.head import hidden_states, within
 from harpe.options.training import TrainingSettings
@@ -73,11 +74,7 @@ def check_pose_length(options: TrainingSettings, stages: list[Stage], parts: int
     size = options.pose_length
     if not size:
         return
-    if parts > 1:
-        raise HarpeError(
-            f"--pose-length {size} needs whole sequences on every process, and {parts} would share one. Give "
-            "--sequence-parallel 1 (with a sequence for every process: --batch-tokens), or leave it out."
-        )
+    refuse_shared(f"--pose-length {size}", parts)
     if options.document_mask != "none":
         raise HarpeError(
             f"--pose-length {size} trains distances between two parts of a sequence, which --document-mask "
@@ -89,8 +86,7 @@ def check_pose_length(options: TrainingSettings, stages: list[Stage], parts: int
             "chunk attention)."
         )
     for stage in stages:
-        stock = stage.encoding.stock or {}
-        if stock.get("rope_type") == "dynamic" or stock.get("short_factor") != stock.get("long_factor"):
+        if is_moving(stock := stage.encoding.stock or {}):
             raise HarpeError(_moving(size, str(stock["rope_type"])))
 
 
