@@ -199,8 +199,8 @@ def position_chart(run: Run) -> Chart | None:
     plot.axes(x, powers_of_two(first, last, 9), y, up, "position", words)
     here = x(run.original_length)
     plot.line(here, plot.top, here, plot.bottom, "limit")
-    before = [d for line in lines for at, d in line.points if at <= run.original_length and math.isfinite(d)] or [0.0]
-    upper = high - max(before) >= min(before) - low  # where the lines leave more room
+    drawn = [d for line in lines for at, d in line.points if at <= run.original_length and low <= d <= high] or [0.0]
+    upper = high - max(drawn) >= min(drawn) - low  # where the lines leave more room
     at = plot.top + 12 if upper else plot.bottom - 8
     plot.text(here - 6, at, f"trained length {run.original_length:,}", "t small halo", "end")
     outside = [line for line in lines if any(not low - room <= d <= high + room for _, d in line.points)]
