@@ -53,10 +53,11 @@ def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(wor
     assert any("The method was chosen for you: yarn: " in note for note in plan["reasons"])
     stock = AutoModelForCausalLM.from_pretrained(model)
     assert stock.config.rope_parameters["rope_type"] == "yarn" and stock.config.rope_parameters["factor"] == 4
-    assert last_words(workspace) == (
-        f"The extended model is in {model}, a stock checkpoint: `transformers serve {model}` serves it, and "
-        f"`transformers chat {model}` talks to it."
-    )
+    serves = f"The extended model is in {model}, a stock checkpoint: `transformers serve {model}` serves it"
+    assert last_words(workspace) == f"{serves}."
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    assert last_words(workspace) == f"{serves}, `transformers chat {model}` talks to it."
+    (model / "chat_template.jinja").unlink()
     extended(workspace, resume=True, method="yarn")
     with pytest.raises(HarpeError, match="another recipe"):
         extended(workspace, resume=True, method="harpe")

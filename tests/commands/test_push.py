@@ -189,7 +189,10 @@ def test_what_was_uploaded_loads_as_the_model_that_was_pushed(push: Any, extende
     assert not list(extended.parent.glob(".harpe-push-*"))
 
 
-def test_a_dry_run_lists_what_would_go_and_asks_the_hub_nothing(push: Any) -> None:
+def test_a_dry_run_lists_what_would_go_and_asks_the_hub_nothing(push: Any, extended: Path) -> None:
+    (extended / "report").rename(extended.parent / "elsewhere")
+    assert "No report goes with it" in push("org/long", "--dry-run", token=None, endpoint="http://127.0.0.1:9").out
+    (extended.parent / "elsewhere").rename(extended / "report")
     done = push("org/long", "--dry-run", "--report", "false", token=None, endpoint="http://127.0.0.1:9")
     assert done.code == 0, done.err
     assert "model.safetensors  " in done.out and "report/" not in done.out

@@ -19,7 +19,7 @@ from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
 from harpe.models.apply import check_encoding, check_factors, windows_note
 from harpe.models.card import rope_entry
-from harpe.models.load import load_config
+from harpe.models.load import load_config, load_tokenizer
 from harpe.models.per_head import ROPE_TYPE
 from harpe.options.extend import ExtendOptions
 from harpe.options.training import TrainingSettings
@@ -94,14 +94,14 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
 
 def _use(run: Path, target: Path) -> str:
     """What to do with the model, by programs that people have."""
-    if rope_entry(load_config(str(target))).get("rope_type") != ROPE_TYPE:
-        return (
-            f"The extended model is in {target}, a stock checkpoint: `transformers serve {target}` serves it, and "
-            f"`transformers chat {target}` talks to it."
-        )
+    stock = rope_entry(load_config(str(target))).get("rope_type") != ROPE_TYPE
+    place = str(target) if stock else "FOLDER"
+    talks = f", `transformers chat {place}` talks to it" if load_tokenizer(str(target)).chat_template else ""
+    if stock:
+        return f"The extended model is in {target}, a stock checkpoint: `transformers serve {place}` serves it{talks}."
     return (
-        f"The extended model is in {target}. `harpe export {run} --out FOLDER` writes it so that it loads without "
-        "harpe; `transformers serve FOLDER --trust-remote-code` then serves it, `transformers chat FOLDER` talks to it."
+        f"The extended model is in {target}. `harpe export {run} --out {place}` writes it so that it loads without "
+        f"harpe; `transformers serve {place} --trust-remote-code` then serves it{talks}."
     )
 
 

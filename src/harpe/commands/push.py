@@ -34,8 +34,8 @@ def run(options: PushOptions, terminal: Any) -> None:
         folder = Path(place) / "model"
         chosen = {name: getattr(options, name) for name in ("source", "method", "seed", "tokenizer", "fold")}
         export(ExportOptions(**chosen, out=str(folder)))
-        if options.report:
-            add_report(source, folder)
+        if options.report and not add_report(source, folder):
+            terminal.say(f"No report goes with it: {source} has none (a run gets one by `harpe report {source}`).")
         for sentence in (*listing(folder), *local_paths(folder, source)):
             terminal.say(sentence)
         seen = "for everybody to see" if options.public else "private"
@@ -98,18 +98,19 @@ def uploading(name: str) -> Iterator[None]:
         ) from error
 
 
-def add_report(source: Path, folder: Path) -> None:
-    """Copy the page and the tables of a run, where it has them."""
-    for name in PAGES:
-        if (page := source / "report" / name).is_file():
-            (folder / "report").mkdir(exist_ok=True)
-            shutil.copyfile(page, folder / "report" / name)
+def add_report(source: Path, folder: Path) -> bool:
+    """Copy the page and the tables of a run; whether it has any."""
+    pages = [page for name in PAGES if (page := source / "report" / name).is_file()]
+    for page in pages:
+        (folder / "report").mkdir(exist_ok=True)
+        shutil.copyfile(page, folder / "report" / page.name)
+    return bool(pages)
 
 
 def listing(folder: Path) -> Iterator[str]:
     """A line for each file."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        yield f"{path.relative_to(folder).as_posix()}  {path.stat().st_size / 1e6:.2f} MB"
+        yield f"{path.relative_to(folder).as_posix()}  {path.stat().st_size:,} bytes"
 
 
 def local_paths(folder: Path, source: Path) -> Iterator[str]:
