@@ -97,7 +97,7 @@ def learn_tables(
     logs, log_factors = logarithms(encoding_tables(model.config, start, geometry, length))
     # as the learned tables will be: where one rotary module serves layers that keep their positions, a stock start
     # would change those as well
-    apply_encoding(model, _frozen_encoding(logs, log_factors, model, geometry), geometry, length)
+    apply_encoding(model, frozen_encoding(logs, log_factors, model, geometry), geometry, length)
     layers, heads, pairs = logs.shape
     shape = (layers if level != "shared" else 1, heads if level == "head" else 1, pairs)
     step = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
@@ -122,7 +122,7 @@ def learn_tables(
             optimiser.step()
             optimiser.zero_grad()
             (reporter or Reporter()).progress("tables", number + 1, steps, f"loss {total:.4f}")
-    encoding = _frozen_encoding(logs + step.detach(), log_factors + by.detach(), model, geometry)
+    encoding = frozen_encoding(logs + step.detach(), log_factors + by.detach(), model, geometry)
     apply_encoding(model, encoding, geometry, length)
     return LearnedTables(encoding, tuple(losses))
 
@@ -145,7 +145,7 @@ def _order(count: int, steps: int, generator: torch.Generator) -> list[int]:
     return [number for _ in range(rounds) for number in torch.randperm(count, generator=generator).tolist()][:steps]
 
 
-def _frozen_encoding(logs: Tensor, log_factors: Tensor, model: PreTrainedModel, geometry: ModelGeometry) -> Encoding:
+def frozen_encoding(logs: Tensor, log_factors: Tensor, model: PreTrainedModel, geometry: ModelGeometry) -> Encoding:
     """The tables as an encoding: one for all layers where all are alike."""
     changed = changed_layers(model.config)
     own = [logs[layer].exp().tolist() for layer in changed]
