@@ -78,7 +78,7 @@ def test_objective_is_that_of_plain_models_and_no_worse_than_the_start(
         assert len(rows) == 1 and found.exponents is None
         plain = 10000.0 ** -(torch.arange(16, dtype=torch.float64) / 16)
         slowed = (plain / torch.tensor(next(iter(rows)), dtype=torch.float64)).log()
-        assert (slowed.diff() > -1e-9).all()
+        assert (slowed.diff() > -1e-6).all()  # the stock start is computed in float32
     elif level == "layer":
         assert all(table is not None and len(set(table)) == 1 for table in tables) and len(rows) > 1
     else:

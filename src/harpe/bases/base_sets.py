@@ -11,7 +11,7 @@ from harpe.bases.printed_search import printed_base_search
 from harpe.bases.published_search import check_choice, check_stride, published_base_search
 from harpe.errors import HarpeError
 
-Strategy = Literal["uniform", "uniform-descending", "log-uniform", "peak-valley"]
+Strategy = Literal["uniform", "uniform-descending", "log-uniform", "peak-valley", "searched"]
 Rule = Literal["published", "printed", "general"]
 
 PUBLISHED_HEADS, PUBLISHED_HEAD_DIM = 32, 128
@@ -110,6 +110,11 @@ def choose_bases(
     HarpeError
         On impossible or unsupported combinations, in a sentence that names the option.
     """
+    if strategy == "searched":
+        raise HarpeError(
+            "--strategy searched makes tables, not bases. Run harpe bases --strategy searched first, and give the file "
+            "that it writes to --method tables."
+        )
     check_choice(heads, head_dim, low, high)
     if strategy != "peak-valley":
         if rule is not None or stride is not None:

@@ -17,7 +17,8 @@ class SearchOptions:
 
     strategy: Strategy = "uniform"
     """How bases are chosen from the range. uniform: evenly spaced, ascending over the heads; uniform-descending: the
-    other way round; log-uniform: in equal ratios; peak-valley: bases whose waveforms complement each other."""
+    other way round; log-uniform: in equal ratios; peak-valley: bases whose waveforms complement each other. searched
+    (harpe bases only): no bases but tables, by forward passes over --data."""
     stride: float | None = None
     """Distance between candidates of --strategy peak-valley (published: 3e4); default: as its rule has it."""
     rule: Rule | None = None

@@ -201,7 +201,15 @@ def base_table(value: dict[str, Any]) -> Table:
 
 
 def run(options: BasesOptions, terminal: Any) -> None:
-    """Print a base set, as a table or as JSON, and draw it where a folder is named."""
+    """Print a base set, as a table or as JSON, and draw it where a folder is named; or search tables."""
+    if options.strategy == "searched":
+        from harpe.runs.searched_tables import run as search  # needs torch, which bases do not
+
+        refuse_several("harpe bases", "one process searches all tables.")
+        search(options, terminal)
+        return
+    if options.level is not None or options.passes is not None:
+        raise HarpeError("--level and --passes are those of --strategy searched; leave them out, or name it.")
     value = choose(options)
     written = write(value, Path(options.out)) if options.out is not None else []
     if options.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from harpe.bases.choice import SearchOptions
 from harpe.options.shared import RangeOptions
@@ -19,7 +20,8 @@ class BasesOptions(SearchOptions, RangeOptions):
     length: int
     """Target context in tokens; 128k is 131072."""
     model: str | None = None
-    """Checkpoint whose geometry is used: a folder, a GGUF file, a hub name, or embedded. No weights are read."""
+    """Checkpoint whose geometry is used: a folder, a GGUF file, a hub name, or embedded. Weights are read for
+    --strategy searched and --assignment adaptive only."""
     heads: int | None = None
     """Key/value heads, one base each."""
     head_dim: int | None = None
@@ -27,11 +29,16 @@ class BasesOptions(SearchOptions, RangeOptions):
     layers: int | None = None
     """Layers, where there is no --model and --layer-bases is not same."""
     data: str | None = None
-    """Texts for --assignment adaptive: a file, a folder, a hub data set, or embedded."""
+    """Texts for --assignment adaptive and --strategy searched: a file, a folder, a hub data set, or embedded."""
+    level: Literal["shared", "layer", "head"] | None = None
+    """Of --strategy searched: one table for all heads, or an exponent for every layer or every head (default)."""
+    passes: int | None = None
+    """Of --strategy searched: tables that are tried, each on all texts of the search; default 60."""
     seed: int = 0
-    """Of --assignment random."""
+    """Of --assignment random and --strategy searched."""
     out: str | None = None
-    """Folder to write bases.json and figures (.svg) into: waveforms, coverage, number line."""
+    """Folder to write bases.json and figures (.svg) into: waveforms, coverage, number line; or tables.json of
+    --strategy searched."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     original_length: int | None = None
