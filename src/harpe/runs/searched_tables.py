@@ -101,8 +101,8 @@ def run(options: BasesOptions, terminal: Any) -> None:
         print(json.dumps(value))
         return
     terminal.say(
-        f"Objective {value['objective']:.4f} nats, from {value['start']:.4f}, by {value['passes']} passes on the search's own "
-        f"texts. Written: {value['file']}"
+        f"Objective {value['objective']:.4f} nats, from {value['start']:.4f}, by {value['passes']} passes on the "
+        f"search's own texts. Written: {value['file']}"
     )
     method_options = json.dumps({"file": value["file"]})
     terminal.say(
