@@ -76,4 +76,4 @@ def test_too_few_texts_are_refused_before_the_search(tmp_path: Path) -> None:
 
 def test_bases_of_extend_are_not_searched() -> None:
     with pytest.raises(HarpeError, match="Run harpe bases --strategy searched first"):
-        choose_bases(8, 32, 512, 1e4, 1e5, strategy="searched")
+        choose_bases("searched", heads=8, head_dim=32, length=512, low=1e4, high=1e5)
