@@ -38,7 +38,7 @@ def test_the_verb_writes_tables_and_says_how_they_are_used(tmp_path: Path, capsy
         method_named("tables"), read_geometry(load_config("embedded"), "embedded"), 512, {"file": str(file)}
     )
     assert stage.encoding.tables is not None
-    assert "--method tables --method-options" in "".join(capsys.readouterr())
+    assert "harpe extend embedded --method tables --length 512 --method-options" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,13 @@ def test_a_file_of_the_users_stays(tmp_path: Path) -> None:
     with pytest.raises(HarpeError, match="harpe did not write it"):
         run(options(tmp_path), Terminal())
     assert (tmp_path / "tables.json").read_text() == "mine"
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(HarpeError, match="Name another"):
+        run(options(tmp_path / "file"), Terminal())
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_too_few_texts_are_refused_before_the_search(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ def search(options: BasesOptions, reporter: Reporter) -> dict[str, Any]:
     writer.check(NEEDLE_TASKS[TASK], length, PROMPTS)
     prompts = copy_prompts(writer, length, PROMPTS)
     level = options.level or "head"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)  # before the search, not after it
+    except OSError as error:
+        raise HarpeError(f"--out {options.out} cannot be made a folder ({error.strerror}). Name another.") from error
     reporter.say(f"{passes} passes over {TEXTS} texts and {len(prompts)} needle samples, in float32.")
     found = search_tables(
         source.load(),
@@ -89,7 +94,6 @@ def search(options: BasesOptions, reporter: Reporter) -> dict[str, Any]:
         "history": [round(value, 5) for value in found.history],
         "exponents": found.exponents,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_tables(file, found.encoding, geometry, **made)
     return {**made, "start": found.history[0], "objective": found.objective, "file": str(file)}
 
@@ -104,8 +108,8 @@ def run(options: BasesOptions, terminal: Any) -> None:
         f"Objective {value['objective']:.4f} nats, from {value['start']:.4f}, by {value['passes']} passes on the "
         f"search's own texts. Written: {value['file']}"
     )
-    method_options = json.dumps({"file": value["file"]})
-    terminal.say(
-        f"Use it: harpe extend {options.model} --length {options.length} --method tables --method-options "
-        f"'{method_options}'"
-    )
+    again = {"--length": options.length, "--revision": options.revision, "--original-length": options.original_length}
+    words = ["harpe", "extend", str(options.model), "--method", "tables"]
+    words += [word for name, said in again.items() if said is not None for word in (name, str(said))]
+    words += ["--method-options", json.dumps({"file": value["file"]})]
+    terminal.say(f"Use it, with --data and --out: {shlex.join(words)}")
