@@ -14,7 +14,8 @@ from harpe.report.page import write_report
 from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table
 from harpe.runs.length_scores import write_lengths
-from harpe.runs.model_scores import pairs, read_model
+from harpe.runs.model_scores import read_model
+from harpe.runs.paired_models import pairs
 from harpe.runs.position_losses import write_positions
 from harpe.runs.scored import check_models
 

@@ -49,9 +49,7 @@ def write_model_page(
         *positions,
         file_table(ours),
     ]
-    parts = [
-        f"\n## {t.title}\n\n{f'{t.caption}{chr(10)}{chr(10)}' if t.caption else ''}{markdown(t)}" for t in sections
-    ]
+    parts = ["\n\n".join(part for part in (f"\n## {t.title}", t.caption, markdown(t)) if part) for t in sections]
     parts += [f"\n* {note}\n" for note in ours.notes]
     write_text(out / "tables.md", COMMENT + title + "".join(parts))
     write_text(out / "tables.csv", numbers_csv(ours, theirs, pairs))

@@ -1,5 +1,5 @@
 """Reads a folder with the scores of one model, as `harpe ruler`, `long`, `short`, `perplexity` and `evaluate` leave
-them, and pairs it with that of another model."""
+them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from harpe.errors import HarpeError
-from harpe.evaluation.statistics.intervals import mean_of_differences, paired_difference
 from harpe.files import read_json, read_jsonl, sha256_json
 from harpe.measurement import Measurement, check_scores, check_summary
-from harpe.report.read.contrast import Contrast
 from harpe.report.read.fields import parse
 from harpe.report.read.lengths import Effective, Percent
-from harpe.report.read.model import ModelScores, Number, OverLengths, Pair, ScoreFile, Units
+from harpe.report.read.model import ModelScores, Number, OverLengths, ScoreFile, Units
 from harpe.report.read.scores import Bin
 
+EVALUATED = ("perplexity.json", "needles.json", "grid.json")
+Rows = Iterable[Mapping[str, Any]]
 NEEDLE_MEAN, MEAN = "mean of the eight needle tasks", "mean of all 13"
 
 
@@ -79,16 +79,14 @@ def _overlap(value: Any) -> str:
     return f"{value['share']:.2%} of the {value['ngram']}-grams, {value['largest_share_of_a_text']:.2%} of one text"
 
 
-def _by_task(
-    rows: Iterable[Mapping[str, Any]], task: Callable[[Mapping[str, Any]], Any], unit: str
-) -> dict[Any, Units]:
+def _by_task(rows: Rows, task: Callable[[Mapping[str, Any]], Any], unit: str) -> dict[Any, Units]:
     found: dict[Any, dict[Any, tuple[float, float]]] = {}
     for row in rows:
         found.setdefault(task(row), {})[row[unit]] = (float(row["score"]), 1.0)
     return dict(found)
 
 
-def _tokens(rows: Iterable[Mapping[str, Any]], total: Callable[[Any], float], weight: Callable[[Any], float]) -> Units:
+def _tokens(rows: Rows, total: Callable[[Any], float], weight: Callable[[Any], float]) -> Units:
     return {row["document"]: (float(total(row)), float(weight(row))) for row in rows}
 
 
@@ -140,10 +138,8 @@ def _long(read: _Reading, path: Path) -> None:
 
 
 def _over(suite: str, task: str, value: Any) -> OverLengths:
-    effective, area = (
-        parse(hint, value[key], key) for hint, key in ((Effective | None, "effective"), (Percent | None, "area"))
-    )
-    return OverLengths(suite, task, effective, area, str(value["reason"]))
+    area = parse(Percent | None, value["area"], "area")
+    return OverLengths(suite, task, parse(Effective | None, value["effective"], "effective"), area, value["reason"])
 
 
 def _asked(path: Path) -> tuple[dict[str, Any], dict[str, Any], Measurement]:
@@ -242,9 +238,9 @@ def _evaluated(read: _Reading, path: Path) -> None:
         flat = [cell for line in value["cells"] for cell in line]
         cells = [(f"grid, depth {d:.0%}", (d, n), cell) for (n, d), cell in zip(places, flat, strict=True)]
         found = _by_task(rows, lambda row: (row["depth"], row["length"]), "index")
-    for title, key, cell in cells:
-        ends = [100 * cell[name] for name in ("score", "low", "high")]
-        read.add(Number(suite, title, key[1], "%", *ends, cell["samples"], file, same, (found[key],)))
+    for title, place, cell in cells:
+        mean, low, high = (100 * cell[name] for name in ("score", "low", "high"))
+        read.add(Number(suite, title, place[1], "%", mean, low, high, cell["samples"], file, same, (found[place],)))
 
 
 def _score_files(folder: Path) -> Iterator[tuple[Path, Callable[[_Reading, Path], None]]]:
@@ -257,9 +253,7 @@ def _score_files(folder: Path) -> Iterator[tuple[Path, Callable[[_Reading, Path]
             yield path, by_name[path.name]
         elif path.with_suffix(".records.jsonl").is_file():
             yield path, _perplexity
-        elif (
-            path.name in ("perplexity.json", "needles.json", "grid.json") and (path.parent / "protocol.json").is_file()
-        ):
+        elif path.name in EVALUATED and (path.parent / "protocol.json").is_file():
             yield path, _evaluated
 
 
@@ -315,28 +309,3 @@ def _one_model(read: _Reading) -> tuple[str, dict[str, str]]:
         read.notes.append(f"{files}: answered by a server, which tells a model's name alone and not which weights.")
     marks = {"model at the server" if key == "at_server" else key: str(each) for key, each in of["model"].items()}
     return str(of["name"]), marks
-
-
-def pairs(ours: ModelScores, theirs: ModelScores) -> list[Pair]:
-    """Every number of either model beside the other's, with the paired difference where both read the same."""
-    first, second = ({number.key: number for number in each.numbers} for each in (ours, theirs))
-    return [_pair(first.get(key), second.get(key)) for key in dict.fromkeys((*first, *second))]
-
-
-def _pair(a: Number | None, b: Number | None) -> Pair:
-    if a is None or b is None:
-        return Pair(a, b, why="measured of one alone")
-    if a.same != b.same or [x.keys() for x in a.units] != [x.keys() for x in b.units]:
-        return Pair(a, b, why="not the same samples or options")
-    if not a.units:
-        return Pair(a, b, why="cannot be paired")
-    if a.unit == "%":
-        found = mean_of_differences(
-            [[100 * (x[k][0] - y[k][0]) for k in x] for x, y in zip(a.units, b.units, strict=True)]
-        )
-    else:
-        (x,), (y,) = a.units, b.units
-        if any(x[k][1] != y[k][1] for k in x):
-            return Pair(a, b, why="not the same tokens")
-        found = paired_difference([x[k][0] for k in x], [y[k][0] for k in x], [x[k][1] for k in x])
-    return Pair(a, b, Contrast(found.value, found.low, found.high, found.clear))

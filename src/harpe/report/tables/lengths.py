@@ -54,11 +54,8 @@ def _cells(run: Run, scores: LengthScores, task: LengthTask, row: Row) -> list[C
         note = ""
     area = Cell(area.value, area.interval, note, area.order, verdict=verdict)
     threshold = f"× {scores.kept:g}: {percent(scores.kept * found.base.value)}%" if found.base else ""
-    cells: list[Cell | None] = [
-        effective_cell(found.effective, task.lengths[-1]),
-        _percent(found, "base", threshold),
-        area,
-    ]
+    effective = effective_cell(found.effective, task.lengths[-1])
+    cells: list[Cell | None] = [effective, _percent(found, "base", threshold), area]
     return cells + [
         Cell(f"{percent(s.value)}%", f"{percent(s.low)}–{percent(s.high)}%", order=s.value) for s in found.scores
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
-from harpe.report.read.model import ModelScores, Number, Pair
+from harpe.report.read.model import ModelScores, Number, OverLengths, Pair
 from harpe.report.read.scores import Bin
 from harpe.report.tables.files import cell_text
 from harpe.report.tables.lengths import effective_cell
@@ -46,29 +47,28 @@ def suite_tables(scores: ModelScores) -> list[Table]:
             at = {number.length: number for number in those if number.task == task}
             cells: list[Cell] = [_cell(at.get(length)) for length in lengths]
             if over:
-                cells += _over(over, task, lengths[-1] or 0)
+                cells += _over(over.get(task), max(at, key=lambda length: length or 0) or 0)
             rows.append(TableRow("", task, "", tuple(cells)))
         notes = [f"{task}: no effective length ({each.reason})." for task, each in over.items() if each.reason]
         tables.append(Table(tuple(columns), tuple(rows), suite, " ".join(notes), first="Task"))
     return tables
 
 
-def _over(over: dict[str, object], task: str, longest: int) -> list[Cell]:
-    found = over.get(task)
-    area = getattr(found, "area", None)
+def _over(found: OverLengths | None, longest: int) -> list[Cell]:
+    if found is None:
+        return [Cell("–"), Cell("–")]
+    area = found.area
     score = Cell(f"{percent(area.value)}%", f"{percent(area.low)}–{percent(area.high)}%") if area else Cell("–")
-    return [effective_cell(getattr(found, "effective", None), longest), score]
+    return [effective_cell(found.effective, longest), score]
 
 
 def position_table(title: str, bins: Sequence[Bin]) -> Table:
-    """Loss by position of one text set."""
-    rows = [
-        TableRow(
-            "", f"{b.start:,}–{b.end:,}", "", (Cell(f"{b.nll:.3f}", f"{b.low:.3f}–{b.high:.3f}", f"{b.tokens:,}"),)
-        )
-        for b in bins
-    ]
-    return Table((Column("loss", "nats a token; interval; tokens"),), tuple(rows), title, first="Positions")
+    """Loss by position of one set of texts."""
+    rows = []
+    for b in bins:
+        loss = Cell(f"{b.nll:.3f}", f"{b.low:.3f}–{b.high:.3f}", order=b.nll)
+        rows.append(TableRow("", f"{b.start:,}–{b.end:,}", "", (loss, Cell(f"{b.tokens:,}"))))
+    return Table((Column("loss", "nats a token"), Column("tokens")), tuple(rows), title, first="Positions")
 
 
 def against_tables(pairs: Sequence[Pair], other: str) -> list[Table]:
@@ -85,9 +85,7 @@ def against_tables(pairs: Sequence[Pair], other: str) -> list[Table]:
         else:
             cell = Cell("–", pair.why)
         note = f"at {number.length:,} tokens" if number.length else ""
-        row = TableRow(
-            "", f"{number.task}{' ' if note else ''}{note}", "", (_cell(pair.ours), _cell(pair.theirs), cell)
-        )
+        row = TableRow("", number.task, note, (_cell(pair.ours), _cell(pair.theirs), cell))
         tables.setdefault(number.suite, []).append(row)
     return [
         Table(
@@ -106,15 +104,10 @@ def against_tables(pairs: Sequence[Pair], other: str) -> list[Table]:
 
 def file_table(scores: ModelScores) -> Table:
     """Where the numbers stand, which engine gave them, and whether the model was trained on the texts."""
-    rows = [
-        TableRow(
-            "",
-            each.file,
-            "",
-            (Cell(each.suite), Cell(each.engine), Cell(each.written), Cell(first_upper(each.overlap))),
-        )
-        for each in scores.files
-    ]
+    rows = []
+    for each in scores.files:
+        cells = (each.suite, each.engine, each.written, first_upper(each.overlap))
+        rows.append(TableRow("", each.file, "", tuple(map(Cell, cells))))
     heads = ("suite", ""), ("engine", ""), ("written", "time of the file"), ("overlap", "with its run's training data")
     return Table(tuple(Column(head, note, words=True) for head, note in heads), tuple(rows), "Files", first="File")
 
@@ -130,7 +123,15 @@ def numbers_csv(ours: ModelScores, theirs: ModelScores | None, pairs: Sequence[P
             pair = by_key.get(n.key) if method == "this" else None
             better = "higher" if n.unit == "%" else "lower"
             place = f" at {n.length}" if n.length else ""
-            line = [f"{n.suite}: {n.task}{place}", f"{n.task}{place}", n.suite, n.task, n.length, n.unit, better]
+            line: list[Any] = [
+                f"{n.suite}: {n.task}{place}",
+                f"{n.task}{place}",
+                n.suite,
+                n.task,
+                n.length,
+                n.unit,
+                better,
+            ]
             line += [method, scores.name if scores else "", n.value, n.low, n.high, n.samples, n.file]
             d = pair.difference if pair else None
             line += [d.value, d.low, d.high, "points" if n.unit == "%" else "nats"] if d else [None] * 4
