@@ -52,12 +52,6 @@ class _Reading:
 
     def add(self, number: Number) -> None:
         """Take up a number; its records have to say the same."""
-        if twin := next((each for each in self.numbers if each.key == number.key), None):
-            where = f" at {number.length:,} tokens" if number.length else ""
-            raise HarpeError(
-                f"{self.root} holds {number.suite}, {number.task}{where} twice, in {twin.file} and in {number.file}. "
-                "Take one of them out of the folder."
-            )
         if number.units:
             means = [sum(s for s, _ in task.values()) / sum(w for _, w in task.values()) for task in number.units]
             mean = sum(means) / len(means)
@@ -269,6 +263,8 @@ def read_model(folder: Path) -> ModelScores:
     for path, reader in _score_files(folder):
         try:
             reader(read, path)
+        except HarpeError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise HarpeError(
                 f"{path}, or a file beside it, is damaged ({type(error).__name__}: {error}). Measure it again, or take "
@@ -283,8 +279,20 @@ def read_model(folder: Path) -> ModelScores:
             "ruler, long, short, perplexity or evaluate wrote with --out."
         )
     name, marks = _one_model(read)
+    _check_twice(read)
     files = (tuple(read.numbers), tuple(read.lengths), read.positions, tuple(read.files))
     return ModelScores(name, marks, *files, tuple(dict.fromkeys(read.notes)))
+
+
+def _check_twice(read: _Reading) -> None:
+    there: dict[tuple[str, str, int | None], Number] = {}
+    for number in read.numbers:
+        if (twin := there.setdefault(number.key, number)) is not number:
+            where = f" at {number.length:,} tokens" if number.length else ""
+            raise HarpeError(
+                f"{read.root} holds {number.suite}, {number.task}{where} twice, in {twin.file} and in {number.file}. "
+                "Take one of them out of the folder."
+            )
 
 
 def _one_model(read: _Reading) -> tuple[str, dict[str, str]]:
