@@ -18,9 +18,11 @@ import torch
 from harpe.cli.main import main
 from harpe.commands.evaluate import evaluate
 from harpe.commands.report import report_scores
+from harpe.data.overlap import unknown_overlap
 from harpe.errors import HarpeError
-from harpe.evaluation.statistics.intervals import weighted_mean
-from harpe.files import read_json
+from harpe.evaluation.statistics.intervals import weighted_mean, wilson
+from harpe.files import read_json, write_json
+from harpe.measurement import measurement_id, write_records
 from harpe.models.load import load_model, load_tokenizer
 from harpe.options.measuring import EvaluateOptions, LongOptions, PerplexityOptions, RulerOptions
 from harpe.suites.long import run_long
@@ -51,8 +53,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = (f"value_{i} = compute({i % n}, name='{i * 7}')" for i in range(30))
         (texts / f"{n}.txt").write_text("\n".join(lines))
     model = load_model("embedded", torch.float32)
+    head = model.get_output_embeddings().weight
     with torch.no_grad():
-        model.get_output_embeddings().weight *= 0.9
+        head += 0.5 * head.std() * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(folder / "other")
     load_tokenizer("embedded").save_pretrained(folder / "other")
     measure("embedded", folder / "a", texts)
@@ -127,7 +130,7 @@ def test_every_number_is_what_a_plain_loop_over_the_records_gives(scores: Path) 
             assert f"{cell['start']:,}–{cell['end']:,} {cell['nll']:.3f} {cell['low']:.3f}–{cell['high']:.3f}" in text
     assert "transformers, float32" in text and "Not known: The texts that this checkpoint was trained on" in text
     assert read_json(scores / "a" / "e" / "protocol.json")["model"]["weights"] in text
-    assert "script" not in page.read_text()
+    assert "<script" not in page.read_text()
 
 
 def test_differences_are_those_of_the_same_samples(scores: Path) -> None:
@@ -142,6 +145,7 @@ def test_differences_are_those_of_the_same_samples(scores: Path) -> None:
         elif row["method"] == "this":
             assert row["difference_unit"] == "nats"
             assert float(row["difference"]) == pytest.approx(math.log(ours[key] / theirs[key]), abs=1e-9)
+    assert any(ours[key] > theirs[key] for key in ours if key[0].startswith(("multi", "grid")))
     first, second = (records(scores / each / "p.records.jsonl") for each in "ab")
     losses = [x["nll"][2] - y["nll"][2] for x, y in zip(first, second, strict=True)]
     expected = weighted_mean(losses, [row["tokens"][2] for row in first])
@@ -200,6 +204,43 @@ def test_what_is_there_twice_cut_short_or_not_ours_is_refused(scores: Path) -> N
     with pytest.raises(HarpeError, match="harpe did not write it"):
         report_scores(scores / "a", None)
     assert not (scores / "a" / "report" / "index.html").exists()
+
+
+def test_short_benchmarks_stand_beside_and_a_served_model_is_known_by_its_name_alone(tmp_path: Path) -> None:
+    """Files as `harpe short` and `harpe ruler --server` write them."""
+    model = {"config": "c", "weights": "w"}
+    of = {"name": "me/model", "model": model, "options": {"limit": 4}, "dtype": "float32", "measuring": 2}
+    for folder, hits in (("a", [1.0, 1.0, 0.0, 1.0]), ("b", [0.0, 1.0, 0.0, 1.0])):
+        mine = of | {"name": f"{folder}/model", "model": model | {"weights": folder}}
+        share = wilson(sum(hits), 4).as_dict("score", 100)
+        task = {"metric": "acc", **share, "samples": 4, "shots": 5, "overlap": unknown_overlap("untold")}
+        rows = [
+            {"task": "piqa", "doc_id": i, "target": "0", "prompt_hash": f"h{i}", "acc": hit}
+            for i, hit in enumerate(hits)
+        ]
+        write_json(tmp_path / folder / "s" / "short.json", {"measurement": mine, "tasks": {"piqa": task}})
+        write_records(tmp_path / folder / "s" / "piqa.jsonl", rows, mine)
+    page = report_scores(tmp_path / "a", str(tmp_path / "b"))
+    (row, other) = table(tmp_path / "a")
+    assert (row["value"], other["value"], row["difference"]) == ("75.0", "50.0", "25.0")
+    assert "piqa (acc, 5 shots)" in shown(page) and "Not known: untold" in shown(page)
+
+    served = {"name": "a/model", "model": {"at_server": "a/model", "known": "by its name alone"}, "server": "http://h"}
+    samples = {"length": 64, "template": "base"}
+    answers = served | {"options": {"endpoint": "completions"}, "samples": samples, "measuring": 3}
+    folder = tmp_path / "a" / "served"
+    write_json(folder / "protocol.json", {"samples": samples, "files": {"fwe": "0" * 64}, "answers": answers})
+    cell = {**wilson(1, 2).as_dict("score", 100), "samples": 2}
+    facts = {"measurement": measurement_id(answers), "overlap": None}
+    write_json(folder / "ruler.json", {"length": 64, "tasks": {"fwe": cell}, **facts})
+    rows = [{"task": "fwe", "sample": i, "score": float(i)} for i in range(2)]
+    write_records(folder / "answers.jsonl", rows, answers)
+    text = shown(report_scores(tmp_path / "a", None))
+    assert "server http://h, completions" in text and "50.0%" in text
+    assert "served/ruler.json: answered by a server, which tells a model's name alone" in text
+    shutil.copytree(folder, tmp_path / "b" / "served")
+    with pytest.raises(HarpeError, match="holds scores of two models"):
+        report_scores(tmp_path / "b", None)
 
 
 def test_answers_without_scores_are_named_and_a_run_takes_no_against(

@@ -26,10 +26,15 @@ def _cell(number: Number | None) -> Cell:
     if number is None:
         return Cell("–")
     unit, shown = ("%", percent) if number.unit == "%" else ("", plain)
-    what = "documents" if number.unit == "perplexity" else "samples"
+    what = ("document" if number.unit == "perplexity" else "sample") + "s" * (number.samples != 1)
     ends = (number.low, number.high)
-    interval = "no interval" if None in ends else "–".join(f"{shown(end)}{unit}" for end in ends if end is not None)
-    return Cell(f"{shown(number.value)}{unit}", interval, f"{number.samples:,} {what}", number.value)
+    interval = "no interval" if None in ends else "–".join(shown(end) for end in ends if end is not None) + unit
+    return Cell(
+        f"{shown(number.value)}{unit}",
+        interval,
+        f"{number.samples:,} {what[: -1 if number.samples == 1 else None]}",
+        number.value,
+    )
 
 
 def suite_tables(scores: ModelScores) -> list[Table]:
