@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.errors import HarpeError
+from harpe.evaluation.long.registry import SUITES
 from harpe.files import read_json, read_jsonl, sha256_json
 from harpe.measurement import Measurement, check_scores, check_summary
 from harpe.report.read.fields import parse
@@ -121,7 +122,7 @@ def _long(read: _Reading, path: Path) -> None:
         read.lengths.append(_over(suite, name, task))
     for name, task in value["suites"].items():
         title = f"mean of {name}"
-        names = [each for each in value["tasks"] if each == name or each.startswith(f"{name}-")]
+        names = [each.name for each in SUITES[name].TASKS]
         for cell in task.get("lengths", ()):
             keys = [(each, cell["length"]) for each in names]
             _mean(read, suite, title, cell["length"], cell, file, [(same[key], units[key]) for key in keys])
