@@ -32,7 +32,7 @@ def _cell(number: Number | None) -> Cell:
     return Cell(
         f"{shown(number.value)}{unit}",
         interval,
-        f"{number.samples:,} {what[: -1 if number.samples == 1 else None]}",
+        f"{number.samples:,} {what}",
         number.value,
     )
 
@@ -89,8 +89,8 @@ def against_tables(pairs: Sequence[Pair], other: str) -> list[Table]:
             cell = Cell(value, interval, "" if d.real else "not clear", d.value)
         else:
             cell = Cell("–", pair.why)
-        note = f"at {number.length:,} tokens" if number.length else ""
-        row = TableRow("", number.task, note, (_cell(pair.ours), _cell(pair.theirs), cell))
+        note = f" at {number.length:,} tokens" if number.length else ""
+        row = TableRow("", f"{number.task}{note}", "", (_cell(pair.ours), _cell(pair.theirs), cell))
         tables.setdefault(number.suite, []).append(row)
     return [
         Table(
