@@ -112,7 +112,7 @@ def test_bases_of_every_layer_are_shown(capsys: pytest.CaptureFixture[str]) -> N
             "at least one key/value head",
         ),
         (["evaluate", "embedded", "--data", "embedded"], "--out is missing"),
-        (["report", "/nowhere"], "no plan.json"),
+        (["report", "/nowhere"], "There is no folder"),
         (["export", "/nowhere", "--out", "OUT"], "no checkpoint folder"),
         (["export", "embedded", "--out", "OUT"], "not extended by harpe"),
         (["export", "embedded", "--out", "OUT", "--method", "harpe"], "embedded is none"),

@@ -13,12 +13,16 @@ from harpe.options.training import LayoutOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Write the report page of a run directory again from its files and print the main table."""
+    """Write the report page of a run directory again from its files and print the main table; or the page of one model
+    from a folder of scores."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str
-    """The run directory."""
+    """The run directory; or a folder that holds, in folders of any names, what harpe ruler, long, short, perplexity and
+    evaluate wrote of one model."""
+    against: str | None = None
+    """Such a folder of another model: its numbers stand beside, with paired differences where both read the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

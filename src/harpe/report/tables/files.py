@@ -59,7 +59,7 @@ def markdown_tables(run: Run, paper: list[PaperTable], theirs: Published | None)
     return "\n".join(parts)
 
 
-def _text(words: str) -> str:
+def cell_text(words: str) -> str:
     """With an apostrophe before what a spreadsheet would compute.
 
     https://owasp.org/www-community/attacks/CSV_Injection
@@ -78,13 +78,13 @@ def csv_table(run: Run) -> str:
             status = "measured" if value else FAILED if row.failures else NOT_RUN
             line: list[Any] = [m.id, m.title, m.group, m.task, m.length, m.unit, m.better, row.name, row.title]
             line += [row.control, run.baseline.name, status]
-            line = [_text(cell) if isinstance(cell, str) else cell for cell in line]
+            line = [cell_text(cell) if isinstance(cell, str) else cell for cell in line]
             line += [value.value, value.low, value.high, value.seeds, value.documents] if value else [None] * 5
             line += [" ".join(map(repr, value.by_seed)) if value else None]
             line += [d.value, d.low, d.high, d.p, d.holm, in_words(m, row.name)] if d else [None] * 6
             writer.writerow([*line, run.summary.interval])
     for values in _lengths(run):
-        writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in values])
+        writer.writerow([cell_text(cell) if isinstance(cell, str) else cell for cell in values])
     return stream.getvalue()
 
 

@@ -21,12 +21,10 @@ def tokens(length: int) -> str:
     return f"{length:,}" if length else NONE
 
 
-def _effective(found: MethodLengths, task: LengthTask) -> Cell:
+def effective_cell(effective: Effective | None, longest: int) -> Cell:
     """At the longest length that was asked only "at least" is known."""
-    effective = found.effective
     if effective is None:
         return Cell("–")
-    longest = task.lengths[-1]
 
     def shown(length: int) -> str:
         return f"≥ {tokens(length)}" if length == longest else tokens(length)
@@ -56,7 +54,8 @@ def _cells(run: Run, scores: LengthScores, task: LengthTask, row: Row) -> list[C
         note = ""
     area = Cell(area.value, area.interval, note, area.order, verdict=verdict)
     threshold = f"× {scores.kept:g}: {percent(scores.kept * found.base.value)}%" if found.base else ""
-    cells: list[Cell | None] = [_effective(found, task), _percent(found, "base", threshold), area]
+    effective = effective_cell(found.effective, task.lengths[-1])
+    cells: list[Cell | None] = [effective, _percent(found, "base", threshold), area]
     return cells + [
         Cell(f"{percent(s.value)}%", f"{percent(s.low)}–{percent(s.high)}%", order=s.value) for s in found.scores
     ]
