@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -25,17 +26,27 @@ from harpe.runs.rows import Row
 Job = tuple[Row, int]
 """A row, and the seed that it is trained with."""
 WORKER = "harpe.comparison.worker"
+RUNNING_AT_MOST = 0.95
+"""Share of a job's expected seconds that counts as done while it runs."""
 LAST_WORDS = 10.0
 """Seconds that a worker's output is waited for after its end: something that has left its group may hold it open for
 ever."""
 
 
 def run_jobs(
-    run: Path, jobs: Sequence[Job], at_a_time: int, processes: RowProcesses, reporter: Reporter
+    run: Path,
+    jobs: Sequence[Job],
+    at_a_time: int,
+    processes: RowProcesses,
+    expected: Mapping[str, float],
+    reporter: Reporter,
 ) -> dict[str, str]:
     """Run every job in a worker, which starts the processes of its row where they are several; returns the reasons of
-    those that failed. An interruption ends all of them, and then this."""
-    workers = _Workers(run, len(jobs), at_a_time, processes, reporter)
+    those that failed. An interruption ends all of them, and then this.
+
+    `expected` has the seconds of every row, by name, alone on all cores: one line of progress tells of all jobs.
+    """
+    workers = _Workers(run, AllJobs(jobs, expected, at_a_time), at_a_time, processes, reporter)
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(at_a_time) as pool:
         try:
@@ -51,31 +62,73 @@ def run_jobs(
     return workers.failed
 
 
+class AllJobs:
+    """How much of all work is done: what has ended, and what runs by the time that it has taken."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        expected: Mapping[str, float],
+        at_a_time: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.count, self.ended = len(jobs), 0
+        # others work beside it, on the same cores
+        self._seconds = {(row.name, seed): max(expected[row.name] * at_a_time, 1e-3) for row, seed in jobs}
+        self._clock, self._began = clock, dict[tuple[str, int], float]()
+        self._did, self._took = 0.0, 0.0
+
+    def begin(self, job: Job) -> None:
+        self._began[job[0].name, job[1]] = self._clock()
+
+    def end(self, job: Job) -> None:
+        key = (job[0].name, job[1])
+        self.ended += 1
+        self._did += self._seconds[key]
+        self._took += self._clock() - self._began.pop(key)
+
+    def percent(self) -> int:
+        """Of the expected seconds, which the jobs that have ended correct; 100 when all have."""
+        if self.ended == self.count:
+            return 100
+        pace = self._took / self._did if self._did else 1.0
+        now, running = self._clock(), 0.0
+        for key, began in self._began.items():
+            running += min((now - began) / max(pace, 1e-9), RUNNING_AT_MOST * self._seconds[key])
+        return int(100 * (self._did + running) / sum(self._seconds.values()))
+
+
 class _Workers:
     """What the threads share that wait for a process each."""
 
-    def __init__(self, run: Path, jobs: int, at_a_time: int, processes: RowProcesses, reporter: Reporter) -> None:
+    def __init__(self, run: Path, jobs: AllJobs, at_a_time: int, processes: RowProcesses, reporter: Reporter) -> None:
         self.failed: dict[str, str] = {}
         self._processes = processes
         self._run, self._jobs, self._at_a_time, self._reporter = run, jobs, at_a_time, reporter
-        self._lock, self._done, self._ending = threading.Lock(), 0, False
+        self._lock, self._ending = threading.Lock(), False
         self._slots = list(range(at_a_time))
         self._children: set[subprocess.Popen[str]] = set()
         self._unheard: BaseException | None = None
-        reporter.progress("methods and seeds", 0, jobs)
+        self._tell("")
 
     def one(self, job: Job) -> None:
         """A job from start to end."""
         with self._lock:
             slot = self._slots.pop()
+            self._jobs.begin(job)
         reason = run_worker(self, self._run, job, slot)
         with self._lock:
             self._slots.append(slot)
-            self._done += 1
+            self._jobs.end(job)
             if reason is not None:
                 self.failed[f"{job[0].name}, seed {job[1]},"] = reason
             if not self._ending:
-                self._reporter.progress("methods and seeds", self._done, self._jobs, f"{job[0].title}, seed {job[1]}")
+                self._tell(f"{job[0].title}, seed {job[1]}, done")
+
+    def _tell(self, note: str) -> None:
+        """One line for all workers, in percent of the expected work."""
+        about = f"{self._jobs.ended} of {self._jobs.count} rows done"
+        self._reporter.progress("comparison, %", self._jobs.percent(), 100, f"{about}; {note}" if note else about)
 
     def end(self) -> None:
         """Kill all workers with what they have started, and start no more; a second interruption does not keep it from
@@ -134,10 +187,10 @@ class _Workers:
         try:
             for line in child.stdout:
                 if (value := _progress(line)) is not None:
+                    of = "" if value["total"] is None else f"/{value['total']}"
+                    note = f", {value['note']}" if value["note"] else ""
                     with self._lock:
-                        self._reporter.progress(
-                            f"{name}: {value['what']}", value["done"], value["total"], value["note"]
-                        )
+                        self._tell(f"{name}: {value['what']} {value['done']}{of}{note}")
         # nobody reads what is reported any more; a worker that nobody listens to would wait for ever
         except Exception as error:
             self._unheard = error

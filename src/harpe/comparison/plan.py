@@ -157,11 +157,11 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 def expected_seconds(
     recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float
-) -> float:
-    """Of training, perplexity and needle tasks, one after the other; RULER and short benchmarks come on top."""
-    options, trained = training_options(recipe, 0, "float32"), sum(row.trained for row in rows)
+) -> dict[str, float]:
+    """Of every row, one seed on all cores: training, perplexity, needle tasks and RULER; short benchmarks come on
+    top."""
+    options = training_options(recipe, 0, "float32")
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
-    measured = trained * len(recipe.seeds) + len(rows) - trained
     read = protocol_of(recipe, source.geometry.original_length).tokens()
     read += sum(suite.tokens(settings) for suite, settings in asked_suites(recipe.evaluation))
-    return trained * len(recipe.seeds) * tokens * per_trained + measured * read * per_read
+    return {row.name: row.trained * tokens * per_trained + read * per_read for row in rows}

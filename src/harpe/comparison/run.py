@@ -141,9 +141,10 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     reporter.say(plan_text(plan))
     for sentence in about:
         reporter.say(sentence)
-    expected = expected_seconds(recipe, source, rows, *speeds)
-    reporter.say(f"Expected time: {duration(expected)} for one at a time on all cores (from a short measurement).")
-    failed = run_jobs(run, [job for job in jobs if not _is_done(run, job)], options.jobs, processes, reporter)
+    expected, left = expected_seconds(recipe, source, rows, *speeds), [job for job in jobs if not _is_done(run, job)]
+    seconds = duration(sum(expected[row.name] for row, _ in left))
+    reporter.say(f"Expected time: {seconds} for one at a time on all cores (from a short measurement).")
+    failed = run_jobs(run, left, options.jobs, processes, expected, reporter)
     for what, reason in failed.items():
         reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)

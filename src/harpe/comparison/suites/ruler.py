@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
 from harpe.errors import HarpeError
+from harpe.evaluation.ruler.tasks import chosen as chosen_tasks
 from harpe.files import read_jsonl, sha256_file, sha256_once
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
@@ -75,7 +76,7 @@ class Ruler(Suite):
                 yield AnsweredTask(stem, title, group, task, samples)
 
     def tokens(self, of: RulerRecipe) -> int:
-        return sum(of.lengths) * of.samples * 13
+        return sum(of.lengths) * of.samples * len(chosen_tasks(of.tasks.replace(",", " ").split()))
 
     def asked(self, of: RulerRecipe) -> dict[str, str]:
         return {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in of.lengths}
