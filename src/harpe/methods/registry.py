@@ -121,7 +121,7 @@ def method_named(name: str) -> Method:
 def default_method(geometry: ModelGeometry) -> tuple[str, dict[str, Any], str]:
     """The method for a checkpoint where none is named, with its options, and why (docs/results.md)."""
     if geometry.trained_angles is None and geometry.attention_factor == 1.0:
-        return "yarn", {}, "yarn: of all methods it lost least at every length measured, and stock programs load it."
+        return "yarn", {}, "yarn: no method was shown to do better where we measured, and stock programs load it."
     own = "a scaling" if geometry.trained_angles is not None else "an attention factor"
     why = (
         "one base in the middle of HARPE's range, with YaRN's attention factor: this checkpoint was trained with "
