@@ -52,7 +52,8 @@ def test_the_verb_writes_tables_and_says_how_they_are_used(tmp_path: Path, capsy
         ({"out": None}, "give --model, --data, --out"),
         ({"passes": 1}, "give 2 or more"),
         ({"length": 256}, "nothing to search"),
-        ({"strategy": "uniform"}, "--level and --passes are those of --strategy searched"),
+        ({"strategy": "uniform"}, "--level, --passes and --sliding-window are those of --strategy searched"),
+        ({"strategy": "uniform", "level": None, "passes": None, "sliding_window": "off"}, "--sliding-window are those"),
     ],
 )
 def test_what_a_search_cannot_use_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:

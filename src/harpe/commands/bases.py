@@ -208,8 +208,10 @@ def run(options: BasesOptions, terminal: Any) -> None:
         refuse_several("harpe bases", "one process searches all tables.")
         search(options, terminal)
         return
-    if options.level is not None or options.passes is not None:
-        raise HarpeError("--level and --passes are those of --strategy searched; leave them out, or name it.")
+    if options.level is not None or options.passes is not None or options.sliding_window != "keep":
+        raise HarpeError(
+            "--level, --passes and --sliding-window are those of --strategy searched; leave them out, or name it."
+        )
     value = choose(options)
     written = write(value, Path(options.out)) if options.out is not None else []
     if options.json:

@@ -43,5 +43,7 @@ class BasesOptions(SearchOptions, RangeOptions):
     """Branch, tag or commit of a hub model."""
     original_length: int | None = None
     """Context that the model was trained with, where config.json does not say it."""
+    sliding_window: Literal["keep", "off"] = "keep"
+    """off, of --strategy searched: search without sliding windows, as harpe extend would train."""
     json: bool = False
     """Print one JSON object and nothing else."""

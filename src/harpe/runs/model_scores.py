@@ -266,7 +266,7 @@ def read_model(folder: Path) -> ModelScores:
             reader(read, path)
         except HarpeError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
             raise HarpeError(
                 f"{path}, or a file beside it, is damaged ({type(error).__name__}: {error}). Measure it again, or take "
                 "it out of the folder."

@@ -45,12 +45,19 @@ def search(options: BasesOptions, reporter: Reporter) -> dict[str, Any]:
         raise HarpeError(f"--passes is {passes}; the first is the start's own: give 2 or more.")
     file = Path(options.out) / "tables.json"
     refuse_foreign(file)
-    source = open_source(options.model, options.length, options.revision, None, options.original_length, "keep")
+    source = open_source(
+        options.model, options.length, options.revision, None, options.original_length, options.sliding_window
+    )
     geometry, length = source.geometry, options.length
     if length <= geometry.original_length:
         raise HarpeError(
             f"--length is {length:,}, and {options.model} was trained with {geometry.original_length:,} tokens: there "
             "is nothing to search. Give a longer --length."
+        )
+    if geometry.trained_angles is not None:
+        raise HarpeError(
+            f"--strategy searched starts from RoPE without a scaling, and {options.model} was trained with one of its "
+            "own, which would be lost. Leave --strategy searched out: bases follow from the angles it was trained on."
         )
     encoding_tables(source.config(), by_parts(geometry, length)[-1].encoding, geometry, length)
     tokenizer = reading_tokenizer(source.tokenizer, True)
@@ -111,5 +118,6 @@ def run(options: BasesOptions, terminal: Any) -> None:
     again = {"--length": options.length, "--revision": options.revision, "--original-length": options.original_length}
     words = ["harpe", "extend", str(options.model), "--method", "tables"]
     words += [word for name, said in again.items() if said is not None for word in (name, str(said))]
+    words += ["--sliding-window", "off"] if options.sliding_window == "off" else []
     words += ["--method-options", json.dumps({"file": value["file"]})]
     terminal.say(f"Use it, with --data and --out: {shlex.join(words)}")
