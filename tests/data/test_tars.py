@@ -173,7 +173,10 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused_with_how_far_it_was_read
     assert len(_read(path)[0]) == (0 if passed_over else 3)
 
 
-@pytest.mark.parametrize("content", [b"no tar at all", b"<html>" * 1000, gzip.compress(_tar([("a.txt", "a")]))])
+NO_ARCHIVES = {"prose": b"no tar at all", "page": b"<html>" * 1000, "packed": gzip.compress(_tar([("a.txt", "a")]))}
+
+
+@pytest.mark.parametrize("content", NO_ARCHIVES.values(), ids=NO_ARCHIVES)  # bytes as names hold the time of packing
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     assert "is no whole tar archive" in _sentence(tmp_path)
