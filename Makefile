@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install test slow lint families oldest quickstart base-model clean
+.PHONY: help install test slow lint families oldest quickstart real base-model clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,15 @@ oldest:  ## the tests in the oldest versions that pyproject.toml admits (constra
 
 quickstart: install  ## the demonstration on the model inside the package, without downloads
 	$(BIN)/harpe quickstart
+
+models/smollm2-135m: | install
+	$(BIN)/harpe fetch-model smollm2-135m --out $@
+
+real: models/smollm2-135m  ## a real checkpoint from 8k to 32k, hours on two cores; TEXTS=FOLDER HELD_OUT=FOLDER of long texts
+	@if [ -z "$(TEXTS)" ] || [ -z "$(HELD_OUT)" ]; then \
+	  echo "make real wants long texts to train on and others to measure with: make real TEXTS=FOLDER HELD_OUT=FOLDER" >&2; exit 1; \
+	fi
+	$(BIN)/harpe compare recipes/smollm2-135m-cpu.yaml --data "$(TEXTS)" --evaluation-data "$(HELD_OUT)" --jobs 2
 
 base-model: install  ## train that model again from nothing, into build/base-model
 	$(BIN)/python scripts/make_base_model.py --out build/base-model

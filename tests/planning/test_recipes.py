@@ -28,6 +28,7 @@ SHAPES = {
     "meta-llama/Meta-Llama-3-8B": "Llama-3.1-8B",  # the shape is the same
     "Qwen/Qwen3-0.6B-Base": "Qwen3-0.6B",
     "HuggingFaceTB/SmolLM2-135M": "SmolLM2-135M",
+    "models/smollm2-135m": "SmolLM2-135M",
 }
 COMMAND = r"^# +(?:torchrun --nproc-per-node (\d+) -m )?harpe ((?:extend|compare) .*?)(?:  .*)?$"
 
@@ -50,6 +51,7 @@ class Recipe:
         self.options: Any = every[0]
         self.keys: dict[str, Any] = yaml.safe_load(text)
         self.length: int = self.keys.get("length") or self.options.length
+        self.sequence: int = self.keys.get("pose_length") or self.length
         model = self.keys.get("model") or self.options.model
         self.config: PreTrainedConfig = (
             config_of(SHAPES[model]) if model in SHAPES else load_config("embedded")  # MODEL, of any small one
@@ -82,8 +84,8 @@ def test_a_recipe_runs_on_what_it_names_and_not_on_half(name: str) -> None:
     assert recipe.processes == {count}
     tracer = Tracer(recipe.config)
     settings = recipe.settings(recipe.options.sequence_parallel if count > 1 else 1)
-    assert choose_plan(tracer, recipe.length, recipe.devices, settings)[1].fits
+    assert choose_plan(tracer, recipe.sequence, recipe.devices, settings)[1].fits
     assert recipe.measured() <= recipe.devices.usable
     if count > 1:
         half = read_devices(f"{count // 2}x{str(recipe.devices).split('x')[1]}")
-        assert not choose_plan(tracer, recipe.length, half, recipe.settings(0))[1].fits
+        assert not choose_plan(tracer, recipe.sequence, half, recipe.settings(0))[1].fits

@@ -117,6 +117,20 @@ def test_a_training_begins_with_that_loss_and_goes_on_to_the_same_weights(make_t
     assert any(not torch.equal(weights(plain)[name], value) for name, value in found.items())
 
 
+def test_a_step_may_have_fewer_tokens_than_the_length_that_it_trains(make_tiny: Any, tmp_path: Path) -> None:
+    """Sequences are short, so that a step of two of them is one; none is trained on twice, and none is left out."""
+    geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
+    stages = [Stage(per_head_encoding((5e4, 9e4), geometry), length, 0.5) for length in (SIZE, TARGET)]
+    more = {"pose_length": SIZE, "tokens": 3 * TARGET + SIZE, "batch_tokens": 2 * SIZE + 1}
+    data = Counting(3, TARGET)
+    train(make_tiny, tmp_path, data, stages, **more)
+    rows = [read_jsonl(tmp_path / f"stage-{number}" / "log.jsonl") for number in (1, 2)]
+    assert [len(each) for each in rows] == [3, 3] and rows[1][0]["tokens"] == 2 * SIZE  # 6 steps of 2 of 12 sequences
+    assert options(pose_length=SIZE, batch_tokens=1).step_tokens(TARGET) == SIZE
+    assert options(pose_length=SIZE, batch_tokens=0).step_tokens(TARGET) == TARGET
+    assert options(batch_tokens=1).step_tokens(TARGET) == TARGET
+
+
 def test_what_does_not_go_with_it_is_refused(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = read_geometry(make_tiny("llama").config, "tiny")
     plain = Stage(shared_encoding(2e4, geometry), TARGET, 1.0)
@@ -134,6 +148,9 @@ def test_what_does_not_go_with_it_is_refused(make_tiny: Any, monkeypatch: pytest
     stages = [Stage(plain.encoding, length, 0.5) for length in (24, 48)]
     with pytest.raises(HarpeError, match="--pose-length 16 does not divide the 24 tokens of stage 1"):
         check_stages(stages, options(pose_length=16))
+    stages = [Stage(plain.encoding, length, 0.5) for length in (12, 48)]
+    with pytest.raises(HarpeError, match="--pose-length 16 is no multiple of the 12 tokens of stage 1"):
+        check_stages(stages, options(pose_length=16, batch_tokens=16, tokens=480))
     for family, changes, told in (
         ("gemma2", {"sliding_window": 16}, "a window of 16 tokens"),
         ("phi3", {"sliding_window": 32}, "a window of 32 tokens"),

@@ -66,7 +66,7 @@ class TrainingOptions(LoraOptions):
     max_grad_norm: float = 1.0
     """Norm that gradients are clipped to."""
     batch_tokens: int = 0
-    """Tokens an optimiser step; 0: one sequence."""
+    """Tokens an optimiser step; 0: as many as --length."""
     micro_batch: int = 1
     """Sequences in one forward pass; the rest of a step is accumulated."""
     gradient_checkpointing: bool = True
@@ -120,7 +120,7 @@ class TrainingSettings(TrainingOptions):
 
     def steps(self, length: int) -> int:
         """Optimiser steps that the budget gives at a target length."""
-        return self.tokens // self.step_tokens(length)
+        return self.tokens // length * length // self.step_tokens(length)
 
     def stage_steps(self, length: int, shares: Sequence[float]) -> list[int]:
         """Optimiser steps of every stage: together as many as one stage has, so that all methods train on the same
@@ -134,8 +134,9 @@ class TrainingSettings(TrainingOptions):
         return min(self.pose_length or length, length)
 
     def step_tokens(self, length: int) -> int:
-        """Tokens of an optimiser step: whole sequences of the target length, in every stage."""
-        return max(self.batch_tokens, length) // length * length
+        """Tokens of an optimiser step, in every stage: whole sequences of the last one."""
+        size = self.sequence(length) if self.batch_tokens else length
+        return max(self.batch_tokens, size) // size * size
 
     def check(self, length: int) -> None:
         """Raise HarpeError for settings that cannot work at a sequence length."""

@@ -59,6 +59,10 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
         size = options.sequence(stage.length)
         if stage.length % size:
             raise HarpeError(f"--pose-length {size} does not divide the {stage.length} tokens of stage {number}.")
+        if step_tokens % size:  # the stage has shorter sequences than the ones that steps are counted in
+            raise HarpeError(
+                f"--pose-length {options.pose_length} is no multiple of the {stage.length} tokens of stage {number}."
+            )
         if step_tokens // size % options.micro_batch:
             raise HarpeError(
                 f"A step of stage {number} has {step_tokens // size} sequences, which --micro-batch "
