@@ -7,8 +7,11 @@ import re
 import runpy
 import shutil
 import subprocess
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -253,3 +256,36 @@ def test_a_comparison_does_not_scroll_sideways(
 
 def test_a_comparison_follows_light_and_dark(browser: str, compared: Path, tmp_path: Path) -> None:
     test_dark_differs_from_light(browser, compared, tmp_path)
+
+
+SAVED = """
+  const saved = [];
+  const view = event.target.contentWindow;
+  view.HTMLAnchorElement.prototype.click = function () {{ saved.push([this.download, this.href]); }};
+  const rows = [...page.querySelectorAll("p.save")];
+  found.sections = [...new Set(rows.map((row) => row.closest("section").id))];
+  for (const row of rows) for (const each of row.querySelectorAll("button")) each.click();
+  setTimeout(() => {{
+    found.saved = saved;
+    document.getElementById("measured").textContent = JSON.stringify(found);
+  }}, 6000);
+"""
+
+
+def test_figures_are_saved_as_svg_and_png_for_slides(browser: str, compared: Path, tmp_path: Path) -> None:
+    """Drawings in their own size with the light style sheet inside, and the browser's picture of each at twice it."""
+    found = driven(browser, tmp_path, compared, SAVED)
+    assert {"needles", "training"} <= set(found["sections"])
+    files = dict(found["saved"])
+    assert len(files) == len(found["saved"]) >= 4
+    for name, address in files.items():
+        kind, content = address.split(",", 1)
+        if name.endswith(".svg"):
+            drawing = ElementTree.fromstring(unquote(content))
+            assert kind.startswith("data:image/svg+xml") and drawing.tag == "{http://www.w3.org/2000/svg}svg"
+            assert "@media" not in content and len(drawing) > 3
+        else:
+            assert kind == "data:image/png;base64" and name.endswith(".png")
+            (tmp_path / name).write_bytes(b64decode(content))
+            picture = Image.open(tmp_path / name)
+            assert picture.width >= 500 and colours(tmp_path / name, picture.width) > 20

@@ -134,3 +134,56 @@ for (const chart of document.querySelectorAll(".chart")) {
     label.addEventListener("pointerleave", () => draw());
   }
 }
+
+// Figures as files for slides: each with the light style sheet inside, as SVG, or as the PNG that the browser draws of it.
+const light = [...document.styleSheets[0].cssRules].filter((rule) => !rule.media).map((rule) => rule.cssText).join("");
+const font = getComputedStyle(document.body).fontFamily;
+
+function standing(figure) {
+  const copy = figure.cloneNode(true);
+  const [, , width, height] = figure.getAttribute("viewBox").split(" ");
+  for (const each of [copy, ...copy.querySelectorAll(".dim, .lit, .at")]) each.classList.remove("dim", "lit", "at");
+  for (const [name, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", width, height })) copy.setAttribute(name, value);
+  copy.setAttribute("style", `width:${width}px;height:${height}px;min-width:0;max-width:none;background:#fff;font-family:${font}`);
+  const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
+  style.textContent = light;
+  copy.prepend(style);
+  return `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
+}
+
+function save(address, name) {
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = name;
+  link.click();
+}
+
+function savePng(address, name) {
+  const image = new Image();
+  image.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [2 * image.width, 2 * image.height];
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    save(canvas.toDataURL("image/png"), name);
+  };
+  image.src = address;
+}
+
+function button(words, act) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = words;
+  made.addEventListener("click", act);
+  return made;
+}
+
+for (const link of document.querySelectorAll("p.save a")) {
+  link.after(" ", button("PNG", () => savePng(link.href, link.download.replace(/svg$/, "png"))));
+}
+for (const [number, figure] of document.querySelectorAll("figure svg.figure:not(.forest):not(.axis-row)").entries()) {
+  const name = `${figure.closest("section").id}-${number + 1}`;
+  const row = document.createElement("p");
+  row.className = "save";
+  row.append(button("SVG", () => save(standing(figure), `${name}.svg`)), " ", button("PNG", () => savePng(standing(figure), `${name}.png`)));
+  (figure.classList.contains("panel") ? figure.parentNode : figure.closest("figure")).append(row);
+}
