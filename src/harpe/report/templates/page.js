@@ -143,9 +143,9 @@ function standing(figure) {
   const copy = figure.cloneNode(true);
   const [, , width, height] = figure.getAttribute("viewBox").split(" ");
   for (const each of [copy, ...copy.querySelectorAll(".dim, .lit, .at")]) each.classList.remove("dim", "lit", "at");
-  for (const [name, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", width, height })) copy.setAttribute(name, value);
+  for (const [name, value] of Object.entries({ width, height })) copy.setAttribute(name, value);
   copy.setAttribute("style", `width:${width}px;height:${height}px;min-width:0;max-width:none;background:#fff;font-family:${font}`);
-  const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
+  const style = document.createElementNS(figure.namespaceURI, "style");
   style.textContent = light;
   copy.prepend(style);
   return `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
