@@ -84,7 +84,7 @@ def test_bases_that_were_measured_are_read_back_and_the_plan_stays(
     begin(workspace, monkeypatch, **adaptive)
     plan, stages = (workspace / "run/plan.json").read_bytes(), (workspace / "run/harpe/stages.json").read_bytes()
     (workspace / "texts" / "0.txt").write_text("b" * 9000)
-    monkeypatch.setattr("harpe.commands.extend.measured_distances", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr("harpe.commands.extend.measured_heads", lambda *args: pytest.fail("measured again"))
     target = run(workspace, resume=True, **adaptive)
     assert (workspace / "run/plan.json").read_bytes() == plan and (
         workspace / "run/harpe/stages.json"

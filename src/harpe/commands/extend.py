@@ -17,6 +17,7 @@ from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
+from harpe.methods.types import HeadQuantity
 from harpe.models.apply import check_encoding, check_factors, windows_note
 from harpe.models.card import rope_entry
 from harpe.models.load import load_config, load_tokenizer
@@ -28,7 +29,7 @@ from harpe.reporter import Reporter
 from harpe.runs.chosen_method import with_method
 from harpe.runs.decided import model_facts, pinned_revision, settled_plan, settled_row
 from harpe.runs.directory import held, open_run, removed_on_refusal
-from harpe.runs.head_distances import measured_distances
+from harpe.runs.head_distances import measured_heads
 from harpe.runs.plan import Plan, plan_text
 from harpe.runs.preflight import (
     check_budget,
@@ -135,10 +136,10 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
     )
     notes = list(source.notes)
 
-    def head_distances() -> list[list[float]]:
+    def measure(what: HeadQuantity = "distances") -> list[list[float]]:
         tokenizer = reading_tokenizer(source.tokenizer, options.split_special_tokens)
-        found, note = measured_distances(
-            source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length
+        found, note = measured_heads(
+            what, source.load(), tokenizer, options.data, options.text_field, source.geometry.original_length
         )
         notes.append(note)
         return found
@@ -148,7 +149,7 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
 
     def make() -> Row:
         notes.extend([f"The method was chosen for you: {why} --method names another."] if why else [])
-        row = extended_row(options, source.geometry, head_distances)
+        row = extended_row(options, source.geometry, measure)
         if note := windows_note(source.config(), row.stages[-1].encoding, source.geometry, options.length):
             notes.append(note)
         return row

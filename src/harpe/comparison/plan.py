@@ -14,8 +14,8 @@ from harpe.bases.ranges import base_range
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.worker import training_options
-from harpe.methods.harpe import MeasureDistances
 from harpe.methods.registry import defaults
+from harpe.methods.types import MeasureHeads
 from harpe.models.load import load_config
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings
@@ -39,7 +39,7 @@ def count_parameters(recipe: ComparisonRecipe) -> int:
         return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
 
 
-def make_rows(recipe: ComparisonRecipe, source: Source, measure: MeasureDistances | None) -> list[Row]:
+def make_rows(recipe: ComparisonRecipe, source: Source, measure: MeasureHeads | None) -> list[Row]:
     """All rows, with titles that tell them apart; each refused where its options or the budget do not allow it."""
     rows = [
         make_row(

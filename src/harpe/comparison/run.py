@@ -28,7 +28,7 @@ from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.evaluation.run import check_needles
 from harpe.files import read_json, write_json, write_text
-from harpe.methods.types import Stage
+from harpe.methods.types import HeadQuantity, Stage
 from harpe.models.identity import checkpoint_identity
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.runs import CompareOptions
@@ -43,7 +43,7 @@ from harpe.runs.directory import (
     removed_on_refusal,
     resume_dtype,
 )
-from harpe.runs.head_distances import measured_distances
+from harpe.runs.head_distances import measured_heads
 from harpe.runs.plan import duration
 from harpe.runs.preflight import check_budget, seconds_per_token, tell_environment, training_texts
 from harpe.runs.rows import Row, explain
@@ -91,16 +91,16 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         recipe = at_commit(asked, pinned_inputs(run) or {"model": checkpoint_identity(asked.model, asked.revision)})
     source = source_of(recipe)
 
-    def head_distances() -> Sequence[Sequence[float]]:
+    def measure(what: HeadQuantity = "distances") -> Sequence[Sequence[float]]:
         if options.plan:
-            raise HarpeError("An assignment by measurement needs the model, which --plan does not load.")
+            raise HarpeError("What is measured of heads needs the model, which --plan does not load.")
         texts, context = recipe.data_of(recipe.seeds[0]), source.geometry.original_length
         tokenizer = reading_tokenizer(source.tokenizer, recipe.split_special_tokens)
-        found, note = measured_distances(source.load(), tokenizer, texts, recipe.text_field, context)
+        found, note = measured_heads(what, source.load(), tokenizer, texts, recipe.text_field, context)
         reporter.say(note)
         return found
 
-    rows, parameters = make_rows(recipe, source, head_distances), count_parameters(recipe)
+    rows, parameters = make_rows(recipe, source, measure), count_parameters(recipe)
     processes.settled(rows, training_options(recipe, 0, "float32"))  # without memory: --plan may be for other machines
     if options.plan:
         plan = make_plan(recipe, source, rows, parameters, (recipe.dtype, recipe.dtype)).as_dict()

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from harpe.bases.assignment import Assignment, LayerBases
 from harpe.bases.base_sets import Rule, Strategy
 from harpe.bases.choice import SearchOptions, choose_rows
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
-from harpe.methods.types import AttentionFactor, Encoding, LengthScale, Stage, per_head_encoding, with_factors
+from harpe.methods.types import (
+    AttentionFactor,
+    Encoding,
+    LengthScale,
+    MeasureHeads,
+    Stage,
+    per_head_encoding,
+    with_factors,
+)
 from harpe.positions.geometry import ModelGeometry
-
-MeasureDistances = Callable[[], Sequence[Sequence[float]]]
-"""Measures how far each key/value head looks, [layers][heads] in tokens; costs a forward pass over a few texts."""
 
 
 def harpe(
@@ -32,7 +37,7 @@ def harpe(
     bases: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     attention_factor: AttentionFactor | None = None,
     length_scale: LengthScale | None = None,
-    measure: MeasureDistances | None = None,
+    measure: MeasureHeads | None = None,
 ) -> list[Stage]:
     """One stage at `length` with head h on a base of its own.
 

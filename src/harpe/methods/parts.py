@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from harpe.errors import HarpeError
-from harpe.methods.harpe import MeasureDistances
 from harpe.methods.interpolation import scale
 from harpe.methods.types import (
     AttentionFactor,
     LengthScale,
+    MeasureHeads,
     Stage,
     check_unscaled,
     stock_encoding,
@@ -94,7 +94,7 @@ def harpe_parts(
     beta_slow: float = 1.0,
     attention_factor: AttentionFactor = "yarn",
     length_scale: LengthScale | None = None,
-    measure: MeasureDistances | None = None,
+    measure: MeasureHeads | None = None,
 ) -> list[Stage]:
     """e = u^(an exponent of the head): every head keeps its fast pairs and has the whole scale at its slow end.
 

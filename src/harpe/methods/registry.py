@@ -2,7 +2,7 @@
 
 A method is a function `method(geometry, length, …) -> list[Stage]`. Its further parameters are its options, by keyword.
 Two are filled in where a function names them: `bounds`, the range of bases for this model and length (`BaseRange`), and
-`measure`, which measures how far each head looks (`harpe.methods.harpe`).
+`measure`, which measures the heads of the model on texts (`harpe.methods.types.MeasureHeads`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from harpe.bases.ranges import RangeRule, base_range
 from harpe.errors import HarpeError
 from harpe.methods.abf import abf, abf_staged, base_kept, one_base
 from harpe.methods.dual_chunk import dca
-from harpe.methods.harpe import MeasureDistances, harpe
+from harpe.methods.harpe import harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.layer_scale import layer_scale
+from harpe.methods.ms_poe import ms_poe
 from harpe.methods.p_rope import p_rope
 from harpe.methods.parts import by_parts, harpe_parts, mrrope
 from harpe.methods.self_extend import self_extend
 from harpe.methods.tables import tables
-from harpe.methods.types import Stage, shared_encoding, untrained
+from harpe.methods.types import MeasureHeads, Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
 from harpe.typed import typed
 
@@ -54,11 +55,13 @@ class Method:
     """Citation."""
     control: bool = False
     """A row without which the others cannot be read."""
+    trains: bool = True
+    """False: none of its stages is trained."""
 
 
 _HARPE, _XIONG = "Lian et al. 2024, arXiv 2412.07171", "Xiong et al. 2023, arXiv 2309.16039"
 BUILT_IN = (
-    Method("none", none, "untouched", "the checkpoint", control=True),
+    Method("none", none, "untouched", "the checkpoint", control=True, trains=False),
     Method("base-kept", base_kept, "base kept", "control: trained long, positions as they were", control=True),
     Method("pi", pi, "PI", "Chen et al. 2023, arXiv 2306.15595"),
     Method("ntk", ntk, "NTK-aware", "bloc97 2023; Peng et al. 2023, arXiv 2309.00071"),
@@ -71,8 +74,9 @@ BUILT_IN = (
     Method("by-parts", by_parts, "by parts", "control: harpe-parts with one exponent for all heads", control=True),
     Method("p-rope", p_rope, "p-RoPE", "Barbero et al. 2024, arXiv 2410.06205"),
     Method("layer-scale", layer_scale, "a scale by layer", "after arXiv 2503.04355"),
-    Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325"),
-    Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463"),
+    Method("ms-poe", ms_poe, "Ms-PoE", "after Zhang et al. 2024, arXiv 2403.04797", trains=False),
+    Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325", trains=False),
+    Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463", trains=False),
     Method("harpe", harpe, "HARPE", _HARPE),
     Method("harpe-parts", harpe_parts, "HARPE by parts", f"ours, from {_HARPE} and YaRN"),
     Method("tables", tables, "tables", "tables of frequencies from a file"),
@@ -149,7 +153,7 @@ def make_stages(
     options: Mapping[str, Any],
     *,
     range_rule: RangeRule = "critical",
-    measure: MeasureDistances | None = None,
+    measure: MeasureHeads | None = None,
     train: bool | None = None,
 ) -> list[Stage]:
     """The stages of a method.

@@ -14,7 +14,7 @@ Shapes: B documents of a batch (1), Q query heads, H key/value heads, S position
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
+def pieces_of(documents: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+    """The first min(context, `LONGEST`) tokens of each document that has `SHORTEST`; HarpeError where none has."""
+    pieces = [list(ids[: min(context, LONGEST)]) for ids in documents]
+    pieces = [ids for ids in pieces if len(ids) >= SHORTEST]
+    if not pieces:
+        raise HarpeError(f"No text has {SHORTEST} tokens, so what heads look at cannot be measured. Give longer texts.")
+    return pieces
+
+
 @torch.inference_mode()
 def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int) -> NDArray[np.float64]:
     """Mean attention distance in tokens of every key/value head: float64 [L, H].
@@ -69,10 +78,7 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
     """
     config = text_config(model.config)
     heads, modules = key_value_heads(config), attention_modules(model, range(config.num_hidden_layers))
-    pieces = [ids[: min(context, LONGEST)] for ids in documents]
-    pieces = [ids for ids in pieces if len(ids) >= SHORTEST]
-    if not pieces:
-        raise HarpeError(f"No text has {SHORTEST} tokens, so how far heads look cannot be measured. Give longer texts.")
+    pieces = pieces_of(documents, context)
     distances, weights = (np.zeros((len(modules), heads)) for _ in range(2))
 
     def reduce_layer(layer: int) -> Any:
@@ -91,7 +97,7 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
     try:
         with eager_attention(model):
             for ids in pieces:
-                model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+                model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     finally:
         for handle in hooks:
             handle.remove()
@@ -111,14 +117,27 @@ def cached_head_distances(
     model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int, folder: Path
 ) -> tuple[NDArray[np.float64], Path]:
     """`head_distances`, kept as JSON in `folder` under the hashes of weights and texts; returns the file too."""
+    return cached("distances", head_distances, model, documents, context, folder)
+
+
+def cached(
+    name: str,
+    measure: Callable[[PreTrainedModel, Sequence[Sequence[int]], int], NDArray[np.float64]],
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    context: int,
+    folder: Path,
+) -> tuple[NDArray[np.float64], Path]:
+    """What `measure` finds of every head, [L, H], kept as JSON in `folder`, under `name` and the hashes of weights and
+    texts; returns the file too."""
     texts = [list(ids[: min(context, LONGEST)]) for ids in documents]
     key = {"model": model_hash(model), "texts": sha256_json(texts), "context": context}
     path = folder / f"{sha256_json(key)[:32]}.json"
     if is_ours(path):
         there = read_json(path)
-        if there.get("key") == key:
-            return np.array(there["distances"], dtype=np.float64), path
-    found = head_distances(model, texts, context)
+        if there.get("key") == key and name in there:
+            return np.array(there[name], dtype=np.float64), path
+    found = measure(model, texts, context)
     if may_write(path):
-        write_json(path, {"key": key, "layers": len(found), "heads": found.shape[1], "distances": found.tolist()})
+        write_json(path, {"key": key, "layers": len(found), "heads": found.shape[1], name: found.tolist()})
     return found, path

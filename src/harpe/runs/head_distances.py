@@ -1,4 +1,4 @@
-"""Measures how far the heads of a checkpoint look, for --assignment adaptive."""
+"""Measures what methods ask of the heads of a checkpoint: how far they look, and how they pick tokens out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from itertools import islice
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.files import cache_folder
-from harpe.models.head_distance import SHORTEST, cached_head_distances
+from harpe.methods.types import HeadQuantity
+from harpe.models.head_distance import SHORTEST, cached, cached_head_distances
+from harpe.models.position_awareness import position_awareness
 from harpe.runs.texts import training_ids
 
 DOCUMENTS = 8
@@ -21,8 +23,7 @@ def measured_distances(
 ) -> tuple[list[list[float]], str]:
     """Mean attention distance of every key/value head, [layers, heads], on the first texts of `data`; and a sentence
     that says so."""
-    ids, _ = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
-    texts = list(islice((each for each in ids if len(each) >= SHORTEST), DOCUMENTS))
+    texts = _texts(tokenizer, data, text_field)
     found, _ = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
     low, high = found.min(), found.max()
     note = (
@@ -30,3 +31,28 @@ def measured_distances(
         f"{len(texts)} of the training texts); those that look farther get the larger bases."
     )
     return found.tolist(), note
+
+
+def measured_heads(
+    what: HeadQuantity,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str,
+    text_field: str,
+    context: int,
+) -> tuple[list[list[float]], str]:
+    """`measured_distances`, or the position awareness of every key/value head, on the same texts."""
+    if what == "distances":
+        return measured_distances(model, tokenizer, data, text_field, context)
+    texts = _texts(tokenizer, data, text_field)
+    found, _ = cached("awareness", position_awareness, model, texts, context, cache_folder() / "head-awareness")
+    note = (
+        f"Heads give {found.min():.2%} to {found.max():.2%} of the tokens more than 3 times the mean attention, before "
+        f"rotation ({len(texts)} of the training texts); they are ranked by it once, not on each prompt."
+    )
+    return found.tolist(), note
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, data: str, text_field: str) -> list[list[int]]:
+    ids, _ = training_ids(data, tokenizer, text_field, EMBEDDED_TOKENS)
+    return list(islice((each for each in ids if len(each) >= SHORTEST), DOCUMENTS))

@@ -9,9 +9,8 @@ from typing import Any
 from harpe.bases.choice import SearchOptions
 from harpe.bases.ranges import RangeRule
 from harpe.errors import HarpeError
-from harpe.methods.harpe import MeasureDistances
 from harpe.methods.registry import make_stages, method_named, takes_range
-from harpe.methods.types import Stage
+from harpe.methods.types import MeasureHeads, Stage
 from harpe.options.extend import ExtendOptions
 from harpe.options.shared import RangeOptions
 from harpe.positions.geometry import ModelGeometry
@@ -78,7 +77,7 @@ def make_row(
     name: str | None = None,
     title: str | None = None,
     range_rule: RangeRule = "critical",
-    measure: MeasureDistances | None = None,
+    measure: MeasureHeads | None = None,
     train: bool | None = None,
 ) -> Row:
     """A row by its method's name; see `harpe.methods.registry.make_stages`."""
@@ -104,7 +103,7 @@ def explain(method: str, stages: list[Stage], geometry: ModelGeometry) -> str:
     return f"{len(stages)} stages: {'; '.join(parts)}."
 
 
-def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: MeasureDistances | None = None) -> Row:
+def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: MeasureHeads | None = None) -> Row:
     """The row that `harpe extend` trains.
 
     Raises HarpeError for options that do not go together, and for a method without training.
@@ -132,8 +131,8 @@ def extended_row(options: ExtendOptions, geometry: ModelGeometry, measure: Measu
         given |= {key: value for key, value in ends.items() if value is not None}
     elif (options.min, options.max, options.range) != (None, None, RangeOptions.range):
         raise HarpeError(f"--range, --min and --max are for bases, which --method {options.method} does not choose.")
-    row = make_row(options.method, geometry, options.length, given, measure=measure)
-    if not row.trained:
+    row = make_row(options.method, geometry, options.length, given, measure=measure) if found.trains else None
+    if row is None or not row.trained:
         raise HarpeError(
             f"{found.title} needs no training; `harpe compare` measures it, and harpe.apply puts it into a model."
         )
