@@ -112,7 +112,21 @@ def test_wrong_names_get_a_sentence(name: str, options: dict[str, Any], message:
         stages(name, **options)
 
 
-@pytest.mark.parametrize("name", ["base-kept", "pi", "ntk", "ntk-dynamic", "yarn", "self-extend", "dca", "ms-poe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base-kept",
+        "pi",
+        "ntk",
+        "ntk-dynamic",
+        "yarn",
+        "self-extend",
+        "dca",
+        "ms-poe",
+        "rerope-parts",
+        "self-extend-dynamic",
+    ],
+)
 def test_methods_that_start_from_plain_positions_refuse_a_checkpoint_with_a_scaling(name: str) -> None:
     scaled = replace(LLAMA2, trained_angles=tuple(4096.0 * 10_000 ** (-i / 64) for i in range(64)))
     with pytest.raises(HarpeError, match="trained with one of its own, which would be lost"):
@@ -176,6 +190,7 @@ def test_every_built_in_method_survives_json(tmp_path: Path) -> None:
         "longrope": {"long_factor": [1.0] * 64},
         "self-extend": {"window": 2048, "group": 64},
         "layer-scale": {"first": 8.0, "last": 32.0},
+        "rerope-parts": {"distances": [[float(head % 5) for head in range(32)]] * 32},
         "ms-poe": {"awareness": [[float(head % 5) for head in range(32)]] * 32},
         "tables": {"file": str(tmp_path / "tables.json")},
     }

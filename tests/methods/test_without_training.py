@@ -6,8 +6,8 @@ import pytest
 
 from harpe.errors import HarpeError
 from harpe.methods.dual_chunk import dca
-from harpe.methods.self_extend import self_extend, self_extend_length
-from harpe.methods.types import DualChunk, SelfExtend
+from harpe.methods.self_extend import groups_of, self_extend, self_extend_dynamic, self_extend_length
+from harpe.methods.types import DualChunk, DynamicSelfExtend, SelfExtend
 from harpe.positions.geometry import ModelGeometry
 
 LLAMA_2 = ModelGeometry("llama", 32, 32, 32, 128, 128, 4096, 10_000.0, 32_000)
@@ -44,6 +44,27 @@ def test_without_options_the_smallest_group_that_reaches_is_taken() -> None:
     chosen = stage.encoding.attention
     assert isinstance(chosen, SelfExtend) and chosen.window == 1024
     assert largest_distance(131_072, 1024, chosen.group) < 4096 <= largest_distance(131_072, 1024, chosen.group - 1)
+
+
+@pytest.mark.parametrize("window", [1, 64, 100, 230, 255])
+def test_the_dynamic_group_is_the_smallest_with_which_a_text_stays_in_the_trained_context(window: int) -> None:
+    found = groups_of(window, 256, 1, 1500)
+    assert found[0] == (1, 0, 256) and found[-1][1] < 1500 <= found[-1][2]
+    for length in range(1, 1501):
+        smallest = next(g for g in range(1, 2000) if largest_distance(length, window, g) < 256)
+        assert [group for group, above, upto in found if above < length <= upto] == [smallest]
+    for shortest, longest in ((1, 256), (257, 257), (300, 900), (-5, 3)):
+        assert groups_of(window, 256, shortest, longest) == [
+            each for each in groups_of(window, 256, 1, 2000) if each[2] >= shortest and each[1] < longest
+        ]
+
+
+def test_dynamic_self_extend_reaches_any_length() -> None:
+    for length in (8192, 10**7):
+        (stage,) = self_extend_dynamic(LLAMA_2, length)
+        assert stage.encoding.attention == DynamicSelfExtend(1024, 4096) and stage.share == 0.0
+    with pytest.raises(HarpeError, match="window is 4096"):
+        self_extend_dynamic(LLAMA_2, 8192, window=4096)
 
 
 def test_dual_chunk_defaults_are_the_papers() -> None:

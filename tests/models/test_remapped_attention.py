@@ -1,4 +1,4 @@
-"""Self-Extend and dual chunk attention inside models, against the papers' formulas in float64, pair by pair."""
+"""Self-Extend, ReRoPE and dual chunk attention inside models, against the papers' formulas in float64, pair by pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harpe.data import embedded
 from harpe.errors import HarpeError
-from harpe.methods.types import DualChunk, SelfExtend, per_head_encoding, shared_encoding
+from harpe.methods.types import DualChunk, DynamicSelfExtend, ReRoPE, SelfExtend, per_head_encoding, shared_encoding
 from harpe.models import remapped_attention
 from harpe.models.apply import apply_encoding
 from harpe.models.attention import apply_attention
@@ -28,13 +28,27 @@ from harpe.models.load import load_model, load_tokenizer
 
 from .tiny_families import bases_of, heads_of, tiny
 
+SOME_HEADS = ReRoPE(9, ((0,), (1,), (1,), (0,)))
+"""One of two in each of up to four layers (`fitted`)."""
 METHODS = [SelfExtend(8, 3), SelfExtend(7, 4), DualChunk(12, 5), DualChunk(6, 6)]
-BOTH = pytest.mark.parametrize("attention", [SelfExtend(8, 3), DualChunk(12, 5)], ids=["self-extend", "dual-chunk"])
+METHODS += [DynamicSelfExtend(5, 16), DynamicSelfExtend(14, 16), ReRoPE(9, ((0,), ())), ReRoPE(12, ((0,), (0,)))]
+ALL = pytest.mark.parametrize(
+    "attention",
+    [SelfExtend(8, 3), DualChunk(12, 5), DynamicSelfExtend(5, 16), SOME_HEADS],
+    ids=["self-extend", "dual-chunk", "dynamic", "rerope"],
+)
 INTERLEAVED = ("glm", "cohere", "helium")
 
 
-def distance(i: int, j: int, attention: Any) -> int:
-    """Between query i and key j: the papers' cases, one by one."""
+def distance(i: int, j: int, attention: Any, capped: bool = True) -> int:
+    """Between query i and key j: the papers' cases, one by one. `capped`: in a head that has ReRoPE."""
+    if isinstance(attention, ReRoPE):
+        return min(i - j, attention.window) if capped else i - j
+    if isinstance(attention, DynamicSelfExtend):
+        w, g = attention.window, 1
+        while i // g + w - w // g >= attention.context:  # of the first key
+            g += 1
+        return i - j if i - j < w else (i // g + w - w // g) - j // g
     if isinstance(attention, SelfExtend):
         w, g = attention.window, attention.group
         return i - j if i - j < w else (i // g + w - w // g) - j // g
@@ -69,9 +83,14 @@ def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | No
         **_: Any,
     ) -> Any:
         size, kind = query.shape[2], (getattr(config, "layer_types", None) or ["full_attention"] * 99)[module.layer_idx]
-        turns = np.array(
-            [[distance(i, j, attention) if "full" in kind else i - j for j in range(size)] for i in range(size)]
-        )
+
+        def turns_of(capped: bool) -> np.ndarray:
+            def of(i: int, j: int) -> int:
+                return distance(i, j, attention, capped) if "full" in kind else i - j
+
+            return np.array([[of(i, j) for j in range(size)] for i in range(size)])
+
+        both = [turns_of(False), turns_of(True)]
         allowed = np.array(
             [[j <= i and ("full" in kind or i - j < config.sliding_window) for j in range(size)] for i in range(size)]
         )
@@ -80,6 +99,7 @@ def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | No
         output = np.zeros(q.shape)
         for b, h in np.ndindex(q.shape[:2]):
             x, y = q[b, h], k[b, h // group]
+            turns = both[not isinstance(attention, ReRoPE) or h // group in attention.heads[module.layer_idx]]
             theta = bases[h // group] ** (-np.arange(0, rotary_dim, 2) / rotary_dim)
             half = rotary_dim // 2
             firsts, seconds = (
@@ -110,6 +130,12 @@ def pair_by_pair(model: PreTrainedModel, attention: Any, bases: list[float] | No
         config._attn_implementation_internal = before
 
 
+def fitted(attention: Any, model: PreTrainedModel) -> Any:
+    """With heads for as many layers as the model has."""
+    layers = model.config.num_hidden_layers
+    return replace(attention, heads=attention.heads[:layers]) if isinstance(attention, ReRoPE) else attention
+
+
 def ids_of(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
 
@@ -127,7 +153,7 @@ def reference(
 
 
 def changed(model: PreTrainedModel, attention: Any) -> Any:
-    return apply_attention(copy.deepcopy(model), attention)
+    return apply_attention(copy.deepcopy(model), fitted(attention, model))
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 2e-4) -> bool:
@@ -143,7 +169,7 @@ def test_llama_is_the_papers_formula(attention: Any, heads: int) -> None:
     assert not close(got, logits(model, ids), atol=1e-2)  # the reference can tell
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("family", ["phi", "glm", "cohere", "gpt_neox", "gemma2", "gpt_oss"])
 def test_other_families_are_the_papers_formula(family: str, attention: Any) -> None:
     """Partial and interleaved rotation, soft caps, sinks, and layers with a sliding window, which stay as they are."""
@@ -151,15 +177,15 @@ def test_other_families_are_the_papers_formula(family: str, attention: Any) -> N
     assert close(logits(changed(model, attention), ids), reference(model, ids, attention), atol=5e-4)
 
 
-@BOTH
+@ALL
 def test_bases_per_head_are_turned_by_their_own_frequencies(attention: Any) -> None:
     model, ids = tiny("llama"), ids_of(1, 41)
     geometry, bases = read_geometry(model.config, "tiny"), bases_of(model)
     own = apply_encoding(copy.deepcopy(model), per_head_encoding(bases, geometry), geometry, 4096)
-    assert close(logits(apply_attention(own, attention), ids), reference(model, ids, attention, bases))
+    assert close(logits(apply_attention(own, fitted(attention, own)), ids), reference(model, ids, attention, bases))
 
 
-@BOTH
+@ALL
 def test_small_tiles_and_scores_in_one_piece_agree_and_so_do_gradients(
     attention: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +203,7 @@ def test_small_tiles_and_scores_in_one_piece_agree_and_so_do_gradients(
         assert close(a, b, atol=1e-5)
 
 
-@BOTH
+@ALL
 def test_gradients_are_those_of_finite_differences(attention: Any) -> None:
     model, ids = changed(tiny("llama"), attention).double(), ids_of(1, 30)
     weight = model.model.layers[0].self_attn.k_proj.weight
@@ -192,13 +218,15 @@ def test_gradients_are_those_of_finite_differences(attention: Any) -> None:
     assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(slope, rel=2e-2)
 
 
-@pytest.mark.parametrize("attention", [SelfExtend(64, 4), DualChunk(64, 16)], ids=str)
+@pytest.mark.parametrize(
+    "attention", [SelfExtend(64, 4), DualChunk(64, 16), DynamicSelfExtend(16, 64), ReRoPE(64, ((0,), (1,)))], ids=str
+)
 def test_short_texts_are_the_stock_model(attention: Any) -> None:
     model, ids = tiny("llama"), ids_of(2, 64)
     assert close(logits(changed(model, attention), ids), logits(model, ids), atol=1e-5)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_decoding_step_by_step_is_the_full_forward(attention: Any, family: str) -> None:
     model, ids = changed(tiny(family), attention), ids_of(2, 50)
@@ -211,7 +239,7 @@ def test_decoding_step_by_step_is_the_full_forward(attention: Any, family: str) 
     assert close(torch.cat(steps, dim=1), full)
 
 
-@BOTH
+@ALL
 def test_left_padding_changes_nothing(attention: Any) -> None:
     model = changed(tiny("llama"), attention)
     texts = [ids_of(1, 40, seed=2), ids_of(1, 29, seed=3)]
@@ -228,7 +256,7 @@ def test_left_padding_changes_nothing(attention: Any) -> None:
         ].equal(answer)
 
 
-@BOTH
+@ALL
 def test_bfloat16_is_near_float32(attention: Any) -> None:
     model, ids = changed(tiny("llama"), attention), ids_of(1, 50)
     short: Any = copy.deepcopy(model).to(torch.bfloat16)
@@ -236,18 +264,20 @@ def test_bfloat16_is_near_float32(attention: Any) -> None:
     assert float((got.float() - wanted).norm() / wanted.norm()) < 0.05
 
 
-@BOTH
+@ALL
 def test_a_checkpoint_keeps_it_and_stock_transformers_stops(
     attention: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = tiny("llama"), ids_of(1, 40)
     geometry = read_geometry(model.config, "tiny")
-    encoding = replace(shared_encoding(geometry.base, geometry), attention=attention)
+    encoding = replace(shared_encoding(geometry.base, geometry), attention=fitted(attention, model))
     before = logits(model, ids)
     apply_encoding(model, encoding, geometry, 2048)
     assert model.config.max_position_embeddings == 2048 and model.config.harpe_attention["type"] in (
         "self_extend",
         "dual_chunk",
+        "dynamic_self_extend",
+        "rerope",
     )
     wanted = logits(model, ids)
     model.save_pretrained(tmp_path / "first")
@@ -284,6 +314,12 @@ def test_a_norm_after_the_rotation_is_refused() -> None:
                 weight.copy_(torch.linspace(0.2, 2, len(weight)))
     with pytest.raises(HarpeError, match="more to queries or keys than to rotate"):
         apply_attention(model, SelfExtend(8, 3))
+
+
+@pytest.mark.parametrize("heads", [((0,),), ((0,), (2,)), ((), (-1,))], ids=str)
+def test_heads_that_the_model_does_not_have_are_refused(heads: Any) -> None:
+    with pytest.raises(HarpeError, match="do not fit 2 layers with 2 key/value heads"):
+        apply_attention(tiny("llama"), ReRoPE(9, heads))
 
 
 def test_masks_that_it_cannot_honour_are_refused() -> None:

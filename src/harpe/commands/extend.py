@@ -17,7 +17,7 @@ from harpe.data.special_tokens import reading_tokenizer
 from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose_layout
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
-from harpe.methods.types import HeadQuantity
+from harpe.methods.measured import HeadQuantity
 from harpe.models.apply import check_encoding, check_factors, windows_note
 from harpe.models.card import rope_entry
 from harpe.models.load import load_config, load_tokenizer

@@ -14,8 +14,8 @@ from harpe.bases.ranges import base_range
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.worker import training_options
+from harpe.methods.measured import MeasureHeads
 from harpe.methods.registry import defaults
-from harpe.methods.types import MeasureHeads
 from harpe.models.load import load_config
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings

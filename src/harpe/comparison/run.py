@@ -28,7 +28,8 @@ from harpe.distributed.processes import refuse_several
 from harpe.errors import HarpeError
 from harpe.evaluation.run import check_needles
 from harpe.files import read_json, write_json, write_text
-from harpe.methods.types import HeadQuantity, Stage
+from harpe.methods.measured import HeadQuantity
+from harpe.methods.types import Stage
 from harpe.models.identity import checkpoint_identity
 from harpe.options.recipe import ComparisonRecipe
 from harpe.options.runs import CompareOptions

@@ -10,11 +10,11 @@ from harpe.bases.base_sets import Rule, Strategy
 from harpe.bases.choice import SearchOptions, choose_rows
 from harpe.bases.ranges import BaseRange
 from harpe.errors import HarpeError
+from harpe.methods.measured import MeasureHeads
 from harpe.methods.types import (
     AttentionFactor,
     Encoding,
     LengthScale,
-    MeasureHeads,
     Stage,
     per_head_encoding,
     with_factors,

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harpe.errors import HarpeError
-from harpe.methods.types import MeasureHeads, Stage, check_unscaled, measured_rows, table_encoding, untrained
+from harpe.methods.measured import MeasureHeads, measured_rows
+from harpe.methods.types import Stage, check_unscaled, table_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from harpe.errors import HarpeError
 from harpe.methods.interpolation import scale
+from harpe.methods.measured import MeasureHeads
 from harpe.methods.types import (
     AttentionFactor,
     LengthScale,
-    MeasureHeads,
     Stage,
     check_unscaled,
     stock_encoding,

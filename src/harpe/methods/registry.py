@@ -2,7 +2,7 @@
 
 A method is a function `method(geometry, length, …) -> list[Stage]`. Its further parameters are its options, by keyword.
 Two are filled in where a function names them: `bounds`, the range of bases for this model and length (`BaseRange`), and
-`measure`, which measures the heads of the model on texts (`harpe.methods.types.MeasureHeads`).
+`measure`, which measures the heads of the model on texts (`harpe.methods.measured.MeasureHeads`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from harpe.methods.dual_chunk import dca
 from harpe.methods.harpe import harpe
 from harpe.methods.interpolation import longrope, ntk, ntk_dynamic, pi, yarn
 from harpe.methods.layer_scale import layer_scale
+from harpe.methods.measured import MeasureHeads
 from harpe.methods.ms_poe import ms_poe
 from harpe.methods.p_rope import p_rope
 from harpe.methods.parts import by_parts, harpe_parts, mrrope
-from harpe.methods.self_extend import self_extend
+from harpe.methods.rerope import rerope_parts
+from harpe.methods.self_extend import self_extend, self_extend_dynamic
 from harpe.methods.tables import tables
-from harpe.methods.types import MeasureHeads, Stage, shared_encoding, untrained
+from harpe.methods.types import Stage, shared_encoding, untrained
 from harpe.positions.geometry import ModelGeometry
 from harpe.typed import typed
 
@@ -76,9 +78,17 @@ BUILT_IN = (
     Method("layer-scale", layer_scale, "a scale by layer", "after arXiv 2503.04355"),
     Method("ms-poe", ms_poe, "Ms-PoE", "after Zhang et al. 2024, arXiv 2403.04797", trains=False),
     Method("self-extend", self_extend, "Self-Extend", "Jin et al. 2024, arXiv 2401.01325", trains=False),
+    Method("self-extend-dynamic", self_extend_dynamic, "dynamic Self-Extend", "after arXiv 2607.07740", trains=False),
     Method("dca", dca, "DCA", "An et al. 2024, arXiv 2402.17463", trains=False),
     Method("harpe", harpe, "HARPE", _HARPE),
     Method("harpe-parts", harpe_parts, "HARPE by parts", f"ours, from {_HARPE} and YaRN"),
+    Method(
+        "rerope-parts",
+        rerope_parts,
+        "ReRoPE near, by parts far",
+        "ours, from Su 2023, https://kexue.fm/archives/9708, and YaRN",
+        trains=False,
+    ),
     Method("tables", tables, "tables", "tables of frequencies from a file"),
     Method("one-base", one_base, "one base", "control: one base of HARPE's range", control=True),
 )

@@ -9,7 +9,7 @@ the shared k with different bases would make scores depend on absolute position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -38,6 +38,38 @@ class DualChunk:
     """Tokens behind the end of a chunk that keep exact distances to it."""
 
 
+@dataclass(frozen=True)
+class DynamicSelfExtend:
+    """Self-Extend with the smallest group by which the text fits the trained context, for every query by the length of
+    the text up to it (after Jet-Long, arXiv 2607.07740)."""
+
+    window: int
+    """As in `SelfExtend`."""
+    context: int
+    """Trained context in tokens; up to it the group is 1, and positions are as they are."""
+
+
+@dataclass(frozen=True)
+class ReRoPE:
+    """Distances above `window` become `window`, in some heads (ReRoPE: Su 2023, https://kexue.fm/archives/9708)."""
+
+    window: int
+    """The largest distance in tokens."""
+    heads: tuple[tuple[int, ...], ...]
+    """Numbers of the key/value heads of every layer that have it; the others have all distances as they are."""
+
+    def __post_init__(self) -> None:
+        """JSON has lists."""
+        object.__setattr__(self, "heads", tuple(tuple(row) for row in self.heads))
+
+    def __str__(self) -> str:
+        return f"ReRoPE(window={self.window}, in {sum(map(len, self.heads))} heads)"
+
+
+Remapped = SelfExtend | DynamicSelfExtend | DualChunk | ReRoPE
+"""Positions changed inside the attention."""
+REMAPPED: tuple[type[Remapped], ...] = (SelfExtend, DynamicSelfExtend, DualChunk, ReRoPE)
+
 Table = tuple[tuple[float, ...], ...]
 """Inverse frequencies [key/value heads][pairs]; 0 for a pair that does not turn."""
 
@@ -61,7 +93,7 @@ class Encoding:
     layer, None for a layer that keeps its positions. `bases` are then the trained one."""
     stock: dict[str, Any] | None = None
     """Parameters of transformers' rope types (`rope_type`, `rope_theta`, `factor` …); None: only the base changes."""
-    attention: SelfExtend | DualChunk | None = None
+    attention: Remapped | None = None
     """Positions changed inside the attention instead (no training)."""
     attention_factor: float | tuple[float, ...] = 1.0
     """Multiplies queries and keys (cos and sin) beside what the checkpoint has: of all heads, or one per key/value
@@ -71,6 +103,9 @@ class Encoding:
 
     def describe(self) -> str:
         """In words, for plans and tables."""
+        if isinstance(self.attention, ReRoPE):
+            rest = replace(self, attention=None).describe()
+            return f"ReRoPE, window {self.attention.window}, in {sum(map(len, self.attention.heads))} heads, on {rest}"
         if self.attention is not None:
             values = ", ".join(f"{name} {value}" for name, value in asdict(self.attention).items())
             return f"{type(self.attention).__name__}, {values}, on base {self.bases[0]:,.0f}"
@@ -175,40 +210,6 @@ def _of_heads(name: str, given: float | Sequence[float], geometry: ModelGeometry
             "for each of them, or one for all."
         )
     return tuple(float(value) for value in given)
-
-
-HeadQuantity = Literal["distances", "awareness"]
-"""What methods may ask of heads: how far they look in tokens (`harpe.models.head_distance`), and their position
-awareness (`harpe.models.position_awareness`)."""
-MeasureHeads = Callable[..., Sequence[Sequence[float]]]
-"""Measures a `HeadQuantity`, without one distances, of every key/value head, [layers][heads], in a forward pass over a
-few texts."""
-
-
-def measured_rows(
-    method: str,
-    what: HeadQuantity,
-    given: Sequence[Sequence[float]] | None,
-    measure: MeasureHeads | None,
-    geometry: ModelGeometry,
-) -> Sequence[Sequence[float]]:
-    """A quantity of every key/value head, [layers][heads]: as `given`, or else measured.
-
-    Raises HarpeError where neither can be, and for numbers that are not one for each head.
-    """
-    if given is None and measure is None:
-        raise HarpeError(
-            f"{method} measures the heads of the model on texts, which are not at hand here. Give {what}, [layers]"
-            "[key/value heads], or use it in `harpe compare`, which has texts."
-        )
-    rows = measure(what) if given is None and measure is not None else given
-    assert rows is not None
-    layers, heads = geometry.layers, geometry.key_value_heads
-    if len(rows) != layers or any(len(row) != heads for row in rows):
-        raise HarpeError(f"{what} of {method} must be {layers} rows, one a layer, of {heads} numbers, one a head.")
-    if not all(math.isfinite(value) for row in rows for value in row):
-        raise HarpeError(f"{what} of {method} holds something else than numbers.")
-    return rows
 
 
 def check_bases(bases: Sequence[float], heads: int | None = None, option: str = "--bases") -> tuple[float, ...]:
@@ -362,7 +363,7 @@ class Stage:
                 encoding[name] = tuple(encoding[name])
         encoding["layer_bases"] = None if rows is None else tuple(None if row is None else tuple(row) for row in rows)
         if encoding["attention"] is not None:
-            fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in (SelfExtend, DualChunk)}
+            fields, kinds = dict(encoding["attention"]), {cls.__name__: cls for cls in REMAPPED}
             encoding["attention"] = cast(Any, kinds[fields.pop("kind")])(**fields)
         return Stage(Encoding(**encoding), int(value["length"]), float(value["share"]), str(value["note"]))
 

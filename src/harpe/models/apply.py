@@ -17,6 +17,7 @@ from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import LENGTH, ROPE_TYPE, stock_frequencies
+from harpe.models.remapped_attention import NAMES
 from harpe.models.rotation_check import check_rotation, check_scaled
 from harpe.models.trained_base import check_applied
 from harpe.positions.geometry import ModelGeometry
@@ -121,7 +122,7 @@ def apply_encoding(
         Where the family makes something else of it (`check_applied`, `check_rotation`).
     """
     if encoding.attention is not None and encoding.length_scale:
-        raise HarpeError("length_scale does not go with Self-Extend and dual chunk attention, which keep true lengths.")
+        raise HarpeError(f"length_scale does not go with {NAMES}, which keep true lengths.")
     install()
     config = text_config(model.config)
     family = find_family(config)

@@ -1,4 +1,4 @@
-"""Put Self-Extend or dual chunk attention into a loaded model, and take it out again."""
+"""Put Self-Extend, ReRoPE or dual chunk attention into a loaded model, and take it out again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from harpe.errors import HarpeError
-from harpe.methods.types import DualChunk, SelfExtend
+from harpe.methods.types import Remapped, ReRoPE
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, text_config
+from harpe.models.per_head import key_value_heads
 from harpe.models.remapped_attention import (
     NAME,
+    NAMES,
     attention_entry,
     attention_of,
     clear_steps,
@@ -27,7 +29,7 @@ _PROBE = "harpe_probe"
 _BEFORE = "_harpe_attention_before"
 
 
-def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | None) -> PreTrainedModel:
+def apply_attention(model: PreTrainedModel, attention: Remapped | None) -> PreTrainedModel:
     """Change the attention of a loaded model in place, or give it back its own (None); returns the same object.
 
     The configuration keeps it as `harpe_attention`, so that `harpe.models.load.load_model` puts it into force again. It
@@ -50,10 +52,12 @@ def apply_attention(model: PreTrainedModel, attention: SelfExtend | DualChunk | 
         return model
     if config._attn_implementation != NAME:
         setattr(model, _BEFORE, config._attn_implementation)
+    if isinstance(attention, ReRoPE):
+        layers, count = config.num_hidden_layers, key_value_heads(config)
+        if len(attention.heads) != layers or any(set(row) - set(range(count)) for row in attention.heads):
+            raise HarpeError(f"The heads of {attention} do not fit {layers} layers with {count} key/value heads each.")
     if any("chunked" in kind for kind in getattr(config, "layer_types", None) or []):
-        raise HarpeError(
-            f"Self-Extend and dual chunk attention do not go with the chunked layers of a {config.model_type}."
-        )
+        raise HarpeError(f"{NAMES} do not go with the chunked layers of a {config.model_type}.")
     _check_rotation(model, config)
     config.harpe_attention = attention_entry(attention)
     enforce(config)
@@ -107,6 +111,5 @@ def _check_rotation(model: PreTrainedModel, config: Any) -> None:
             if (at_place.float() - wanted).norm() > 0.03 * wanted.norm():
                 raise HarpeError(
                     f"Layer {layer} of this {config.model_type} does more to queries or keys than to rotate them (such "
-                    "as a norm after the rotation): Self-Extend and dual chunk attention cannot change its positions. "
-                    "Use another method."
+                    f"as a norm after the rotation): {NAMES} cannot change its positions. Use another method."
                 )

@@ -1,4 +1,4 @@
-"""Self-Extend and dual chunk attention as bands: which positions a query and a key have for each other.
+"""Self-Extend, ReRoPE and dual chunk attention as bands: which positions a query and a key have for each other.
 
 A band is an interval of keys for every query, with a map of query positions and a map of key positions that hold inside
 it. Each key that a query may see is in exactly one band of that query; one softmax runs over all of them.
@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from harpe.methods.types import DualChunk, SelfExtend
+from harpe.methods.self_extend import groups_of
+from harpe.methods.types import DualChunk, DynamicSelfExtend, SelfExtend
 
 
 class Band(NamedTuple):
-    """One band of one attention."""
+    """One band of one attention. Neither `first` nor `end` falls from one query of a sequence to the next: the keys
+    that a stretch of queries sees follow from its first and its last."""
 
     query: torch.Tensor
     """[B, Q] mapped positions of the queries."""
@@ -64,8 +66,28 @@ def dual_chunk_bands(query: torch.Tensor, key: torch.Tensor, attention: DualChun
     ]
 
 
-def bands(query: torch.Tensor, key: torch.Tensor, attention: SelfExtend | DualChunk) -> list[Band]:
-    """The bands of either method for true positions `query` [B, Q] and `key` [B, K]."""
-    if isinstance(attention, SelfExtend):
-        return self_extend_bands(query, key, attention)
-    return dual_chunk_bands(query, key, attention)
+def dynamic_bands(
+    query: torch.Tensor, key: torch.Tensor, attention: DynamicSelfExtend, lengths: tuple[int, int]
+) -> list[Band]:
+    """`self_extend_bands` with a band for every group that texts from one to the other of `lengths` have.
+
+    A query has keys in the exact band and in that of its own group.
+    """
+    window, context = attention.window, attention.context
+    edge = (query - window + 1).clamp(min=0)
+    first, own, found = edge.masked_fill(query < context, 0), query, []
+    groups = [each for each in groups_of(window, context, *lengths) if each[0] > 1]
+    for group, above, _ in groups:
+        own = torch.where(query >= above, query // group + window - window // group, own)
+    for group, above, upto in groups:
+        begun, over = query >= above, query >= upto
+        end = torch.where(begun, edge, 0).clamp(max=upto - window)
+        found.append(Band(own, key // group, end.where(over, 0), end))
+    return [Band(query, key, first, query + 1), *found]
+
+
+def rerope_bands(query: torch.Tensor, key: torch.Tensor, window: int) -> list[Band]:
+    """Distance i - j where it is below w, else w."""
+    edge = (query - window + 1).clamp(min=0)
+    zeros = torch.zeros_like(query)
+    return [Band(query, key, edge, query + 1), Band(zeros + window, torch.zeros_like(key), zeros, edge)]

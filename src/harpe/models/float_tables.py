@@ -25,13 +25,13 @@ from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE, hook, key_value_heads, stock_frequencies, table_rows
+from harpe.models.remapped_attention import NAMES
 from harpe.positions.geometry import ModelGeometry
 from harpe.positions.learned import float_table, rotate_by_table
 from harpe.positions.phases import base_frequencies
 
 IN_ATTENTION = (
-    "Self-Extend and dual chunk attention change positions inside the attention, which no table of frequencies says. "
-    "Choose another --method."
+    f"{NAMES} change positions inside the attention, which no table of frequencies says. Choose another --method."
 )
 
 
@@ -43,7 +43,7 @@ def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
     ------
     HarpeError
         Where a table cannot say it: rotations that depend on the length of the text (dynamic NTK, LongRoPE with two
-        sets of factors), and positions changed inside the attention (Self-Extend, dual chunk attention).
+        sets of factors), and positions changed inside the attention (Self-Extend, ReRoPE, dual chunk attention).
     """
     config = text_config(config)
     family = find_family(config)

@@ -9,6 +9,8 @@ k.
 The scores of some queries against all their keys are in memory at a time (`SCORES`). Where those queries have keys in
 one band only, torch's scaled_dot_product_attention runs; else the bands' scores share one softmax in float32.
 
+Where heads have different bands (ReRoPE in some of them), it is done for the heads of each kind.
+
 Layers that attend to a sliding window, and layers without RoPE, keep their positions: they run through the same
 function with one band.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,11 +31,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import causal_mask_function
 
 from harpe.errors import HarpeError
-from harpe.methods.types import DualChunk, SelfExtend
-from harpe.models.bands import Band, bands, plain_bands
+from harpe.methods.types import DualChunk, DynamicSelfExtend, Remapped, ReRoPE, SelfExtend
+from harpe.models.bands import Band, dual_chunk_bands, dynamic_bands, plain_bands, rerope_bands, self_extend_bands
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key
-from harpe.models.per_head import ROPE_TYPE, build_table, stock_frequencies
+from harpe.models.per_head import ROPE_TYPE, build_table, key_value_heads, stock_frequencies
 from harpe.positions.phases import cos_and_sin, hold, phase_steps
 from harpe.positions.rotation import Layout, rotate_per_head
 
@@ -44,9 +47,16 @@ SCORES = {"cpu": 2**20, "cuda": 2**27}
 queries at a time also means few keys outside their bands."""
 PIECE = 4096
 """Tokens that are turned at a time."""
+NAMES = "Self-Extend, ReRoPE and dual chunk attention"
+"""What messages call the methods that have it."""
 FormBands = Callable[[torch.Tensor, torch.Tensor], list[Band]]
 """From true positions of queries and keys to a layer's bands."""
-_TYPES: dict[str, type[SelfExtend] | type[DualChunk]] = {"self_extend": SelfExtend, "dual_chunk": DualChunk}
+_TYPES: dict[str, type[Remapped]] = {
+    "self_extend": SelfExtend,
+    "dynamic_self_extend": DynamicSelfExtend,
+    "dual_chunk": DualChunk,
+    "rerope": ReRoPE,
+}
 _steps: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 
@@ -68,13 +78,14 @@ class Span:
     key_start: int
 
 
-def attention_entry(attention: SelfExtend | DualChunk) -> dict[str, Any]:
+def attention_entry(attention: Remapped) -> dict[str, Any]:
     """What config.json says of it, under `harpe_attention`."""
     name = next(name for name, cls in _TYPES.items() if isinstance(attention, cls))
-    return {"type": name, **vars(attention)}
+    values = {key: [list(row) for row in value] if key == "heads" else value for key, value in vars(attention).items()}
+    return {"type": name, **values}
 
 
-def attention_of(config: PreTrainedConfig) -> SelfExtend | DualChunk | None:
+def attention_of(config: PreTrainedConfig) -> Remapped | None:
     """The changed attention that a decoder's configuration asks for.
 
     Raises HarpeError for an entry that this version of harpe does not know.
@@ -129,7 +140,7 @@ def span_mask(
     """transformers' protocol for a mask function; the mask is a `Span`."""
     if local_size is None and mask_function is not causal_mask_function:
         raise HarpeError(
-            "Self-Extend and dual chunk attention take one causal sequence a row: neither packed documents (positions "
+            f"{NAMES} take one causal sequence a row: neither packed documents (positions "
             "that restart) nor blocks that see each other. Give each text a row of its own, padded, with its "
             "attention_mask."
         )
@@ -164,10 +175,7 @@ def layer_steps(config: PreTrainedConfig, layer: int) -> torch.Tensor:
         table = build_table(config, key)
         return table[layer, ..., 0] if table.dim() == 4 else table[..., 0] if table.dim() == 3 else table
     if rope.get("rope_type") in ("dynamic", "longrope"):
-        raise HarpeError(
-            "Self-Extend and dual chunk attention need frequencies that do not change with the length; these are "
-            f"{rope['rope_type']}."
-        )
+        raise HarpeError(f"{NAMES} need frequencies that do not change with the length; these are {rope['rope_type']}.")
     frequencies, _ = stock_frequencies(config, find_family(config).rotary, rope, key)
     return torch.tensor(phase_steps([frequencies]), dtype=torch.int64, device="cpu")
 
@@ -229,6 +237,66 @@ def _attend(
     return output.to(parts[0][2].dtype).unflatten(2, (-1, length)).flatten(1, 2)
 
 
+def _forms(attention: Remapped, layer: int, heads: int, lengths: tuple[int, int]) -> list[tuple[list[int], FormBands]]:
+    """The bands of a layer's key/value heads, for queries with `lengths` tokens up to them: which heads, and theirs."""
+    everything = list(range(heads))
+    if isinstance(attention, ReRoPE):
+        capped, window = attention.heads[layer], attention.window
+        exact = [head for head in everything if head not in capped]
+        both: list[tuple[list[int], FormBands]] = [
+            (list(capped), lambda query, key: rerope_bands(query, key, window)),
+            (exact, lambda query, key: plain_bands(query, key, None)),
+        ]
+        return [each for each in both if each[0]]
+    if isinstance(attention, DynamicSelfExtend):
+        return [(everything, lambda query, key: dynamic_bands(query, key, attention, lengths))]
+    if isinstance(attention, SelfExtend):
+        return [(everything, lambda query, key: self_extend_bands(query, key, attention))]
+    return [(everything, lambda query, key: dual_chunk_bands(query, key, attention))]
+
+
+def _over_bands(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    span: Span,
+    form: FormBands,
+    turned: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Output [B, H_q, Q, D] of heads that have the same bands; `turned` rotates q or k further by positions."""
+    found, length, size = form(span.query, span.key), query.shape[2], key.shape[2]
+    whole = _key_slices(form, span, 0, length, size)
+    queries, keys = {id(span.query): query}, dict[int, torch.Tensor]()
+    rows = max(1, SCORES.get(key.device.type, 2**24) // (query.shape[0] * query.shape[1] * size))
+    outputs = []
+    for start in range(0, length, rows):
+        end, parts = min(start + rows, length), []
+        for number, (band, seen_keys) in enumerate(zip(found, _key_slices(form, span, start, end, size), strict=True)):
+            if seen_keys.start >= seen_keys.stop:
+                keys.pop(number, None)  # a group's, of which no later query has any
+                continue
+            if id(band.query) not in queries:
+                queries[id(band.query)] = turned(query, band.query - span.query)
+            if number not in keys:
+                stop = whole[number].stop
+                same = band.key is span.key
+                keys[number] = key if same else turned(key[:, :, :stop], (band.key - span.key)[:, :stop])
+            there = span.key[:, None, seen_keys]
+            seen = (there >= band.first[:, start:end, None]) & (there < band.end[:, start:end, None])
+            if span.valid is not None:
+                seen = seen & span.valid[:, None, seen_keys]
+            q, k = queries[id(band.query)][:, :, start:end], keys[number][:, :, seen_keys]
+            parts.append((q, k, value[:, :, seen_keys], seen))
+        if torch.is_grad_enabled() and rows < length:
+            outputs.append(checkpoint(_attend, parts, scaling, softcap, sinks, use_reentrant=False))
+        else:
+            outputs.append(_attend(parts, scaling, softcap, sinks))
+    return torch.cat(outputs, dim=2)
+
+
 def remapped_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -245,58 +313,51 @@ def remapped_attention(
     config: Any = module.config
     span, attention, layer = attention_mask, attention_of(config), int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(span, Span):
-        raise HarpeError(
-            "Self-Extend and dual chunk attention take a mask of padding (attention_mask [batch, tokens]), not one of "
-            "pairs."
-        )
+        raise HarpeError(f"{NAMES} take a mask of padding (attention_mask [batch, tokens]), not one of pairs.")
     if attention is None:
         raise HarpeError(
             f"The attention {NAME} was asked for, but the configuration has no harpe_attention; load the model with "
             "harpe."
         )
     if dropout:
-        raise HarpeError("Self-Extend and dual chunk attention have no attention dropout: set attention_dropout to 0.")
+        raise HarpeError(f"{NAMES} have no attention dropout: set attention_dropout to 0.")
     if span.key.shape[1] != key.shape[2]:
         raise HarpeError(
             f"There are {key.shape[2]} keys for a mask of {span.key.shape[1]}: this kind of cache is not supported."
         )
     scaling = key.shape[3] ** -0.5 if scaling is None else scaling
-    turned = layer in changed_layers(config)
+    heads = key.shape[1]
+    if layer not in changed_layers(config):
 
-    def form(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
-        return bands(positions, keys, attention) if turned else plain_bands(positions, keys, span.window)
+        def plain(positions: torch.Tensor, keys: torch.Tensor) -> list[Band]:
+            return plain_bands(positions, keys, span.window)
 
-    found = form(span.query, span.key)
-    sides: list[tuple[torch.Tensor, torch.Tensor] | None] = []
-    if turned:
-        steps, layout = _steps_of(module, config, layer, key.device), find_family(config).layout
-    length, size = query.shape[2], key.shape[2]
-    for band, part in zip(found, _key_slices(form, span, 0, length, size), strict=True):
-        if part.start >= part.stop:
-            sides.append(None)
-            continue
-        q = query if band.query is span.query else turn(query, band.query - span.query, steps, layout)
-        k = key
-        if band.key is not span.key:
-            k = turn(key[:, :, : part.stop], (band.key - span.key)[:, : part.stop], steps, layout)
-        sides.append((q, k))
-    rows = max(1, SCORES.get(key.device.type, 2**24) // (query.shape[0] * query.shape[1] * size))
-    outputs = []
-    for start in range(0, length, rows):
-        end, parts = min(start + rows, length), []
-        for band, side, keys in zip(found, sides, _key_slices(form, span, start, end, size), strict=True):
-            if side is None or keys.start >= keys.stop:
-                continue
-            there = span.key[:, None, keys]
-            seen = (there >= band.first[:, start:end, None]) & (there < band.end[:, start:end, None])
-            if span.valid is not None:
-                seen = seen & span.valid[:, None, keys]
-            parts.append((side[0][:, :, start:end], side[1][:, :, keys], value[:, :, keys], seen))
-        if torch.is_grad_enabled() and rows < length:
-            outputs.append(checkpoint(_attend, parts, scaling, softcap, s_aux, use_reentrant=False))
-        else:
-            outputs.append(_attend(parts, scaling, softcap, s_aux))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        output = _over_bands(query, key, value, span, plain, lambda x, by: x, scaling, softcap, s_aux)
+        return output.transpose(1, 2).contiguous(), None
+    if isinstance(attention, ReRoPE) and heads != key_value_heads(config):
+        raise HarpeError(f"ReRoPE needs all heads of a layer in one process; here are {heads} key/value heads of it.")
+    steps, layout = _steps_of(module, config, layer, key.device), find_family(config).layout
+    first, last = span.query_start - max(span.padding), span.query_start + query.shape[2] - min(span.padding)
+    outputs, order = [], list[int]()
+    for chosen, form in _forms(attention, layer, heads, (first + 1, last)):
+        own = steps if len(steps) == 1 else _of_heads(steps, chosen, heads, dim=0)
+        q, k, v = (_of_heads(x, chosen, heads) for x in (query, key, value))
+        sinks = None if s_aux is None else _of_heads(s_aux, chosen, heads, dim=0)
+        turned = partial(turn, steps=own, layout=layout)
+        outputs.append(_over_bands(q, k, v, span, form, turned, scaling, softcap, sinks))
+        order += chosen
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    output = _of_heads(output, sorted(range(heads), key=order.__getitem__), heads)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _of_heads(x: torch.Tensor, chosen: list[int], heads: int, dim: int = 1) -> torch.Tensor:
+    """Of x, with all key/value heads or the query heads of all of them along `dim`, those of the chosen, in their
+    order."""
+    if chosen == list(range(heads)):
+        return x
+    index = torch.tensor(chosen, device=x.device)
+    return x.unflatten(dim, (heads, -1)).index_select(dim, index).flatten(dim, dim + 1)
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.files import cache_folder
-from harpe.methods.types import HeadQuantity
+from harpe.methods.measured import HeadQuantity
 from harpe.models.head_distance import SHORTEST, cached, cached_head_distances
 from harpe.models.position_awareness import position_awareness
 from harpe.runs.texts import training_ids

@@ -9,8 +9,9 @@ from typing import Any
 from harpe.bases.choice import SearchOptions
 from harpe.bases.ranges import RangeRule
 from harpe.errors import HarpeError
+from harpe.methods.measured import MeasureHeads
 from harpe.methods.registry import make_stages, method_named, takes_range
-from harpe.methods.types import MeasureHeads, Stage
+from harpe.methods.types import Stage
 from harpe.options.extend import ExtendOptions
 from harpe.options.shared import RangeOptions
 from harpe.positions.geometry import ModelGeometry

@@ -77,8 +77,8 @@ def check_document_mask(mask: DocumentMask, stages: list[Stage], parts: int) -> 
     refuse_shared(f"--document-mask {mask}", parts)
     if any(stage.encoding.attention is not None for stage in stages):
         raise HarpeError(
-            f"--document-mask {mask} does not go with methods that have an attention of their own (Self-Extend, dual "
-            "chunk attention)."
+            f"--document-mask {mask} does not go with methods that have an attention of their own (Self-Extend, "
+            "ReRoPE, dual chunk attention)."
         )
 
 

@@ -82,8 +82,8 @@ def check_pose_length(options: TrainingSettings, stages: list[Stage], parts: int
         )
     if any(stage.encoding.attention is not None for stage in stages):
         raise HarpeError(
-            f"--pose-length {size} does not go with methods that have an attention of their own (Self-Extend, dual "
-            "chunk attention)."
+            f"--pose-length {size} does not go with methods that have an attention of their own (Self-Extend, "
+            "ReRoPE, dual chunk attention)."
         )
     for stage in stages:
         if is_moving(stock := stage.encoding.stock or {}):
