@@ -28,7 +28,7 @@ def measured_distances(
     low, high = found.min(), found.max()
     note = (
         f"Heads look {low:.0f} to {high:.0f} tokens back on average (mean attention distance inside {context} tokens, "
-        f"{len(texts)} of the training texts); those that look farther get the larger bases."
+        f"{len(texts)} of the training texts)."
     )
     return found.tolist(), note
 
