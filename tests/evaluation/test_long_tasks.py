@@ -20,7 +20,7 @@ from harpe.data.token_ids import begin_ids, plain_ids, text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.long.filler import Filler, noise, scattered
 from harpe.evaluation.long.generate import samples
-from harpe.evaluation.long.registry import GROUPS, LONG_TASKS, chosen
+from harpe.evaluation.long.registry import GROUPS, LONG_TASKS, TASKS, chosen
 from harpe.evaluation.long.task import AtLength
 from harpe.evaluation.ruler.counting import TokenCounter
 from harpe.models.load import load_tokenizer
@@ -364,7 +364,7 @@ def test_filler_is_cut_by_words_and_facts_stand_between_sentences() -> None:
 def test_names_of_suites_stand_for_their_tasks() -> None:
     assert [task.name for task in chosen(["babilong"])] == [f"babilong-qa{i}" for i in range(1, 6)]
     assert [task.name for task in chosen(["content-4", "graph"])] == ["graph-bfs", "graph-parents", "content-4"]
-    assert set(GROUPS["all"]) == set(LONG_TASKS) >= {name for names in GROUPS.values() for name in names}
+    assert set(GROUPS["all"]) == set(LONG_TASKS) and set(TASKS) == {name for names in GROUPS.values() for name in names}
     assert {task.name.partition("-")[0] for task in chosen(["base-model"])} == {"babilong", "order", "content"}
     with pytest.raises(HarpeError, match="--tasks babylong is no task of harpe long. Did you mean babilong"):
         chosen(["babylong"])

@@ -129,7 +129,8 @@ class LongTasks:
     tasks: str = "all"
     """Names of tasks or suites with commas between them: babilong (-qa1 to -qa5), graph (-bfs, -parents), order,
     content, coreference, or all, quick (one of babilong, order and content each), base-model (without graph and
-    coreference, whose answers follow instructions); `harpe suites` says what they ask."""
+    coreference, whose answers follow instructions). ruler2 (RULER v2's -mk_niah_basic to -qa_hard) needs data and has
+    long answers, and has to be named. `harpe suites` says what they ask."""
     samples: int = 100
     """Samples a task and length."""
     seed: int = 42
@@ -137,13 +138,14 @@ class LongTasks:
     filler: Literal["noise", "essays"] = "noise"
     """What facts are hidden in: the sentences of RULER's noise, or its essays."""
     data: str | None = None
-    """Folder with the essays and sentence parameters; default: the one that HARPE_DATA names, then harpe's cache."""
+    """Folder with the essays and sentence parameters, and with ruler2's questions; default: the one that HARPE_DATA
+    names, then harpe's cache, and for ruler2 the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongOptions(LongTasks, AnswerOptions):
     """Ask a checkpoint long-context tasks whose samples are made here: facts in filler, graph walks, order and content
-    probes, and co-reference in long conversations.
+    probes, co-reference in long conversations, and RULER v2.
 
     Samples go into TASK-LENGTH.jsonl, answers (greedy) into answers.jsonl, and scores with their intervals, effective
     lengths and length scores into long.json; started again, an interrupted evaluation goes on where it was, and other
@@ -158,8 +160,8 @@ class LongOptions(LongTasks, AnswerOptions):
     """Checkpoint that answers: a folder, a GGUF file, a hub name, or embedded. With --server: the name that it has
     there."""
     lengths: str
-    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer: FIRST:LAST:STEP or numbers
-    with commas between them."""
+    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer (of ruler2, as published, of
+    the prompt alone): FIRST:LAST:STEP or numbers with commas between them."""
     original_length: int | None = None
     """Context in tokens up to which a score counts as the short one that an effective length keeps; default: the length
     before the extension, else the model's context."""

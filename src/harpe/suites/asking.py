@@ -31,7 +31,7 @@ class Asking:
     samples: dict[str, Any]
     """What decides the samples, beside the tokenizer and the names of the files."""
     longest: tuple[str, int]
-    """The option that names lengths, and the longest of them, in tokens."""
+    """The option with the longest length, for messages, and the most tokens that a sample may take with its answer."""
     told: Callable[[int], str]
     """Says what so many files of samples hold."""
     summary: Callable[[list[dict[str, Any]]], dict[str, Any]]

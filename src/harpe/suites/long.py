@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from harpe.data.token_ids import begin_ids, plain_ids
+from harpe.distributed.processes import is_first
 from harpe.errors import HarpeError
 from harpe.evaluation.answers import scored
 from harpe.evaluation.long.filler import essays, noise
 from harpe.evaluation.long.generate import samples
-from harpe.evaluation.long.registry import LONG_TASKS, SUITES, chosen
-from harpe.evaluation.long.task import AtLength, set_name
+from harpe.evaluation.long.registry import SUITES, TASKS, chosen
+from harpe.evaluation.long.ruler2.data import Ruler2Data
+from harpe.evaluation.long.ruler2.tasks import Ruler2Task
+from harpe.evaluation.long.task import AtLength, LongTask, set_name
 from harpe.evaluation.ruler.counting import TokenCounter
 from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.statistics.lengths import KEPT
@@ -34,8 +37,9 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     """Make the samples that `options` asks for, have them answered, and write the scores; returns the folder.
 
     Raises HarpeError for unknown tasks, lengths that a task cannot be made with or that the model was not made for,
-    missing essays, and a folder that holds something else.
+    missing essays or questions, and a folder that holds something else.
     """
+    reporter = reporter or Reporter()
     tasks = chosen(options.tasks.replace(",", " ").split())
     lengths = parse_lengths(options.lengths)
     if options.samples < 1:
@@ -49,10 +53,24 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     def back(words: str) -> str:
         return str(tokenizer.decode(plain_ids(tokenizer, words), skip_special_tokens=True))
 
+    questions = Ruler2Data(options.data)
+    notes = [note for task in tasks if isinstance(task, Ruler2Task) for note in task.check(questions)]
+    for note in dict.fromkeys(notes if is_first() else []):
+        reporter.say(note)
+
     def text(name: str) -> str:
-        rows = samples(_named(name), options.samples, options.seed, count, filler, begin, back)
+        task, length = _named(name)
+        asked = options.samples, options.seed, count
+        if isinstance(task, Ruler2Task):
+            rows = task.samples(length, *asked, questions, begin, back)
+        else:
+            rows = samples(AtLength(task, length), *asked, filler, begin, back)
         return "".join(json.dumps(row) + "\n" for row in rows)
 
+    longest = max(tasks, key=lambda task: task.whole(lengths[-1], begin))
+    whole, told = longest.whole(lengths[-1], begin), f"--lengths {lengths[-1]}"
+    if whole > lengths[-1]:
+        told += f" with an answer of {longest.name} behind it, {whole} tokens,"
     asking = Asking(
         verb="long",
         title="long-context tasks",
@@ -62,23 +80,23 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         file_of=lambda row: set_name(row["task"], row["length"]),
         text=text,
         samples={name: getattr(options, name) for name in ("samples", "seed", "filler")},
-        longest=("--lengths", lengths[-1]),
+        longest=(told, whole),
         told=lambda files: f"{files} files of {options.samples} samples, one for each task and length,",
         summary=lambda rows: summary(rows, options.samples, trained),
         facts={"original_length": trained},
         figure=long_figure,
     )
-    return ask(asking, tokenizer, server, reporter or Reporter())
+    return ask(asking, tokenizer, server, reporter)
 
 
-def _named(name: str) -> AtLength:
+def _named(name: str) -> tuple[LongTask | Ruler2Task, int]:
     task, _, length = name.rpartition("-")
-    return AtLength(LONG_TASKS[task], int(length))
+    return TASKS[task], int(length)
 
 
 def _place(name: str) -> tuple[int, int]:
-    asked = _named(name)
-    return list(LONG_TASKS).index(asked.task.name), asked.length
+    task, length = _named(name)
+    return list(TASKS).index(task.name), length
 
 
 def _trained_length(options: LongOptions) -> int | None:

@@ -172,12 +172,12 @@ def _answers_of(
 def _check_server(
     asking: Asking, tokenizer: PreTrainedTokenizerBase, server: CompletionServer, reporter: Reporter
 ) -> None:
-    options, (flag, longest) = asking.options, asking.longest
+    options, (told, longest) = asking.options, asking.longest
     models = server.models()
     context = models.get(str(options.model))
     if context is not None and longest > context:
         raise HarpeError(
-            f"{flag} {longest} is beyond the {context} tokens that the server takes for {options.model}. "
+            f"{told} is beyond the {context} tokens that the server takes for {options.model}. "
             "Start it with more (vLLM: --max-model-len)."
         )
     if ends := tokens_around(tokenizer)[1]:
@@ -193,13 +193,13 @@ def _check_server(
 
 
 def _check_model(asking: Asking, tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
-    options, (flag, longest) = asking.options, asking.longest
+    options, (told, longest) = asking.options, asking.longest
     config = load_config(str(options.model), options.revision)
     check_vocabulary(config, tokenizer, str(options.model))
     context = text_config(config).max_position_embeddings
     if longest > context and not options.beyond_context:
         raise HarpeError(
-            f"{flag} {longest} is beyond the {context} tokens that {options.model} states as its context. "
+            f"{told} is beyond the {context} tokens that {options.model} states as its context. "
             "Give --beyond-context to ask it all the same."
         )
     if longest > context:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 
 from harpe.errors import HarpeError
 from harpe.evaluation.long.filler import Filler
-from harpe.evaluation.long.task import AtLength, Build, Draft, Sample
+from harpe.evaluation.long.task import AtLength, Build, Draft, LongTask, Sample
 
 FIRST = 64
 """Units of context that the search tries first."""
 
 
 def samples(
-    of: AtLength,
+    of: AtLength[LongTask],
     count: int,
     seed: int,
     tokens: Callable[[str], int],
@@ -66,7 +66,7 @@ def samples(
         yield sample
 
 
-def _longest(of: AtLength, build: Build, tokens: Callable[[str], int], room: int) -> tuple[Draft, int]:
+def _longest(of: AtLength[LongTask], build: Build, tokens: Callable[[str], int], room: int) -> tuple[Draft, int]:
     """The sample with the most units of context that fit into `room` tokens, and its tokens."""
 
     def made(size: int) -> tuple[Draft, int]:

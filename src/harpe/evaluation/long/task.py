@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from harpe.evaluation.long.filler import Filler
 
@@ -34,9 +34,31 @@ Build = Callable[[int], Draft]
 """Gives the sample with a context of so many units; a larger one has more tokens, and asks the same."""
 
 
+class Task(Protocol):
+    """One task of a suite, wherever its samples come from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that an answer may take."""
+
+    @property
+    def score(self) -> Callable[[str, Sample], float]:
+        """Of an answer, 0..1."""
+
+    @property
+    def decided(self) -> Callable[[str], bool]:
+        """Whether no text that follows an answer so far can change its score; its end may be a part of a character."""
+
+    def whole(self, length: int, begin: int) -> int:
+        """Tokens of a sample of that length with the `begin` that the tokenizer begins texts with, and the answer."""
+
+
 @dataclass(frozen=True)
 class LongTask:
-    """One task of a suite."""
+    """A task whose samples are made here."""
 
     name: str
     tokens: int
@@ -47,14 +69,21 @@ class LongTask:
     decided: Callable[[str], bool] = lambda answer: False
     """Whether no text that follows an answer so far can change its score; its end may be a part of a character."""
 
+    def whole(self, length: int, begin: int) -> int:
+        return length
+
+
+T = TypeVar("T", bound=Task, covariant=True)
+
 
 @dataclass(frozen=True)
-class AtLength:
+class AtLength(Generic[T]):
     """A task at one length: a file of samples."""
 
-    task: LongTask
+    task: T
     length: int
-    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer."""
+    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer; of RULER v2, of the prompt
+    alone."""
 
     @property
     def name(self) -> str:

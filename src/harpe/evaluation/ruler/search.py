@@ -9,11 +9,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from harpe.errors import HarpeError
 
 T = TypeVar("T")
+
+
+class HasText(Protocol):
+    """A context in its template, whatever else it has."""
+
+    @property
+    def text(self) -> str: ...
+
+
+D = TypeVar("D", bound=HasText)
 TRIES = 1000
 """Draws of the smallest context before it is told that no sample can be short enough. The published program would go on
 for ever."""
@@ -55,10 +65,12 @@ class Budget:
     """Tokens of the answer."""
     step: int
     """By how many pieces a context that came out too long is shortened; also the smallest context that is searched."""
+    option: str = "--length"
+    """That names the length."""
 
 
 def largest_size(
-    make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, upper: int, extra: int = 0
+    make: Callable[[int], HasText], count: Callable[[str], int], budget: Budget, upper: int, extra: int = 0
 ) -> int:
     """The most pieces of a context within the budget, by bisection between `budget.step` and `upper`.
 
@@ -83,7 +95,7 @@ def largest_size(
     return best
 
 
-def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: Budget, size: int) -> tuple[Draft, int]:
+def fitting(make: Callable[[int], D], count: Callable[[str], int], budget: Budget, size: int) -> tuple[D, int]:
     """A sample within the budget, and its length in tokens with the answer: a context that is too long is drawn again,
     smaller.
 
@@ -110,6 +122,6 @@ def fitting(make: Callable[[int], Draft], count: Callable[[str], int], budget: B
 
 def _too_short(budget: Budget, why: str) -> HarpeError:
     return HarpeError(
-        f"{budget.task} cannot be made with {budget.length} tokens and this tokenizer: {why}. Give a longer --length, "
-        "or leave the task out."
+        f"{budget.task} cannot be made with {budget.length} tokens and this tokenizer: {why}. Give a longer "
+        f"{budget.option}, or leave the task out."
     )
