@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,12 @@ Span = tuple[int, int]
 ANSWERING = "assistant"
 MARK = "\ue000"
 """Of private use: stands around the number of a special token that a message spells, while the template is at work."""
+
+
+TODAY = date(2024, 7, 26)
+"""Of every question: templates that write the day (Llama 3, gpt-oss) would ask something else tomorrow. The day that
+Llama 3.1's own names where it is told none."""
+_DAY = re.compile(r"""strftime_now\((['"])(.*?)\1\)""")
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,14 @@ class ChatTemplate:
             answers.append((len(before), len(after)))
         return self._put_back(whole, answers)
 
+    def question(self, text: str) -> str:
+        """One message of a user, and the beginning of the answer's turn; `TODAY` is today.
+
+        Raises HarpeError for templates that refuse it.
+        """
+        template = _DAY.sub(lambda found: repr(TODAY.strftime(found[2])), self._tokenizer.get_chat_template())
+        return self._text([{"role": "user", "content": text}], "a question", True, chat_template=template)
+
     def _checked(self, message: Any, where: str) -> dict[str, Any]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise HarpeError(f"--chat: {where} has a message that is no object with role and content.")
@@ -108,9 +123,11 @@ class ChatTemplate:
             return value
         return self._pattern.sub(lambda m: f"{MARK}{self._special.index(m[0])}{MARK}", value)
 
-    def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False) -> str:
+    def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False, **given: Any) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, **given)
+            )
         except Exception as error:  # of the template, which is a program: whatever it raises is about these messages
             line = " ".join(str(error).split()) or type(error).__name__
             raise HarpeError(f"--chat: the chat template refuses {where} ({line}).") from error

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harpe.data.token_ids import begin_ids, plain_ids
+from transformers import PreTrainedTokenizerBase
+
+from harpe.data.chat import ChatTemplate
+from harpe.data.token_ids import plain_ids, text_ids
 from harpe.distributed.processes import is_first
 from harpe.errors import HarpeError
 from harpe.evaluation.answers import scored
 from harpe.evaluation.long.filler import essays, noise
 from harpe.evaluation.long.generate import samples
-from harpe.evaluation.long.registry import SUITES, TASKS, chosen
+from harpe.evaluation.long.registry import CHAT, SUITES, TASKS, chosen
 from harpe.evaluation.long.ruler2.data import Ruler2Data
 from harpe.evaluation.long.ruler2.tasks import Ruler2Task
 from harpe.evaluation.long.task import AtLength, LongTask, set_name
 from harpe.evaluation.ruler.counting import TokenCounter
 from harpe.evaluation.ruler.sources import DataFolder
 from harpe.evaluation.statistics.lengths import KEPT
+from harpe.files import sha256_json
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config
 from harpe.options.measuring import LongOptions
@@ -40,7 +44,7 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     missing essays or questions, and a folder that holds something else.
     """
     reporter = reporter or Reporter()
-    tasks = chosen(options.tasks.replace(",", " ").split())
+    tasks = chosen(names := options.tasks.replace(",", " ").split())
     lengths = parse_lengths(options.lengths)
     if options.samples < 1:
         raise HarpeError(f"--samples {options.samples}: at least one sample of each task has to be asked.")
@@ -48,7 +52,9 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
     tokenizer = tokenizer_for(options)
     trained = _trained_length(options)
     filler = noise() if options.filler == "noise" else essays(DataFolder(options.data))
-    count, begin = TokenCounter(tokenizer), len(begin_ids(tokenizer))
+    chat = _chat_format(options, names, tokenizer)
+    some = "a" if chat is None else chat("a")  # a chat format may spell what texts begin with
+    count, begin = TokenCounter(tokenizer), len(text_ids(tokenizer, some)) - len(plain_ids(tokenizer, some))
 
     def back(words: str) -> str:
         return str(tokenizer.decode(plain_ids(tokenizer, words), skip_special_tokens=True))
@@ -62,13 +68,18 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         task, length = _named(name)
         asked = options.samples, options.seed, count
         if isinstance(task, Ruler2Task):
-            rows = task.samples(length, *asked, questions, begin, back)
+            rows = task.samples(length, *asked, questions, begin, back, chat)
         else:
-            rows = samples(AtLength(task, length), *asked, filler, begin, back)
+            rows = samples(AtLength(task, length), *asked, filler, begin, back, chat)
         return "".join(json.dumps(row) + "\n" for row in rows)
 
-    longest = max(tasks, key=lambda task: task.whole(lengths[-1], begin))
-    whole, told = longest.whole(lengths[-1], begin), f"--lengths {lengths[-1]}"
+    around = count(some) - count("a")  # tokens of the chat format, which a published length leaves out
+
+    def taken(task: LongTask | Ruler2Task) -> int:
+        return task.whole(lengths[-1], begin) + around * isinstance(task, Ruler2Task)
+
+    longest = max(tasks, key=taken)
+    whole, told = taken(longest), f"--lengths {lengths[-1]}"
     if whole > lengths[-1]:
         told += f" with an answer of {longest.name} behind it, {whole} tokens,"
     asking = Asking(
@@ -79,7 +90,8 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         place=_place,
         file_of=lambda row: set_name(row["task"], row["length"]),
         text=text,
-        samples={name: getattr(options, name) for name in ("samples", "seed", "filler")},
+        samples={name: getattr(options, name) for name in ("samples", "seed", "filler")}
+        | ({"chat": sha256_json(tokenizer.chat_template)} if chat else {}),
         longest=(told, whole),
         told=lambda files: f"{files} files of {options.samples} samples, one for each task and length,",
         summary=lambda rows: summary(rows, options.samples, trained),
@@ -87,6 +99,18 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
         figure=long_figure,
     )
     return ask(asking, tokenizer, server, reporter)
+
+
+def _chat_format(
+    options: LongOptions, names: list[str], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], str] | None:
+    """What puts a question into the tokenizer's chat format, where one is asked for and no server does it."""
+    at_server = options.server is not None and options.endpoint == "chat"
+    if options.chat and at_server:
+        raise HarpeError(
+            "--endpoint chat puts the server's own chat format around the prompt; --chat would be a second."
+        )
+    return ChatTemplate(tokenizer, split=False).question if (options.chat or CHAT in names) and not at_server else None
 
 
 def _named(name: str) -> tuple[LongTask | Ruler2Task, int]:

@@ -21,6 +21,7 @@ def samples(
     filler: Filler,
     begin: int = 0,
     back: Callable[[str], str] = str,
+    chat: Callable[[str], str] | None = None,
 ) -> Iterator[Sample]:
     """The first `count` samples. A sample asks the same at every length where the context is filler.
 
@@ -32,6 +33,9 @@ def samples(
         How many tokens the tokenizer begins texts with; they count towards the length.
     back
         A text as the tokenizer gives it back from its tokens.
+    chat
+        Puts a question into a chat format and begins the answer's turn; the answer's beginning follows there, without
+        the line break that stands before it in a text.
 
     Raises
     ------
@@ -41,6 +45,8 @@ def samples(
     """
     for index in range(count):
         build = of.task.draw(random.Random(f"{seed} {of.task.name} {index}"), filler)
+        if chat is not None:
+            build = _in_chat(build, chat)
         draft, length = _longest(of, build, tokens, of.length - begin - of.tokens)
         if (needed := tokens(draft.prefix + draft.answer) - tokens(draft.prefix)) > of.tokens:
             raise HarpeError(
@@ -64,6 +70,14 @@ def samples(
                 "Leave the task out."
             )
         yield sample
+
+
+def _in_chat(build: Build, chat: Callable[[str], str]) -> Build:
+    def made(size: int) -> Draft:
+        draft = build(size)
+        return draft._replace(input=chat(draft.input), prefix=draft.prefix.lstrip())
+
+    return made
 
 
 def _longest(of: AtLength[LongTask], build: Build, tokens: Callable[[str], int], room: int) -> tuple[Draft, int]:

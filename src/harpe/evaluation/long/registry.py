@@ -22,10 +22,13 @@ SUITES = MADE_HERE | {"ruler2": ruler2}
 LONG_TASKS: dict[str, LongTask] = {task.name: task for suite in MADE_HERE.values() for task in suite.TASKS}
 """Tasks whose samples are made here and need no data: what `all` stands for."""
 TASKS: dict[str, LongTask | ruler2.Ruler2Task] = {**LONG_TASKS, **{task.name: task for task in ruler2.TASKS}}
+CHAT = "chat-model"
+"""Stands for all tasks, in the chat format."""
 GROUPS = {
     "all": tuple(LONG_TASKS),
     "quick": ("babilong-qa1", "order-last-4", "content-4"),
     "base-model": tuple(name for name in LONG_TASKS if not name.startswith(("graph", "coreference"))),
+    CHAT: tuple(LONG_TASKS),
 } | {name: tuple(task.name for task in suite.TASKS) for name, suite in SUITES.items()}
 
 

@@ -62,6 +62,7 @@ class Ruler2Task:
         data: Ruler2Data,
         begin: int = 0,
         back: Callable[[str], str] = str,
+        chat: Callable[[str], str] | None = None,
     ) -> Iterator[Sample]:
         """The first `count` samples: those that the published program writes with this --max_seq_length, number of
         samples, seed and tokenizer.
@@ -76,6 +77,8 @@ class Ruler2Task:
             How many tokens the tokenizer begins texts with.
         back
             A text as the tokenizer gives it back from its tokens.
+        chat
+            Puts a prompt into a chat format, whose tokens come beside `length`.
 
         Raises
         ------
@@ -103,11 +106,12 @@ class Ruler2Task:
                     f"{draft.answer!r}, comes back from its tokens as {back(draft.answer)!r}, which scores "
                     f"{returned:.0%}. Leave the task out."
                 )
+            asked = draft.text if chat is None else chat(draft.text)
             yield {
                 "index": index,
-                "input": draft.text,
+                "input": asked,
                 "outputs": draft.outputs,
-                "length": self.whole(found, begin),
+                "length": self.whole(found if chat is None else tokens(asked), begin),
                 "answer_prefix": "",
                 "answer": draft.answer,
                 "chance": draft.chance(),
