@@ -226,15 +226,17 @@ class ShortTasks:
     """Which short benchmarks, and how much of them."""
 
     tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
-    """Names of lm-eval's tasks with commas between them."""
+    """Names of lm-eval's tasks with commas between them. babilong-4k is BABILong at that length (qa1 to qa5; 0k to
+    128k), long stands for longbench2 and BABILong at the lengths that fit into the model's context."""
     limit: int | None = None
     """Questions of each task, for a trial; default: all."""
     offline: bool = False
-    """Read MMLU and PIQA from short_bench in --data, with lm-eval's own prompts. Parts of others are there as
-    hellaswag_local, arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones. All
-    other tasks are refused."""
+    """Ask no hub. MMLU and PIQA are read from short_bench in --data, with lm-eval's own prompts, and parts of others as
+    hellaswag_local, arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones; all
+    other tasks from clones in hub in --data, and refused where those are not there."""
     data: str | None = None
-    """Folder with short_bench; default: the one that HARPE_DATA names."""
+    """Folder with short_bench, and with hub: clones of data sets as OWNER/NAME, read in the place of those on the hub.
+    Default: the one that HARPE_DATA names."""
 
 
 @dataclass(frozen=True, kw_only=True)

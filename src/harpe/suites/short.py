@@ -15,12 +15,14 @@ from harpe.errors import HarpeError
 from harpe.evaluation.against import WRITTEN, compare_short
 from harpe.evaluation.identity import MEASURING, identity_of
 from harpe.evaluation.records import record_files
-from harpe.evaluation.short.offline import LOCAL, NOT_COMPARABLE, offline_tasks, questions_hash
+from harpe.evaluation.short.hub import LONG, DataSets, as_lm_eval, expanded
+from harpe.evaluation.short.offline import LOCAL, NOT_COMPARABLE, OFFLINE, offline_tasks, questions_hash
 from harpe.evaluation.short.record import Record
 from harpe.evaluation.short.tasks import SHOTS, accuracy, run_short_tasks
 from harpe.files import read_json, write_json
 from harpe.measurement import check_summary, refuse_other, write_records
 from harpe.models.dtype import choose_dtype
+from harpe.models.geometry import text_config
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.measuring import ShortOptions
@@ -46,7 +48,7 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     """
     ranks = join()
     reporter = (reporter if ranks.first else None) or Reporter()
-    names = options.tasks.replace(",", " ").split()
+    names = _named(options)
     path = Path(options.out) / "short.json"
     _check(options, names)
     definitions, tokenizer = ranks.on_every_rank(lambda: _read(options, names))
@@ -89,10 +91,21 @@ def _check(options: ShortOptions, names: list[str]) -> None:
     refuse_foreign(folder / "short.json", *(folder / f"{name}.jsonl" for name in names), *records, *against)
 
 
+def _named(options: ShortOptions) -> list[str]:
+    names = options.tasks.replace(",", " ").split()
+    if LONG not in names:
+        return names
+    return expanded(names, int(text_config(load_config(options.model, options.revision)).max_position_embeddings))
+
+
 def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
+    from_files = [name for name in names if name in LOCAL or (options.offline and name in OFFLINE)]
     definitions = {
-        name: offline_tasks(name, _folder(options)) if options.offline or name in LOCAL else [name] for name in names
+        name: offline_tasks(name, _folder(options)) if name in from_files else [as_lm_eval(name)] for name in names
     }
+    for name in names if options.offline else ():
+        if name not in from_files:
+            _data_sets(options).check(name)
     tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     return definitions, tokenizer
@@ -117,7 +130,8 @@ def _begun(
         if not (path.parent / f"{name}.jsonl").is_file():
             there["tasks"].pop(name, None)
         elif name in there["tasks"] and (questions := there["tasks"][name].get("questions")) is not None:
-            refuse_other({"questions": questions}, {"questions": _questions(definition)}, path, advice)
+            now = _data_sets(options).hashes(questions) if isinstance(questions, dict) else _questions(definition)
+            refuse_other({"questions": questions}, {"questions": now}, path, advice)
     return {"measurement": of, **there}, reason
 
 
@@ -129,9 +143,8 @@ def _lm_eval_version() -> str | None:
 
 
 def _questions(definition: list[Any]) -> str | None:
-    """What names the questions of a task that is read from files; lm-eval's version stands for those of its own
-    tasks."""
-    return None if isinstance(definition[0], str) else questions_hash(definition)
+    """What names the questions of a task of `offline`; lm-eval's version stands for those of its own tasks."""
+    return questions_hash(definition) if "custom_dataset" in definition[0] else None
 
 
 def _measure(
@@ -149,6 +162,7 @@ def _measure(
     if ranks.first:
         write_json(path, value)
     model = ranks.on_every_rank(lambda: to_accelerator(load_model(options.model, torch.float32, options.revision)))
+    data = _data_sets(options)
     for done, (name, definition) in enumerate(definitions.items()):
         reporter.progress("short benchmarks", done, len(definitions), name)
         shots = options.shots if options.shots is not None else SHOTS.get(name)
@@ -169,18 +183,22 @@ def _measure(
                 batch_size=options.batch_size,
                 record=record,
                 ranks=ranks,
+                data=data,
             )
         if ranks.first:
             samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
             asked = Prompts([_prompts(rows) for rows in found["samples"].values()], tokenizer)
             value["tasks"][name] = {
                 **_scores(name, samples, shots),
-                "questions": _questions(definition),
+                "questions": data.hashes(data.used) or _questions(definition),
                 "overlap": training_overlap(options.model, tokenizer, asked, reporter),
                 "lm_eval": found["results"],
             }
             kept = ("task", "doc_id", "target", "filtered_resps", "prompt_hash", *METRICS, "acc_norm")
-            rows = [{key: _plain(sample[key]) for key in kept if key in sample} for sample in samples]
+            rows = [
+                {key: _plain(sample[key]) for key in kept if key in sample} | ({"cut": True} if sample["cut"] else {})
+                for sample in samples
+            ]
             write_records(path.parent / f"{name}.jsonl", rows, of)
             write_json(path, _plain(value))
             record.path.unlink(missing_ok=True)
@@ -191,13 +209,25 @@ def _measure(
 
 def _scores(name: str, samples: list[dict[str, Any]], shots: int | None) -> dict[str, Any]:
     metric = next((m for m in METRICS if samples and m in samples[0]), None)
-    note = {"note": NOT_COMPARABLE} if name in LOCAL else {}
-    return {**(accuracy(samples, metric) if metric else {}), "shots": shots, **note}
+    whole = [sample for sample in samples if not sample["cut"]]
+    cut, notes = len(samples) - len(whole), [NOT_COMPARABLE] if name in LOCAL else []
+    told: dict[str, Any] = {}
+    if cut:
+        told["cut"] = {"questions": cut, "whole": accuracy(whole, metric) if metric and whole else None}
+        score = told["cut"]["whole"] and f"{told['cut']['whole']['score']:.1f}% on the {len(whole)} others"
+        notes.append(f"the beginning of {cut} questions was cut off, longer than the context; {score or 'all were'}")
+    note = {"note": "; ".join(notes)} if notes else {}
+    return {**(accuracy(samples, metric) if metric else {}), "shots": shots, **told, **note}
 
 
 def _prompts(samples: list[dict[str, Any]]) -> list[str]:
     """What is asked, solved examples included; once where a question is asked with several answers."""
     return list(dict.fromkeys(str(request[0]) for sample in samples for request in sample["arguments"]))
+
+
+def _data_sets(options: ShortOptions) -> DataSets:
+    named = options.data or os.environ.get("HARPE_DATA")
+    return DataSets(Path(named) / "hub" if named else None, options.offline)
 
 
 def _folder(options: ShortOptions) -> Path:

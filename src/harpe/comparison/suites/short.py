@@ -9,6 +9,7 @@ from typing import Any
 
 from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
 from harpe.errors import HarpeError
+from harpe.evaluation.short.hub import LONG
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, read_jsonl, sha256_file, sha256_json
 from harpe.options.measuring import ShortOptions, ShortTasks
@@ -27,6 +28,8 @@ class Short(Suite):
 
     def check(self, of: ShortTasks, where: str) -> None:
         check_names(tasks := _tasks(of), "a task (short)", where)
+        if LONG in tasks:
+            raise HarpeError(f"{where} asks for {LONG}, which depends on a model's context: name its tasks one by one.")
         if "mean" in tasks:
             raise HarpeError(f"{where} has a short benchmark named mean, which is what their mean is called.")
         check_least([("limit of short", 1 if of.limit is None else of.limit, 1)], where)
@@ -41,13 +44,16 @@ class Short(Suite):
 
     def inputs(self, of: ShortTasks, recipe: ComparisonRecipe, source: Source, run: Path) -> str | None:
         """SHA-256 of the files that questions are read from; None where all of them come from the hub."""
-        tasks = [name for name in _tasks(of) if of.offline or name in LOCAL]
         named = of.data or os.environ.get("HARPE_DATA")
-        if not tasks or not named:
+        if not named:
             return None
-        parts = sorted({part for name in tasks for part in FOLDERS.get(name, ())})
-        found = [path for part in parts for path in sorted((Path(named) / "short_bench" / part).rglob("*"))]
+        own = [name for name in _tasks(of) if name in LOCAL or (of.offline and name in FOLDERS)]
+        parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]})
+        parts += ["hub"] if len(own) < len(_tasks(of)) else []
+        found = [path for part in parts for path in sorted((Path(named) / part).rglob("*"))]
         files = [path for path in found if path.is_file()]
+        if not own and not files:
+            return None
         return sha256_json([[str(file.relative_to(Path(named))), sha256_file(file)] for file in files])
 
     def facts(self, inputs: str | None) -> dict[str, Any]:

@@ -103,5 +103,5 @@ SUITE = Suite(
     lengths="any from 256 to 512 on, by task and tokenizer",
     models="base and chat",
     chance="names a place, person or object that the question allows: 17% (qa1, qa2), 20% (qa3, qa4), about 30% (qa5)",
-    comparable="none: stories, filler and wording are our own (BABILong's own: harpe short --tasks babilong)",
+    comparable="none: stories, filler and wording are our own (BABILong's own: harpe short --tasks babilong-4k)",
 )

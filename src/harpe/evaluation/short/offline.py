@@ -180,7 +180,7 @@ FOLDERS = {
 
 
 def offline_tasks(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Definitions of `mmlu` (57 subjects), `piqa` or one of the `_local` tasks with the rows in a folder.
+    """Definitions of a task of `OFFLINE` with the rows in a folder: `mmlu` (57 subjects), `piqa`, the `_local` ones.
 
     Parameters
     ----------
@@ -192,14 +192,8 @@ def offline_tasks(name: str, folder: Path) -> list[dict[str, Any]]:
     Raises
     ------
     HarpeError
-        For any other task, and for missing files.
+        For missing files.
     """
-    if name not in OFFLINE:
-        there = f" {name}_local is a part of it." if f"{name}_local" in LOCAL else ""
-        raise HarpeError(
-            f"--tasks {name} has no offline form; there are {', '.join(OFFLINE)}.{there} Leave --offline out to read "
-            "it from the hub."
-        )
     for part in FOLDERS[name]:
         if not (folder / part).is_dir():
             raise HarpeError(

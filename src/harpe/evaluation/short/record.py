@@ -33,7 +33,7 @@ class Record:
         Requests are asked in blocks of so many contexts, each with all its continuations. What a block gives does not
         depend on the others, so that neither a kill nor the number of processes changes a digit.
     say
-        Is told where a kill has cut the last line short; that request is asked again.
+        Is told where a kill has cut the last line short (that request is asked again), and where questions are.
     progress
         Called with (done, total) of this process's blocks.
     of
@@ -49,7 +49,7 @@ class Record:
         progress: Callable[[int, int], None] = lambda done, total: None,
         of: Measurement | None = None,
     ) -> None:
-        self.path, self._contexts, self._ranks, self._progress = path, contexts, ranks, progress
+        self.path, self._contexts, self._ranks, self._progress, self.say = path, contexts, ranks, progress, say
         self._records = Records(path, lambda row: row["request"], ranks, say, of)
 
     @property

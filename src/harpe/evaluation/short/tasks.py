@@ -1,6 +1,6 @@
 """Short benchmarks through lm-eval: its tasks, its prompts, its numbers, on a model that is already loaded.
 
-The data come from the hub, or from files (`short_offline`).
+The data come from the hub, or from files (`hub`, `offline`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.distributed.processes import ALONE, Processes
 from harpe.errors import HarpeError, optional_module
+from harpe.evaluation.short.hub import DataSets, task_manager
 from harpe.evaluation.short.model import short_model
 from harpe.evaluation.short.record import Record
 from harpe.evaluation.statistics.intervals import wilson
@@ -31,13 +32,15 @@ def run_short_tasks(
     batch_size: int = 8,
     record: Record | None = None,
     ranks: Processes = ALONE,
+    data: DataSets | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's results for tasks on a loaded model: its dict with `results` and, by task, `samples`.
+    """lm-eval's results for tasks on a loaded model: its dict with `results` and, by task, `samples`; a sample says by
+    `cut` whether its question was longer than the model's context and lost its beginning.
 
     Parameters
     ----------
     tasks
-        Names of lm-eval's tasks, or definitions.
+        Names of lm-eval's tasks, definitions, or groups of named tasks.
     shots
         Solved examples in front of a question; None: as the task says.
     limit
@@ -46,6 +49,8 @@ def run_short_tasks(
         Answers that an interrupted measurement has left, or other processes give; new ones are added.
     ranks
         Processes that share the requests; only the first one's result is whole.
+    data
+        Where the data sets of named tasks are read from; None: the hub.
 
     Raises
     ------
@@ -58,18 +63,24 @@ def run_short_tasks(
 
     model.eval()
     wrapped = short_model(record, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-    # only then lm-eval has to read its thousands of definitions, which takes seconds
-    named = any(isinstance(task, str) for task in tasks)
+    named = any(isinstance(task, str) or "group" in task for task in tasks)
     options = {"num_fewshot": shots, "limit": limit, "bootstrap_iters": 0, "log_samples": True}
-    manager = TaskManager(include_defaults=named)
+    manager = task_manager() if named else TaskManager(include_defaults=False)
 
     def fetch() -> None:
         _run(tasks, lambda: manager.load(list(tasks)))
 
-    if named and ranks.count > 1:
-        # what the hub gives is put into the local cache by one process, before the others look for it
-        ranks.broadcast_from_rank0(fetch)
-    return dict(_run(tasks, lambda: simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)) or {})
+    def ask() -> Any:
+        return simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager, **options)
+
+    with (data or DataSets(None)).given():
+        if named and ranks.count > 1:
+            # what the hub gives is put into the local cache by one process, before the others look for it
+            ranks.broadcast_from_rank0(fetch)
+        found = dict(_run(tasks, ask) or {})
+    for sample in (each for rows in found.get("samples", {}).values() for each in rows):
+        sample["cut"] = any(str(request[0]) in wrapped.cut for request in sample["arguments"])
+    return found
 
 
 def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
@@ -79,7 +90,9 @@ def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
     except HarpeError:
         raise
     except (KeyError, ValueError, OSError, AssertionError) as error:
-        names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
+        names = ", ".join(
+            task if isinstance(task, str) else str(task.get("group") or task.get("task")) for task in tasks
+        )
         raise HarpeError(
             f"lm-eval could not run {names} ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
         ) from error

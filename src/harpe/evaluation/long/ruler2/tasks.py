@@ -167,7 +167,7 @@ SUITE = Suite(
     asks="12 tasks, basic to hard: numbers of a key, questions to copy or solve, documents to find or to answer from",
     needs="harpe[eval]; cais/mmlu for 6 and hotpotqa/hotpot_qa for 4 of 12 (the hub, or files)",
     lengths="any from about 1,024 to 4,096 on, by task; an answer comes behind",
-    models="chat (--server, --endpoint chat)",
+    models="chat (--chat, or a server's --endpoint chat)",
     chance="copies one of the list: 8% (mk easy, mv easy); names one: 1% to 9% at 4,096 tokens (basic, qa easy); gives "
     "a letter: 25% (mk medium, hard), one of four: 30% (mv medium, hard), yes or no: 5% (qa medium, hard)",
     comparable="RULER v2's own of models that do not think first; for qa up to the order of a list",
