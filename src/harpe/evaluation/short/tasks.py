@@ -89,7 +89,7 @@ def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
         return work()
     except HarpeError:
         raise
-    except (KeyError, ValueError, OSError, AssertionError) as error:
+    except (KeyError, ValueError, OSError, AssertionError, ImportError) as error:
         names = ", ".join(
             task if isinstance(task, str) else str(task.get("group") or task.get("task")) for task in tasks
         )
