@@ -72,6 +72,16 @@ SUITES = (
         comparable="lm-eval's; BABILong's own score asks that no other label is named",
     ),
     Suite(
+        name="HELMET, recall and RAG",
+        verb="harpe short --tasks helmet-recall-8k, helmet-rag-8k",
+        asks="needles and values of keys; questions on documents, with two solved ones",
+        needs="harpe[eval]; the data folder of HELMET's archive",
+        lengths="8k, doubled up to 128k",
+        models="base and chat, without chat format",
+        chance="below 1%",
+        comparable="HELMET's (arXiv 2410.02694) for models that continue texts",
+    ),
+    Suite(
         name="short benchmarks",
         verb="harpe short",
         asks="MMLU, HellaSwag, ARC-Challenge, PIQA, TriviaQA and any task of lm-eval, long ones too",

@@ -15,6 +15,7 @@ from harpe.errors import HarpeError
 from harpe.evaluation.against import WRITTEN, compare_short
 from harpe.evaluation.identity import MEASURING, identity_of
 from harpe.evaluation.records import record_files
+from harpe.evaluation.short.helmet import METRIC, helmet_tasks, is_helmet
 from harpe.evaluation.short.hub import LONG, DataSets, as_lm_eval, expanded
 from harpe.evaluation.short.offline import LOCAL, NOT_COMPARABLE, OFFLINE, offline_tasks, questions_hash
 from harpe.evaluation.short.record import Record
@@ -33,7 +34,7 @@ from harpe.runs.overlap import Prompts, training_overlap
 
 Definitions = dict[str, list[Any]]
 """Of lm-eval's tasks, or their names, by the names that were asked for."""
-METRICS = ("acc", "exact_match")
+METRICS = ("acc", "exact_match", METRIC)
 """Of a question, the first one that lm-eval gives is the score that gets an interval."""
 
 
@@ -92,21 +93,24 @@ def _check(options: ShortOptions, names: list[str]) -> None:
 
 
 def _named(options: ShortOptions) -> list[str]:
-    names = options.tasks.replace(",", " ").split()
-    if LONG not in names:
-        return names
-    return expanded(names, int(text_config(load_config(options.model, options.revision)).max_position_embeddings))
+    names, context = options.tasks.replace(",", " ").split(), 0
+    if LONG in names:
+        context = int(text_config(load_config(options.model, options.revision)).max_position_embeddings)
+    return expanded(names, context)
 
 
 def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
-    from_files = [name for name in names if name in LOCAL or (options.offline and name in OFFLINE)]
-    definitions = {
-        name: offline_tasks(name, _folder(options)) if name in from_files else [as_lm_eval(name)] for name in names
-    }
-    for name in names if options.offline else ():
-        if name not in from_files:
-            _data_sets(options).check(name)
     tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
+    definitions: Definitions = {}
+    for name in names:
+        if is_helmet(name):
+            definitions[name] = helmet_tasks(name, _folder(options, "helmet"), tokenizer)
+        elif name in LOCAL or (options.offline and name in OFFLINE):
+            definitions[name] = offline_tasks(name, _folder(options, "short_bench"))
+        else:
+            definitions[name] = [as_lm_eval(name)]
+            if options.offline:
+                _data_sets(options).check(name)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
     return definitions, tokenizer
 
@@ -230,11 +234,11 @@ def _data_sets(options: ShortOptions) -> DataSets:
     return DataSets(Path(named) / "hub" if named else None, options.offline)
 
 
-def _folder(options: ShortOptions) -> Path:
+def _folder(options: ShortOptions, part: str) -> Path:
     named = options.data or os.environ.get("HARPE_DATA")
     if not named:
-        raise HarpeError("--offline needs a folder with the questions: name it with --data, or set HARPE_DATA.")
-    return Path(named) / "short_bench"
+        raise HarpeError(f"A folder with {part} in it is needed: name it with --data, or set HARPE_DATA.")
+    return Path(named) / part
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
 from harpe.errors import HarpeError
+from harpe.evaluation.short.helmet import helmet_names, is_helmet
 from harpe.evaluation.short.hub import LONG
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, read_jsonl, sha256_file, sha256_json
@@ -28,8 +29,8 @@ class Short(Suite):
 
     def check(self, of: ShortTasks, where: str) -> None:
         check_names(tasks := _tasks(of), "a task (short)", where)
-        if LONG in tasks:
-            raise HarpeError(f"{where} asks for {LONG}, which depends on a model's context: name its tasks one by one.")
+        if sets := [name for name in tasks if name == LONG or (is_helmet(name) and helmet_names(name) != [name])]:
+            raise HarpeError(f"{where} asks for {', '.join(sets)}, which stand for several: name the tasks one by one.")
         if "mean" in tasks:
             raise HarpeError(f"{where} has a short benchmark named mean, which is what their mean is called.")
         check_least([("limit of short", 1 if of.limit is None else of.limit, 1)], where)
@@ -49,7 +50,8 @@ class Short(Suite):
             return None
         own = [name for name in _tasks(of) if name in LOCAL or (of.offline and name in FOLDERS)]
         parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]})
-        parts += ["hub"] if len(own) < len(_tasks(of)) else []
+        helmet = [name for name in _tasks(of) if is_helmet(name)]
+        parts += (["helmet"] if helmet else []) + (["hub"] if len(own) + len(helmet) < len(_tasks(of)) else [])
         found = [path for part in parts for path in sorted((Path(named) / part).rglob("*"))]
         files = [path for path in found if path.is_file()]
         if not own and not files:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.errors import HarpeError, optional_module
+from harpe.evaluation.short.helmet import helmet_names, is_helmet
 from harpe.evaluation.short.offline import LOCAL
 from harpe.files import sha256_file, sha256_json
 
@@ -25,10 +26,11 @@ top."""
 
 
 def expanded(names: Iterable[str], context: int) -> list[str]:
-    """Names of tasks, with those that `LONG` stands for in a context of so many tokens."""
+    """Names of tasks, with those that `LONG` and HELMET's sets stand for in a context of so many tokens."""
     lengths = [length for length in BABILONG if int(length[:-1]) * 1000 < context]
     long = ["longbench2", *(f"babilong-{length}" for length in lengths)]
-    return list(dict.fromkeys(each for name in names for each in (long if name == LONG else [name])))
+    sets = ((long if name == LONG else helmet_names(name) if is_helmet(name) else [name]) for name in names)
+    return list(dict.fromkeys(each for several in sets for each in several))
 
 
 @cache

@@ -53,11 +53,11 @@ def _from_rows(definition: dict[str, Any], splits: Splits) -> dict[str, Any]:
         for key, value in definition.items()
         if key not in ("dataset_path", "dataset_name", "tag", "task_alias")
     }
-    return {**kept, "custom_dataset": _Questions(splits)}
+    return {**kept, "custom_dataset": Questions(splits)}
 
 
 @dataclass(frozen=True)
-class _Questions:
+class Questions:
     """What lm-eval calls for the rows of a task."""
 
     splits: Splits

@@ -15,7 +15,7 @@ from harpe.errors import HarpeError, optional_module
 from harpe.evaluation.short.hub import DataSets, task_manager
 from harpe.evaluation.short.model import short_model
 from harpe.evaluation.short.record import Record
-from harpe.evaluation.statistics.intervals import wilson
+from harpe.evaluation.statistics.intervals import share
 
 PAPER_SHOTS = {"mmlu": 5, "hellaswag": 10, "arc_challenge": 25, "piqa": 0, "triviaqa": 5}
 """The paper's five benchmarks and how many solved examples stand in front of a question."""
@@ -99,6 +99,7 @@ def _run(tasks: Sequence[str | dict[str, Any]], work: Callable[[], Any]) -> Any:
 
 
 def accuracy(samples: Sequence[dict[str, Any]], metric: str = "acc") -> dict[str, Any]:
-    """Share of right answers in per cent over lm-eval's samples, with Wilson's 95 % interval."""
+    """Share of right answers in per cent over lm-eval's samples, with its 95 % interval: Wilson's, or of scores between
+    0 and 1 a bootstrap's."""
     hits = [float(sample[metric]) for sample in samples if metric in sample]
-    return {"metric": metric, **wilson(sum(hits), len(hits)).as_dict("score", 100), "samples": len(hits)}
+    return {"metric": metric, **share(hits)[0].as_dict("score", 100), "samples": len(hits)}
