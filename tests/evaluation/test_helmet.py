@@ -85,3 +85,5 @@ def test_what_is_missing_or_unknown_is_told(tmp_path: Path) -> None:
         measure_short(ShortOptions(tasks="helmet-icl-8k", **given))
     with pytest.raises(HarpeError, match=r"at 8k, 16k"):
         measure_short(ShortOptions(tasks="helmet-nq-4k", **given))
+    with pytest.raises(HarpeError, match="--shots: HELMET's tasks have"):
+        measure_short(ShortOptions(tasks="helmet-nq-8k", shots=5, **given))
