@@ -72,6 +72,22 @@ def test_prompts_are_what_transformers_makes_of_the_template_and_count_whole(tmp
         served(tmp_path / "base", folder, tasks="chat-model")
 
 
+def test_ruler2_keeps_the_published_prompt_inside_the_format_and_its_length_beside_it(tmp_path: Path) -> None:
+    folder, task = saved(tmp_path / "tokenizer"), "ruler2-mk_niah_basic"
+    tokenizer = load_tokenizer(folder)
+    told = {"lengths": "256", "tasks": task, "samples": 2}
+    for chat in (True, False):
+        with StubServer(lambda body, number: completion("4711"), {"m": 4000}) as stub:
+            run_long(options(tmp_path / str(chat), folder, server=stub.address, chat=chat, **told))
+    rows = zip(*(read_jsonl(tmp_path / str(chat) / f"{task}-256.jsonl") for chat in (True, False)), strict=True)
+    for row, plain in rows:
+        assert row["input"] == f"<|im_start|>user\n{plain['input']}<|im_end|>\n<|im_start|>assistant\n"
+        size = len(tokenizer(row["input"])["input_ids"])
+        assert row["length"] == size + 128 and len(tokenizer(plain["input"])["input_ids"]) <= 256 + 1
+    with pytest.raises(HarpeError, match="with an answer of ruler2-mk_niah_basic behind it"):
+        run_long(options(tmp_path / "out", folder, model="embedded", chat=True, **told))
+
+
 def test_a_template_that_spells_the_beginning_of_texts_has_it_counted_once(tmp_path: Path) -> None:
     folder = saved(tmp_path / "tokenizer", "{{ bos_token + 'Q: ' + messages[0]['content'] + '\nA: ' }}")
     tokenizer = load_tokenizer(folder)
