@@ -124,7 +124,7 @@ def check_summary(path: Path, of: Measurement | None) -> None:
 
 
 def check_scores(folder: Path) -> None:
-    """See that the score files of `harpe evaluate` or `harpe ruler` in a folder belong together (`check_summary`)."""
+    """See that the score files of a verb in a folder belong together (`check_summary`)."""
     protocol = folder / "protocol.json"
     of = read_json(protocol) if protocol.is_file() else None
     for name in (file for pair in SUMMARIES.items() for file in (f"{pair[0]}.json", f"{pair[1]}.jsonl")):
@@ -138,7 +138,7 @@ def measured(scores: Path) -> dict[Path, Measurement]:
     Raises HarpeError where files of one measurement do not belong together.
     """
     found: dict[Path, Measurement] = {}
-    for folder in (scores, *sorted(scores.glob("ruler-*"))):
+    for folder in (scores, *sorted(scores.glob("ruler-*")), scores / "long"):
         check_scores(folder)
         if (path := folder / "protocol.json").is_file():
             of = read_json(path)

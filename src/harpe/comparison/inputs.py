@@ -27,8 +27,8 @@ from harpe.runs.source import Source
 from harpe.runs.texts import Say, held_out_texts, silent
 
 Inputs = dict[str, Any]
-"""model, tokenizer, training (by seed), held_out, corpora (by name), ruler (by length and task), short: by content, as
-JSON has it."""
+"""model, tokenizer, training (by seed), held_out, corpora (by name), ruler (by length and task), long (by file of
+samples), short: by content, as JSON has it."""
 
 
 def data_folder(run: Path, seed: int, length: int) -> Path:

@@ -158,8 +158,8 @@ def plan_text(plan: dict[str, Any]) -> str:
 def expected_seconds(
     recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float
 ) -> dict[str, float]:
-    """Of every row, one seed on all cores: training, perplexity, needle tasks and RULER; short benchmarks come on
-    top."""
+    """Of every row, one seed on all cores: training, perplexity, needle tasks, RULER and long-context tasks; short
+    benchmarks come on top."""
     options = training_options(recipe, 0, "float32")
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
     read = protocol_of(recipe, source.geometry.original_length).tokens()

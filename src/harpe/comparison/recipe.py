@@ -121,4 +121,4 @@ def check_recipe(recipe: ComparisonRecipe, where: str) -> None:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
         raise HarpeError(f"{where} has the seeds {seeds}; give different numbers from 0 to {LARGEST_SEED}.")
     for suite, settings in asked_suites(recipe.evaluation):
-        suite.check(settings, where)
+        suite.check(settings, recipe, where)

@@ -123,10 +123,10 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
         reporter.say(f"Going on with the comparison in {run}; what is there is not done again.{new}")
     with removed_on_refusal(run, unless=going_on):
         tell_environment(run, reporter)
-        trained = recipe.seeds if any(row.trained for row in rows) else []
-        corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         for suite, settings in asked_suites(recipe.evaluation):
             suite.prepare(settings, recipe, run)
+        trained = recipe.seeds if any(row.trained for row in rows) else []
+        corpus = _prepare_data(run, recipe, source, trained, going_on, reporter)
         held_out = held_out_of(recipe, source, reporter.say)
         check_needles(source.tokenizer, held_out, protocol_of(recipe, source.geometry.original_length))
         inputs = pin(run, inputs_of(recipe, source, run, trained, held_out), going_on)

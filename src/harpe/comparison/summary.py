@@ -18,6 +18,8 @@ from harpe.runs.length_scores import summarised
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
 
 LEVEL = 0.05
+MEANS = ("needles-mean", "ruler-niah", "long-mean")
+"""Scores at the target length that `reading` tells."""
 
 
 def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
     baseline, target = titles[plan["baseline"]], plan["target_length"]
     sentences: list[str] = []
     for measure in measures:
-        if measure["id"] not in ("loss-long", f"needles-mean-{target}", "loss-short", f"ruler-niah-{target}"):
+        if measure["id"] not in ("loss-long", "loss-short", *(f"{of}-{target}" for of in MEANS)):
             continue
         better: list[str] = []
         worse: list[str] = []

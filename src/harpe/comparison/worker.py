@@ -95,7 +95,7 @@ def work(run: Path, name: str, seed: int, reporter: Reporter, processes: RowProc
             remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
     started = time.monotonic()
     revision = None if row.changes else recipe.revision
-    subject = Subject(model, revision, dtype, row.title, recipe, source, held_out)
+    subject = Subject(model, revision, dtype, row.title, recipe, source, held_out, run / "samples")
     for suite, settings in asked_suites(recipe.evaluation):
         suite.score(settings, subject, folder / "scores", reporter)
     spent = _record(folder, row, data, time.monotonic() - started)

@@ -145,7 +145,19 @@ class LongTasks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongOptions(LongTasks, AnswerOptions):
+class LongSamples(LongTasks, AnswerOptions):
+    """Samples of the long-context suites, which are answered where a model is named."""
+
+    lengths: str
+    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer (of ruler2, as published, of
+    the prompt alone): FIRST:LAST:STEP or numbers with commas between them."""
+    original_length: int | None = None
+    """Context in tokens up to which a score counts as the short one that an effective length keeps; default: the length
+    before the extension, else the model's context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongOptions(LongSamples):
     """Ask a checkpoint long-context tasks whose samples are made here: facts in filler, graph walks, order and content
     probes, co-reference in long conversations, and RULER v2.
 
@@ -161,12 +173,6 @@ class LongOptions(LongTasks, AnswerOptions):
     model: str
     """Checkpoint that answers: a folder, a GGUF file, a hub name, or embedded. With --server: the name that it has
     there."""
-    lengths: str
-    """Tokens of a sample at most, with what the tokenizer begins texts with and the answer (of ruler2, as published, of
-    the prompt alone): FIRST:LAST:STEP or numbers with commas between them."""
-    original_length: int | None = None
-    """Context in tokens up to which a score counts as the short one that an effective length keeps; default: the length
-    before the extension, else the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True)

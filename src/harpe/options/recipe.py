@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from harpe.bases.ranges import RangeRule
-from harpe.options.measuring import NeedleOptions, RulerTasks
+from harpe.options.measuring import LongTasks, NeedleOptions, RulerTasks
 from harpe.options.shared import ContextOptions, Dtype, FieldOptions, ModelOptions, TextOptions
 from harpe.options.training import TrainingOptions
 
@@ -14,6 +14,14 @@ from harpe.options.training import TrainingOptions
 @dataclass(frozen=True, kw_only=True)
 class RulerRecipe(RulerTasks):
     """RULER's tasks (`harpe ruler`)."""
+
+    lengths: list[int]
+    """Tokens of a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRecipe(LongTasks):
+    """Long-context tasks whose samples are made here (`harpe long`)."""
 
     lengths: list[int]
     """Tokens of a sample."""

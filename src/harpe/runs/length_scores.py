@@ -41,6 +41,8 @@ class Samples:
     """0..1."""
     draw: str
     """Lengths with the same name hold the same samples."""
+    chance: float = 0.0
+    """Expected score of a guesser, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class AnsweredTask:
     """None: a mean over tasks."""
     samples: dict[tuple[int, str], Samples]
     """By length in tokens and task."""
+
+    def guessed(self) -> list[float]:
+        """What a guesser scores at every length, in per cent."""
+        lengths = sorted({length for length, _ in self.samples})
+        at = [[each.chance for (n, _), each in self.samples.items() if n == length] for length in lengths]
+        return [100 * sum(chances) / len(chances) for chances in at]
 
 
 def needle_tasks(scores: Path) -> Iterator[AnsweredTask]:
@@ -144,9 +152,11 @@ def _task(
     models = [key for key, each in of.items() if each.samples.keys() == set(cells)]
     value: dict[str, Any] = {"id": first.id, "title": first.title, "group": first.group, "task": first.task}
     value |= {"lengths": sorted({length for length, _ in cells}), "units": 0, "methods": {}, "differences": {}}
+    value["guessed"] = []
     value["incomplete"] = sorted({method for method, _ in of} - {method for method, _ in models})
     if not models:
         return value
+    value["guessed"] = of[models[0]].guessed()
     asked = []
     for cell in cells:
         alike = of[models[0]].samples[cell]
@@ -162,7 +172,7 @@ def _task(
     value["units"] = sum({each.draw: each.scores.shape[1] for each in asked}.values())
     for method in dict.fromkeys(method for method, _ in models):
         rows = [number for number, key in enumerate(models) if key[0] == method]
-        value["methods"][method] = {"seeds": len(rows), **_method(drawn, rows, trained_length)}
+        value["methods"][method] = {"seeds": len(rows), **_method(drawn, rows, trained_length, value["guessed"])}
     if len(drawn.lengths) > 1:
         value["differences"] = _differences(drawn, models, reference, trained, value["units"])
     return value
@@ -175,7 +185,7 @@ def of_one_model(task: AnsweredTask, trained_length: int) -> dict[str, Any]:
         Asked(length, np.array([each.scores], float), (each.draw, each.keys))
         for (length, _), each in sorted(task.samples.items())
     ]
-    return _method(resample_lengths(asked), [0], trained_length)
+    return _method(resample_lengths(asked), [0], trained_length, task.guessed())
 
 
 def _ends(values: np.ndarray) -> dict[str, float]:
@@ -183,7 +193,7 @@ def _ends(values: np.ndarray) -> dict[str, float]:
     return {"low": 100 * float(low), "high": 100 * float(high)}
 
 
-def _method(drawn: ByLength, rows: Sequence[int], trained_length: int) -> dict[str, Any]:
+def _method(drawn: ByLength, rows: Sequence[int], trained_length: int, guessed: Sequence[float]) -> dict[str, Any]:
     """Scores, base score, effective length and length score of one method."""
     lengths = drawn.lengths
     scores, resampled = drawn.over_seeds(rows)
@@ -202,7 +212,7 @@ def _method(drawn: ByLength, rows: Sequence[int], trained_length: int) -> dict[s
     if len(lengths) > 1:
         areas = length_score(resampled, lengths)
         value["area"] = {"value": 100 * float(length_score(scores, lengths)), **_ends(areas)}
-    value["reason"] = _cannot_tell(value["base"], lengths, trained_length)
+    value["reason"] = _cannot_tell(value["base"], lengths, trained_length, max(guessed))
     if not value["reason"]:
         longest = int(effective_length(scores, lengths, base))
         draws = effective_length(resampled, lengths, bases)
@@ -214,7 +224,7 @@ def _method(drawn: ByLength, rows: Sequence[int], trained_length: int) -> dict[s
     return value
 
 
-def _cannot_tell(base: dict[str, float] | None, lengths: Sequence[int], trained_length: int) -> str:
+def _cannot_tell(base: dict[str, float] | None, lengths: Sequence[int], trained_length: int, guessed: float) -> str:
     """Why there is no effective length; "" where there is one."""
     if len(lengths) == 1:
         return f"asked at {lengths[0]:,} tokens alone: how far it reaches cannot be told"
@@ -222,6 +232,8 @@ def _cannot_tell(base: dict[str, float] | None, lengths: Sequence[int], trained_
         return f"not asked within the {trained_length:,} tokens of the training: there is no short score to keep"
     if base["low"] <= 0:
         return f"its short score, {base['value']:.1f}%, is not told from 0: there is nothing to keep"
+    if KEPT * base["low"] <= guessed:  # whoever guesses alike at every length would keep it to the longest
+        return f"{KEPT:.0%} of its short score, {base['value']:.1f}%, is not told from the {guessed:.1f}% of a guesser"
     return ""
 
 

@@ -22,11 +22,10 @@ from harpe.evaluation.long.ruler2.tasks import Ruler2Task
 from harpe.evaluation.long.task import AtLength, LongTask, set_name
 from harpe.evaluation.ruler.counting import TokenCounter
 from harpe.evaluation.ruler.sources import DataFolder
-from harpe.evaluation.statistics.lengths import KEPT
 from harpe.files import sha256_json
 from harpe.models.geometry import text_config
 from harpe.models.load import load_config
-from harpe.options.measuring import LongOptions
+from harpe.options.measuring import LongSamples
 from harpe.report.figures.long_scores import long_figure
 from harpe.reporter import Reporter
 from harpe.runs.length_scores import AnsweredTask, Samples, of_one_model
@@ -37,8 +36,9 @@ from harpe.suites.samples import ask, server_of, tokenizer_for
 Rows = list[dict[str, Any]]
 
 
-def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
-    """Make the samples that `options` asks for, have them answered, and write the scores; returns the folder.
+def run_long(options: LongSamples, reporter: Reporter | None = None) -> Path:
+    """Make the samples that `options` asks for, and where it names a model have them answered and write the scores;
+    returns the folder.
 
     Raises HarpeError for unknown tasks, lengths that a task cannot be made with or that the model was not made for,
     missing essays or questions, and a folder that holds something else.
@@ -102,7 +102,7 @@ def run_long(options: LongOptions, reporter: Reporter | None = None) -> Path:
 
 
 def _chat_format(
-    options: LongOptions, names: list[str], tokenizer: PreTrainedTokenizerBase
+    options: LongSamples, names: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[str], str] | None:
     """What puts a question into the tokenizer's chat format, where one is asked for and no server does it."""
     at_server = options.server is not None and options.endpoint == "chat"
@@ -123,9 +123,9 @@ def _place(name: str) -> tuple[int, int]:
     return list(TASKS).index(task.name), length
 
 
-def _trained_length(options: LongOptions) -> int | None:
-    """The context before an extension; None where a server answers and does not tell it."""
-    if options.original_length is not None or options.server is not None:
+def _trained_length(options: LongSamples) -> int | None:
+    """The context before an extension; None where nobody answers, or a server does and does not tell it."""
+    if options.original_length is not None or options.model is None or options.server is not None:
         return options.original_length
     config = text_config(load_config(options.model, options.revision))
     return int(getattr(config, "harpe_original_length", None) or config.max_position_embeddings)
@@ -142,52 +142,47 @@ def summary(records: Iterable[dict[str, Any]], whole: int, trained: int | None) 
     trained
         Tokens of the context up to which a score is a short one; None where it is not known.
     """
-    cells: dict[tuple[str, int], Rows] = {}
-    for row in records:
-        cells.setdefault((row["task"], row["length"]), []).append(row)
+    cells = by_cell(records)
     incomplete = [set_name(*key) for key, rows in cells.items() if len(rows) < whole]
     cells = {key: rows for key, rows in cells.items() if len(rows) >= whole}
-    chance = {key: 100 * sum(r["chance"] for r in rows) / len(rows) for key, rows in cells.items()}
-    found = {
-        key: Samples(tuple(r["sample"] for r in rows), tuple(r["score"] for r in rows), key[0])
-        for key, rows in cells.items()
-    }
+    found = {(length, task): samples_of(rows) for (task, length), rows in cells.items()}
     tasks: dict[str, Any] = {}
     for name in dict.fromkeys(task for task, _ in cells):
         lengths = [
-            {"length": length, **scored(rows), "chance": chance[task, length]}
+            {"length": length, **scored(rows), "chance": 100 * found[length, task].chance}
             for (task, length), rows in sorted(cells.items())
             if task == name
         ]
-        tasks[name] = {"lengths": lengths, **_over_lengths([name], found, chance, trained)}
+        tasks[name] = {"lengths": lengths, **_over_lengths([name], found, trained)}
     suites: dict[str, Any] = {}
     for name, module in SUITES.items():
         names = [task.name for task in module.TASKS]
         asked = [{length for task, length in cells if task == each} for each in names]
         if asked[0] and all(each == asked[0] for each in asked):
-            suites[name] = _over_lengths(names, found, chance, trained)
+            suites[name] = _over_lengths(names, found, trained)
     return {"tasks": tasks, "suites": suites, "incomplete": incomplete}
 
 
-def _over_lengths(
-    names: list[str],
-    found: Mapping[tuple[str, int], Samples],
-    chance: Mapping[tuple[str, int], float],
-    trained: int | None,
-) -> dict[str, Any]:
+def by_cell(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Rows]:
+    """Records by task and length."""
+    cells: dict[tuple[str, int], Rows] = {}
+    for row in records:
+        cells.setdefault((row["task"], row["length"]), []).append(row)
+    return cells
+
+
+def samples_of(rows: Rows) -> Samples:
+    """Records of a task at one length; those of its other lengths are drawn together with them."""
+    chance = sum(row["chance"] for row in rows) / len(rows)
+    keys, scores = tuple(row["sample"] for row in rows), tuple(row["score"] for row in rows)
+    return Samples(keys, scores, rows[0]["task"], chance)
+
+
+def _over_lengths(names: list[str], found: Mapping[tuple[int, str], Samples], trained: int | None) -> dict[str, Any]:
     """Of a task, or of the mean over several, what all lengths say together."""
-    samples = {(length, task): each for (task, length), each in found.items() if task in names}
+    samples = {(length, task): each for (length, task), each in found.items() if task in names}
     value = of_one_model(AnsweredTask("-".join(names), "", "long", None, samples), trained or 0)
-    lengths = sorted({length for length, _ in samples})
-    guessed = max(sum(chance[name, length] for name in names) / len(names) for length in lengths)
-    base = value["base"]
     if trained is None:
         value["reason"] = "the context that the model was trained with is not known; --original-length names it"
-    elif value["effective"] is not None and KEPT * base["low"] <= guessed:
-        # whoever guesses alike at every length would keep it to the longest
-        value |= {"effective": None}
-        value["reason"] = (
-            f"{KEPT:.0%} of its short score, {base['value']:.1f}%, is not told from the {guessed:.1f}% of a guesser"
-        )
     means = {"lengths": value["scores"]} if len(names) > 1 else {}
     return means | {key: value[key] for key in ("base", "effective", "area", "reason")}

@@ -77,6 +77,8 @@ class Subject:
     recipe: ComparisonRecipe
     source: Source
     held_out: HeldOut
+    samples: Path
+    """Folder of the samples that all rows are asked."""
 
 
 class Suite(ABC):
@@ -97,7 +99,7 @@ class Suite(ABC):
     nothing: ClassVar[Any] = None
     """What is kept there where the suite was not asked for."""
 
-    def check(self, of: Any, where: str) -> None:
+    def check(self, of: Any, recipe: ComparisonRecipe, where: str) -> None:
         """Refuse names that cannot be files and numbers that cannot be; `where` says which recipe it is."""
         return
 

@@ -30,7 +30,7 @@ class Curves(Suite):
     pinned = "corpora"
     nothing: ClassVar[dict[str, Any]] = {}
 
-    def check(self, of: Corpora, where: str) -> None:
+    def check(self, of: Corpora, recipe: ComparisonRecipe, where: str) -> None:
         check_names(list(of), "a corpus (perplexity)", where)
         for name, each in of.items():
             if f"{name}{FIGURES}".casefold() in map(str.casefold, of):

@@ -6,6 +6,7 @@ from typing import Any
 
 from harpe.comparison.suites.base import Suite
 from harpe.comparison.suites.curves import Curves
+from harpe.comparison.suites.long import Long
 from harpe.comparison.suites.ruler import Ruler
 from harpe.comparison.suites.short import Short
 from harpe.comparison.suites.standard import Standard
@@ -15,6 +16,7 @@ SUITES: tuple[Suite, ...] = (
     Standard(),
     Curves(),
     Ruler(),
+    Long(),
     Short(),
 )
 KEYED = {suite.key: suite for suite in SUITES if suite.key}

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harpe.comparison.suites.asked import Mean, check_asked, lay_samples, measures_at, names_of, sample_files
 from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
-from harpe.errors import HarpeError
 from harpe.evaluation.ruler.tasks import chosen as chosen_tasks
-from harpe.files import read_jsonl, sha256_file, sha256_once
+from harpe.files import read_jsonl
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
 from harpe.reporter import Reporter
@@ -26,9 +26,8 @@ class Ruler(Suite):
     pinned = "ruler"
     nothing: ClassVar[dict[str, Any]] = {}
 
-    def check(self, of: RulerRecipe, where: str) -> None:
-        if not of.lengths or len(set(of.lengths)) != len(of.lengths) or min(of.lengths) < 1:
-            raise HarpeError(f"{where} has the RULER lengths {of.lengths}; give different numbers of tokens.")
+    def check(self, of: RulerRecipe, recipe: ComparisonRecipe, where: str) -> None:
+        check_asked(of.lengths, of.tasks, chosen_tasks, "RULER", where)
         check_least([("samples of ruler", of.samples, 1)], where)
 
     def prepare(self, of: RulerRecipe, recipe: ComparisonRecipe, run: Path) -> None:
@@ -38,7 +37,7 @@ class Ruler(Suite):
     def inputs(self, of: RulerRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         folders = {length: run / "samples" / f"ruler-{length}" for length in of.lengths}
         return {
-            str(length): {path.stem: sha256_once(path) for path in sorted(folder.glob("*.jsonl"))}
+            str(length): {path.stem: digest for path, digest in sample_files(folder).items()}
             for length, folder in folders.items()
         }
 
@@ -47,13 +46,14 @@ class Ruler(Suite):
 
     def score(self, of: RulerRecipe, subject: Subject, scores: Path, reporter: Reporter) -> None:
         for length in of.lengths:
+            lay_samples(subject.samples / f"ruler-{length}", scores / f"ruler-{length}")
             asked = {"model": subject.model, "dtype": subject.dtype, "beyond_context": True}
             run_ruler(_options(of, length, scores, subject.revision, subject.recipe.tokenizer, **asked), reporter)
 
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-        for path in sorted(scores.glob("ruler-*/*.jsonl")):
-            if path.name != "answers.jsonl":
-                yield path, {_samples(path.stem, path.parent.name.removeprefix("ruler-")): sha256_once(path)}
+        for folder in sorted(scores.glob("ruler-*")):
+            for path, digest in sample_files(folder).items():
+                yield path, {_samples(path.stem, folder.name.removeprefix("ruler-")): digest}
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         found = [each for folder in _folders(scores) for each in _at_one_length(folder)]
@@ -76,7 +76,7 @@ class Ruler(Suite):
                 yield AnsweredTask(stem, title, group, task, samples)
 
     def tokens(self, of: RulerRecipe) -> int:
-        return sum(of.lengths) * of.samples * len(chosen_tasks(of.tasks.replace(",", " ").split()))
+        return sum(of.lengths) * of.samples * len(chosen_tasks(names_of(of.tasks)))
 
     def asked(self, of: RulerRecipe) -> dict[str, str]:
         return {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in of.lengths}
@@ -115,19 +115,14 @@ def _folders(scores: Path) -> list[Path]:
 def _at_one_length(folder: Path) -> Iterator[Measured]:
     length, rows = int(folder.name.rsplit("-", 1)[1]), read_jsonl(folder / "answers.jsonl")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    hashes = {task: sha256_file(file) for task in tasks if (file := folder / f"{task}.jsonl").is_file()}
-    for task in tasks:
-        title = f"RULER {task} at {length:,} tokens"
-        measure = Measure(f"ruler-{task}-{length}", title, "%", "higher", "ruler", task, length)
-        asked = [row for row in rows if row["task"] == task]
-        yield measure, [((hashes.get(task, ""), row["sample"]), 0, row["score"], 1.0) for row in asked]
     niah = [task for task in tasks if task.startswith("niah")]
-    for (name, words, group), chosen, wanted in zip(MEANS, (niah, tasks), (8, 13), strict=True):
-        if len(chosen) == wanted:
-            title = f"RULER, mean of {words} at {length:,} tokens"
-            measure = Measure(f"ruler-{name}-{length}", title, "%", "higher", group, None, length)
-            those = [(hashes.get(row["task"], ""), row) for row in rows if row["task"] in chosen]
-            yield measure, [((of, r["task"], r["sample"]), chosen.index(r["task"]), r["score"], 1.0) for of, r in those]
+    means = [
+        Mean(name, f"RULER, mean of {words}", group, those)
+        for (name, words, group), those, wanted in zip(MEANS, (niah, tasks), (8, 13), strict=True)
+        if len(those) == wanted
+    ]
+    hashes = {path.stem: digest for path, digest in sample_files(folder).items()}
+    yield from measures_at("ruler", "RULER", length, rows, hashes, means)
 
 
 def _samples_of(length: int, records: Sequence[Record]) -> dict[tuple[int, str], Samples]:

@@ -27,7 +27,7 @@ class Short(Suite):
     settings = ShortTasks | None
     pinned = "short"
 
-    def check(self, of: ShortTasks, where: str) -> None:
+    def check(self, of: ShortTasks, recipe: ComparisonRecipe, where: str) -> None:
         check_names(tasks := _tasks(of), "a task (short)", where)
         if sets := [name for name in tasks if name == LONG or (is_helmet(name) and helmet_names(name) != [name])]:
             raise HarpeError(f"{where} asks for {', '.join(sets)}, which stand for several: name the tasks one by one.")

@@ -27,7 +27,7 @@ class Standard(Suite):
     key = ""
     settings = EvaluationRecipe
 
-    def check(self, of: EvaluationRecipe, where: str) -> None:
+    def check(self, of: EvaluationRecipe, recipe: ComparisonRecipe, where: str) -> None:
         counts = [("documents", of.documents, 1), ("samples", of.samples, 0), ("grid_samples", of.grid_samples, 0)]
         check_least(counts, where)
 

@@ -66,6 +66,8 @@ class LengthTask:
     """Of the length score, to the reference."""
     incomplete: tuple[str, ...] = ()
     """Rows that were not asked at all of the lengths yet, and are left out."""
+    guessed: tuple[float, ...] = ()
+    """What a guesser scores at every length, in per cent."""
 
     @property
     def chief(self) -> bool:

@@ -77,13 +77,16 @@ def length_table(run: Run, task: LengthTask) -> Table:
 
 
 def length_notes(run: Run, task: LengthTask) -> list[str]:
-    """What the table cannot say: rows without an effective length and why, and lengths below it that failed."""
+    """What the table cannot say: what a guesser scores, rows without an effective length and why, and shorter lengths
+    that failed."""
     titles = {row.name: row.title for row in run.rows}
     reasons: dict[str, list[str]] = {}
     for name, found in task.methods.items():
         if found.reason:
             reasons.setdefault(found.reason, []).append(titles[name])
-    notes = [f"No effective length: {listed(names)} ({reason})." for reason, names in reasons.items()]
+    guessed = list(dict.fromkeys(map(percent, (min(task.guessed, default=0.0), max(task.guessed, default=0.0)))))
+    notes = [f"A guesser scores {'% to '.join(guessed)}%."] if task.guessed and max(task.guessed) > 0 else []
+    notes += [f"No effective length: {listed(names)} ({reason})." for reason, names in reasons.items()]
     for name, found in task.methods.items():
         if found.effective and found.effective.failed_below:
             notes.append(_failed(titles[name], found.effective))

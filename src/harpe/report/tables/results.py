@@ -73,6 +73,7 @@ def column_of(measure: Measure) -> Column:
         "grid-mean": ("needle grid", "all lengths and depths"),
         "ruler-niah": ("RULER needles", f"8 tasks {at}"),
         "ruler-all": ("RULER", f"13 tasks {at}"),
+        "long-mean": ("long-context tasks", f"mean {at}"),
         "short-mean": ("short benchmarks", "mean"),
     }
     stem = measure.id.removesuffix(f"-{measure.length}")
@@ -102,7 +103,7 @@ def _table(run: Run, measures: list[Measure], title: str = "", caption: str = ""
 def main_table(run: Run) -> Table:
     """Short and long perplexity, the needle tasks at the target length, and the means of whatever else was measured."""
     target = run.target_length
-    means = ["grid-mean", f"ruler-niah-{target}", f"ruler-all-{target}", "short-mean"]
+    means = ["grid-mean", f"ruler-niah-{target}", f"ruler-all-{target}", f"long-mean-{target}", "short-mean"]
     return _table(run, _named(run, ["loss-short", "loss-long"]) + _needles(run, target) + _named(run, means))
 
 
@@ -116,7 +117,7 @@ def other_needles(run: Run) -> list[Table]:
 def chief_measures(run: Run) -> list[Measure]:
     """Perplexities and the mean of each kind of scores."""
     target = run.target_length
-    means = [f"{kind}-{target}" for kind in ("needles-mean", "ruler-niah", "ruler-all")]
+    means = [f"{kind}-{target}" for kind in ("needles-mean", "ruler-niah", "ruler-all", "long-mean")]
     return _named(run, ["loss-long", "loss-short", *means, "short-mean"])
 
 
