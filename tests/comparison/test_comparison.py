@@ -242,6 +242,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ),
         ({"evaluation": evaluation(ruler={"lengths": [64, 64]})}, "RULER lengths"),
         ({"evaluation": evaluation(ruler={"lengths": [-64]})}, "RULER lengths"),
+        ({"evaluation": evaluation(ruler={"lengths": [64], "tasks": "niha"})}, "RULER in the recipe: .* niha .*niah"),
         ({"evaluation": evaluation(short={"tasks": "piqa,../x"})}, "letters, digits"),
         ({"evaluation": evaluation(short={"tasks": "mean"})}, "what their mean is called"),
         ({"evaluation": evaluation(documents=-1)}, "-1 documents; the least is 1"),
@@ -507,6 +508,7 @@ def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
         "data": "texts",
         "perplexity": {"pg19/test": {"data": "texts", "lengths": "128"}},
         "ruler": {"lengths": [128]},
+        "long": {"lengths": [64]},
     }
     asked |= {"short": {"tasks": "piqa, gsm8k"}, "samples": 2, "grid_samples": 0}
     write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
@@ -515,7 +517,7 @@ def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
     )
     write_jsonl(folder / "a/seed-0/scores/short/piqa.jsonl", [{"task": "piqa", "doc_id": 0, "acc": 1.0}])
     (told,) = [sentence for sentence in summarise(folder, resamples=10)["reading"] if sentence.startswith("Asked for")]
-    assert "needles; perplexity on pg19/test; RULER at 128 tokens; gsm8k." in told
+    assert "needles; perplexity on pg19/test; RULER at 128 tokens; long-context tasks at 64 tokens; gsm8k." in told
 
 
 def test_means_over_windows_are_those_that_were_asked_for(tmp_path: Path) -> None:

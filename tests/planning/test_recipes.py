@@ -70,7 +70,8 @@ class Recipe:
     def measured(self) -> int:
         """Bytes of bfloat16 weights, keys and values at the longest length that a comparison measures."""
         evaluation, config = self.keys.get("evaluation", {}), self.config
-        lengths = [self.length, *(evaluation.get("ruler") or {}).get("lengths", [])] if evaluation else [0]
+        asked = [n for suite in ("ruler", "long") for n in (evaluation.get(suite) or {}).get("lengths", [])]
+        lengths = [self.length, *asked] if evaluation else [0]
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         tracer = Tracer(config)
         weights = sum(parameter.numel() for parameter in tracer.model.parameters())

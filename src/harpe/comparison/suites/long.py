@@ -116,5 +116,5 @@ def _means(tasks: Collection[str]) -> list[Mean]:
     for name, suite in SUITES.items():
         names = [task.name for task in suite.TASKS]
         if set(names) < set(tasks) and len(names) > 1:
-            found.append(Mean(name, f"{title} the {len(names)} of {name}", "long", names))
+            found.append(Mean(name, f"{title} {name}'s {len(names)}", "long", names))
     return found
