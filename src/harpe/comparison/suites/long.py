@@ -39,7 +39,8 @@ class Long(Suite):
             )
 
     def prepare(self, of: LongRecipe, recipe: ComparisonRecipe, run: Path) -> None:
-        run_long(_options(of, run / "samples", tokenizer=recipe.tokenizer or recipe.model, revision=recipe.revision))
+        tokenizer, revision = recipe.tokenizer_of(recipe.model)
+        run_long(_options(of, run / "samples", tokenizer=tokenizer, revision=revision))
 
     def inputs(self, of: LongRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         files, asked = sample_files(run / "samples" / "long"), chosen(names_of(of.tasks))

@@ -31,8 +31,9 @@ class Ruler(Suite):
         check_least([("samples of ruler", of.samples, 1)], where)
 
     def prepare(self, of: RulerRecipe, recipe: ComparisonRecipe, run: Path) -> None:
+        tokenizer, revision = recipe.tokenizer_of(recipe.model)
         for length in of.lengths:
-            run_ruler(_options(of, length, run / "samples", recipe.revision, recipe.tokenizer or recipe.model))
+            run_ruler(_options(of, length, run / "samples", revision, tokenizer))
 
     def inputs(self, of: RulerRecipe, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         folders = {length: run / "samples" / f"ruler-{length}" for length in of.lengths}
