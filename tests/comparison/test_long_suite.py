@@ -188,6 +188,14 @@ def test_a_length_too_short_for_a_task_is_told_before_texts_are_packed(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_that_does_not_ask_them_is_kept_as_before_there_were_any() -> None:
+    plain: dict[str, Any] = {"data": "embedded"}
+    kept = [parse(recipe_of(evaluation=each), "x").recipe()["evaluation"] for each in (plain, {**plain, "long": None})]
+    assert kept[0] == kept[1] and "long" not in kept[0]
+    asked = parse(recipe_of(), "x").recipe()
+    assert asked["evaluation"]["long"]["lengths"] == [256, 320] and parse(asked, "x").recipe() == asked
+
+
 def test_the_expected_time_counts_the_tokens_that_are_asked(tmp_path: Path) -> None:
     seconds = []
     for long in (None, LONG):

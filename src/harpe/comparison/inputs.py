@@ -65,7 +65,7 @@ def inputs_of(recipe: ComparisonRecipe, source: Source, run: Path, seeds: Sequen
         **{
             suite.pinned: suite.inputs(asked[suite.key], recipe, source, run) if asked[suite.key] else suite.nothing
             for suite in SUITES
-            if suite.pinned
+            if suite.pinned and suite.key in asked
         },
     }
 

@@ -77,6 +77,7 @@ def read_evaluation(value: Mapping[str, Any], where: str) -> EvaluationRecipe:
     suites = {
         key: typed(value[key], suite.settings, f"{key} of {where}") if key in value else suite.default
         for key, suite in KEYED.items()
+        if suite.kept or value.get(key) is not None
     }
     return build(EvaluationRecipe, {**{k: v for k, v in value.items() if k not in KEYED}, "suites": suites}, where)
 

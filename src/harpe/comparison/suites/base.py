@@ -94,6 +94,9 @@ class Suite(ABC):
     """Type of what stands there: a dataclass, or whatever `harpe.typed` knows."""
     default: ClassVar[Any] = None
     """Where the recipe has no such key: nothing is measured."""
+    kept: ClassVar[bool] = True
+    """Whether recipes and plans name the suite also where it was not asked for. Not of one that came later: those files
+    stay as earlier versions wrote them."""
     pinned: ClassVar[str] = ""
     """Key of plan.json's inputs under which `inputs` is kept."""
     nothing: ClassVar[Any] = None

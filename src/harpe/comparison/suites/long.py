@@ -26,6 +26,7 @@ class Long(Suite):
 
     key = "long"
     settings = LongRecipe | None
+    kept = False
     pinned = "long"
     nothing: ClassVar[dict[str, Any]] = {}
 

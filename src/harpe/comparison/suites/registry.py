@@ -25,5 +25,5 @@ KEYED = {suite.key: suite for suite in SUITES if suite.key}
 
 def asked_suites(of: EvaluationRecipe) -> list[tuple[Suite, Any]]:
     """The suites that an evaluation asks for, each with its settings."""
-    found = [(suite, of.suites[suite.key] if suite.key else of) for suite in SUITES]
+    found = [(suite, of.suites.get(suite.key) if suite.key else of) for suite in SUITES]
     return [(suite, settings) for suite, settings in found if settings]
