@@ -52,7 +52,7 @@ def main() -> None:
         asked[f"long-context tasks: {tasks} at {at}"] += ["--lengths", at, "--out", str(work / "long")]
     for length in lengths:
         if length >= LEAST_FOR_RULER:
-            asked[f"RULER at {length:,}"] = ["ruler", *model, *beyond, *samples, "--tasks", args.ruler]
+            asked[f"RULER at {length:,}"] = ["ruler", "--model", *model, *beyond, *samples, "--tasks", args.ruler]
             asked[f"RULER at {length:,}"] += ["--length", str(length), "--out", str(work / f"ruler-{length}")]
     asked["perplexity, and of key tokens"] = ["perplexity", *model, "--data", args.texts, "--lengths", args.lengths]
     asked["perplexity, and of key tokens"] += ["--documents", str(args.documents), "--key-tokens", "--short-context"]

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from harpe.cli import terminal as module
 from harpe.cli.terminal import Terminal
@@ -35,3 +36,20 @@ def test_work_whose_amount_nobody_knows_gets_no_time(monkeypatch: pytest.MonkeyP
         clock[0] += 20
         said.progress("reading", done, total)
     assert out.getvalue().splitlines() == ["reading: 5", "reading: 8", "reading: 9/9"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_tables_cut_off_neither_names_nor_numbers(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    names, numbers = ("order-nth-16", "order-nth-4"), [f"{n}{n}.{n} to {n}{n + 1}.{n}" for n in range(1, 9)]
+    table = Table("task", *("a long heading of a column" for _ in numbers))
+    for name in names:
+        table.add_row(name, *numbers)
+    out = io.StringIO()
+    Terminal(Console(file=out, force_terminal=is_terminal, width=80, color_system=None)).table(table)
+    said = out.getvalue()
+    assert "…" not in said
+    if is_terminal:
+        assert max(map(len, said.splitlines())) <= 80
+    else:
+        assert all(each in said for each in (*names, *numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -19,6 +20,8 @@ from rich.progress import (
 from harpe.report.wording import duration
 from harpe.reporter import Reporter
 
+WIDEST = 200
+"""Characters of a table's lines at most where the output is no terminal."""
 LINE_EVERY = 15.0
 """Seconds between lines of progress where the output is no terminal (a log file, CI)."""
 
@@ -28,6 +31,8 @@ class Terminal(Reporter):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal and "COLUMNS" not in os.environ:
+            self.console.width = WIDEST
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
@@ -38,7 +43,10 @@ class Terminal(Reporter):
         self.console.print(text, markup=False)
 
     def table(self, table: Any) -> None:
+        """Nothing is cut off: a log has longer lines, and what is too narrow breaks names and numbers."""
         self.close()
+        for column in table.columns:
+            column.overflow = "fold"
         self.console.print(table)
 
     def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
