@@ -129,8 +129,8 @@ class LongTasks:
     tasks: str = "all"
     """Names of tasks or suites with commas between them: babilong (-qa1 to -qa5), graph (-bfs, -parents), order,
     content, coreference, or all, quick (one of babilong, order and content each), base-model (without graph and
-    coreference, whose answers follow instructions), chat-model (all, with --chat). ruler2 (RULER v2's -mk_niah_basic to
-    -qa_hard) needs data and has long answers, and has to be named. `harpe suites` says what they ask."""
+    coreference, whose answers follow instructions), chat-model (all, with --chat). ruler2 (RULER v2) needs data and has
+    long answers, and has to be named. `harpe suites` says what they ask."""
     chat: bool = False
     """Ask in the chat format of the tokenizer: its template around the question, and the answer's turn begun."""
     samples: int = 100
