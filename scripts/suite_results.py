@@ -4,7 +4,7 @@
         --long base-model@512,1024,2048 --long content-4@256 --work runs/suites --out results/DATE-suites
     python scripts/suite_results.py OTHER --name other … --against yarn
 
-Long-context tasks (--long), RULER's needles at every length from 1,024 on, perplexity with the tokens that need the
+Long-context tasks (--long), RULER's needles at every length from 2,048 on, perplexity with the tokens that need the
 long context, and short benchmarks. What --work holds already is not measured again; seconds of all calls are added up.
 With --against NAME, paired differences from a model that was asked the same before. HARPE_DATA names the benchmark
 data.
@@ -24,7 +24,7 @@ from harpe.files import read_json, write_json, write_text
 from harpe.runs.directory import available_cores, write_environment
 
 SHORT_BENCHMARKS = "piqa,arc_challenge_local,hellaswag_local"
-LEAST_FOR_RULER = 1024
+LEAST_FOR_RULER = 2048
 
 
 def main() -> None:

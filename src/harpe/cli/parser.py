@@ -10,7 +10,7 @@ import typing
 from decimal import Decimal
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from harpe.cli.verbs import VERBS, options_class
 
@@ -82,6 +82,17 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those given after it win.")
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Breaks no names at their hyphens: chat-model on two lines is copied as another name."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return "\n".join(indent + line for line in lines)
+
+
 def build_parser(version: str) -> ArgumentParser:
     """The parser of all verbs."""
     parser = ArgumentParser(
@@ -91,11 +102,12 @@ def build_parser(version: str) -> ArgumentParser:
             "A longer context window for a RoPE language model in one training stage: every attention head gets its "
             "own RoPE base."
         ),
+        formatter_class=_HelpFormatter,
     )
     commands = parser.add_subcommands(dest="verb", required=True)
     for verb in VERBS:
         text = inspect.cleandoc(options_class(verb).__doc__ or "")
-        sub = ArgumentParser(description=text)
+        sub = ArgumentParser(description=text, formatter_class=_HelpFormatter)
         add_options(sub, options_class(verb))
         commands.add_subcommand(verb, sub, help=text.splitlines()[0])
     return parser
