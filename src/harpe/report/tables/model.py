@@ -12,7 +12,7 @@ from harpe.report.read.scores import Bin
 from harpe.report.tables.files import cell_text
 from harpe.report.tables.lengths import effective_cell
 from harpe.report.tables.table import Cell, Column, Table, TableRow
-from harpe.report.wording import first_upper, percent, plain, signed
+from harpe.report.wording import first_upper, listed, percent, plain, signed
 
 COLUMNS = tuple(
     "measure title group task length unit better method method_title value low high samples file difference "
@@ -54,7 +54,10 @@ def suite_tables(scores: ModelScores) -> list[Table]:
             if over:
                 cells += _over(over.get(task), max(at, key=lambda length: length or 0) or 0)
             rows.append(TableRow("", task, "", tuple(cells)))
-        notes = [f"{task}: no effective length ({each.reason})." for task, each in over.items() if each.reason]
+        without: dict[str, list[str]] = {}
+        for task, each in over.items():
+            without.setdefault(each.reason or "", []).append(task)
+        notes = [f"No effective length: {listed(names)} ({why})." for why, names in without.items() if why]
         tables.append(Table(tuple(columns), tuple(rows), suite, " ".join(notes), first="Task"))
     return tables
 
