@@ -37,6 +37,8 @@ def measure(model: str, folder: Path, texts: Path) -> Path:
     run_ruler(RulerOptions(**common, **ruler, out=str(folder / "r" / "at 512")))
     read = common | {"data": str(texts), "documents": 2}
     measure_perplexity(PerplexityOptions(**read, lengths="32,100,200", out=str(folder / "p.json")))
+    keys: dict[str, Any] = {"key_tokens": True, "short_context": 32, "judge": "embedded"}
+    measure_perplexity(PerplexityOptions(**read, **keys, lengths="190", out=str(folder / "k.json")))
     measure_perplexity(PerplexityOptions(**read, window=128, stride=100, out=str(folder / "w" / "w.json")))
     asked = {"length": 200, "original_length": 150, "samples": 2, "grid_samples": 1, "documents": 2}
     evaluate(EvaluateOptions(**read | asked, out=str(folder / "e")))
@@ -50,7 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = folder / "texts"
     texts.mkdir()
     for n in (3, 4):
-        lines = (f"value_{i} = compute({i % n}, name='{i * 7}')" for i in range(30))
+        lines = [f"value_{i} = compute({i % n}, name='{i * 7}')" for i in range(30)]
+        lines[0] = lines[5] = f"secret_number = {n}83920571640  # said twice: what the second one needs is far"
         (texts / f"{n}.txt").write_text("\n".join(lines))
     model = load_model("embedded", torch.float32)
     head = model.get_output_embeddings().weight
@@ -88,6 +91,10 @@ def by_a_loop(folder: Path) -> dict[tuple[str, str], float]:
     found = {key: 100 * sum(each) / len(each) for key, each in cells.items()}
     rows = records(folder / "p.records.jsonl")
     data = read_json(folder / "p.json")["data"]
+    keyed = records(folder / "k.records.jsonl")
+    for title, of in ((data, keyed), (f"{data}, key tokens", [row["key"] for row in keyed])):
+        loss = sum(row["nll"][0] for row in of) / sum(row["tokens"][0] for row in of)
+        found[title, "190"] = math.exp(loss)
     for i, length in enumerate((32, 100, 200)):
         loss = sum(row["nll"][i] for row in rows) / sum(row["tokens"][i] for row in rows)
         found[data, str(length)] = math.exp(loss)

@@ -201,6 +201,28 @@ def _perplexity(read: _Reading, path: Path) -> None:
         number = Number(suite, title, point["length"], "perplexity", *ends, len(point["nll"]), file, same, units)
         read.add(number)
     read.positions[f"{title} ({file})"] = parse(tuple[Bin, ...], value["positions"], "positions")
+    if keys := value.get("key_tokens"):
+        _key_tokens(read, value["data"], keys, file, _same(of, "held_out", "options", *_judged_alone(of)))
+
+
+def _judged_alone(of: Measurement) -> tuple[str, ...]:
+    """What two models have to share beside the options for their key tokens to be the same ones: where each finds its
+    own, the model."""
+    return () if "model" in of["options"]["key_tokens"] else ("model",)
+
+
+def _key_tokens(read: _Reading, data: str, keys: dict[str, Any], file: str, same: str) -> None:
+    """Perplexity of the tokens that need the long context (LongPPL)."""
+    suite = f"LongPPL: tokens that need more than {keys['short_context']:,} tokens, by {keys['judge']}"
+    for point in keys["points"]:
+        if not point["count"]:
+            read.notes.append(f"{file}: no such tokens at {point['length']:,}.")
+            continue
+        pairs = enumerate(zip(point["nll"], point["tokens"], strict=True))
+        units = ({i: (s, float(n)) for i, (s, n) in pairs if n},)
+        ends = point["perplexity"], point["low"], point["high"]
+        title = f"{data}, key tokens"
+        read.add(Number(suite, title, point["length"], "perplexity", *ends, len(units[0]), file, same, units))
 
 
 def _evaluated(read: _Reading, path: Path) -> None:
