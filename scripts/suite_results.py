@@ -13,8 +13,6 @@ data.
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -64,7 +62,7 @@ def main() -> None:
     against = ["--against", str(args.work / args.against)] if args.against else []
     subprocess.run([sys.executable, "-m", "harpe", "report", str(work), *against], check=True)
     write_environment(work)
-    _collect(args.name, work, args.out)
+    _collect(args.name, work, args.out, {args.texts: Path(args.texts).name})
 
 
 def _timed(suite: str, command: list[str], work: Path) -> None:
@@ -82,18 +80,21 @@ def _timed(suite: str, command: list[str], work: Path) -> None:
         raise SystemExit(f"`harpe {' '.join(command)}` ended with {ended}.")
 
 
-def _collect(name: str, work: Path, out: Path) -> None:
-    """The page's tables, the page, seconds and versions."""
+def _collect(name: str, work: Path, out: Path, shown: dict[str, str]) -> None:
+    """The page, its tables, seconds and versions, with the model under its name and texts without their folder."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("index.html", "tables.csv"):
-        shutil.copyfile(work / "report" / file, folder / file)
+    shown |= {read_json(work / "long" / "protocol.json")["answers"]["name"]: name}
+    for file in ("index.html", "tables.csv", "tables.md"):
+        text = (work / "report" / file).read_text(encoding="utf-8")
+        for word, instead in shown.items():
+            text = text.replace(word, instead)
+        write_text(folder / file, text)
     seconds = read_json(work / "seconds.json")["seconds"]
-    tables = re.sub(r"\A(<!--.*?-->\n)?", "", (work / "report" / "tables.md").read_text(), count=1, flags=re.S)
     rows = [f"| {suite} | {value:,.0f} |" for suite, value in seconds.items()]
-    heading = f"## Time taken, with {available_cores()} cores, loading and writing with it"
-    parts = [tables.rstrip(), heading, "\n".join(["| suite | seconds |", "|---|---:|", *rows])]
-    write_text(folder / "README.md", "\n\n".join(parts) + "\n\nMade by `scripts/suite_results.py`.\n")
+    heading = f"# Seconds that {name} took, with {available_cores()} cores, loading and writing with them"
+    parts = [heading, "\n".join(["| suite | seconds |", "|---|---:|", *rows])]
+    write_text(folder / "seconds.md", "\n\n".join(parts) + "\n\nMade by `scripts/suite_results.py`.\n")
     write_json(folder / "environment.json", read_json(work / "environment.json"))
 
 
