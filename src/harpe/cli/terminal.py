@@ -45,7 +45,7 @@ class Terminal(Reporter):
     def table(self, table: Any) -> None:
         """Nothing is cut off: a log has longer lines, and what is too narrow breaks names and numbers."""
         self.close()
-        for column in table.columns:
+        for column in getattr(table, "columns", ()):  # words between tables have none
             column.overflow = "fold"
         self.console.print(table)
 
