@@ -237,3 +237,15 @@ def test_what_is_pinned_covers_samples_questions_and_streams_and_new_seeds_are_n
         "RULER samples of vt at 128 tokens",
         "questions of the short benchmarks",
     ]
+
+
+def test_texts_with_one_order_for_two_seeds_are_told(compared: Compare, workspace: Path) -> None:
+    compared("none")
+    (workspace / "one").mkdir()
+    (workspace / "one" / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    recipe |= {"data": str(workspace / "one"), "seeds": [0, 1], "methods": ["none", "abf"]}
+    (workspace / "two.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(HarpeError, match=r"one gives seed 1 the same stream .* So few documents have few orders"):
+        compare(CompareOptions(recipe=str(workspace / "two.yaml"), out=str(workspace / "two")))
+    assert not (workspace / "two" / "plan.json").exists()

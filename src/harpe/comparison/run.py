@@ -240,10 +240,12 @@ def _prepare_data(
         )
         check_budget(training, data)
         if data.hash in corpus["hashes"].values():
-            raise HarpeError(
-                f"{recipe.data} holds the same stream for seed {seed} as for another seed. Prepare it with another "
-                "--seed."
+            way = (
+                "Prepare it with another --seed."
+                if is_packed(recipe.data_of(seed))
+                else "So few documents have few orders: give more tokens or texts, or other seeds."
             )
+            raise HarpeError(f"{recipe.data} gives seed {seed} the same stream of tokens as another seed. {way}")
         corpus["hashes"][str(seed)] = data.hash
         corpus |= {"tokens": data.tokens, **{key: data.index[key] for key in ("documents", "description")}}
         corpus["read"] = data.index.get("read")
