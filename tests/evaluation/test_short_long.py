@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 
 import harpe
 from harpe.cli.main import main
+from harpe.comparison.suites.short import Short
 from harpe.errors import HarpeError
 from harpe.evaluation.short.hub import DataSets, expanded
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
-from harpe.options.measuring import ShortOptions
+from harpe.options.measuring import ShortOptions, ShortTasks
 from harpe.reporter import Reporter
 from harpe.suites.short import measure_short
 
@@ -247,3 +249,22 @@ def test_a_data_set_on_the_hub_that_cannot_be_reached_is_named(tmp_path: Path, m
         ),
     ):
         datasets.load_dataset("me/them")
+
+
+def test_a_comparison_is_bound_to_the_data_sets_of_its_tasks_and_to_no_others(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+
+    def inputs(tasks: str) -> str | None:
+        asked: Any = None  # neither recipe, model nor run is looked at
+        return Short().inputs(ShortTasks(tasks=tasks, data=str(folder)), asked, asked, asked)
+
+    before = inputs("babilong-1k")
+    assert before and inputs("piqa") is None and inputs("babilong-1k,piqa") == before
+    (folder / "hub" / "recursal" / "longbench-v2" / "README.md").write_text("another card")
+    (folder / "hub" / "RMT-team" / "babilong-1k-samples" / ".git").mkdir()
+    (folder / "hub" / "RMT-team" / "babilong-1k-samples" / ".git" / "index").write_text("x")
+    assert inputs("babilong-1k") == before
+    (folder / "hub" / "RMT-team" / "babilong-1k-samples" / "README.md").write_text("another card")
+    assert inputs("babilong-1k") != before
+    with pytest.raises(HarpeError, match="babilon is no task of lm-eval's"):
+        inputs("babilon")

@@ -10,7 +10,7 @@ from typing import Any
 from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
 from harpe.errors import HarpeError
 from harpe.evaluation.short.helmet import helmet_names, is_helmet
-from harpe.evaluation.short.hub import LONG
+from harpe.evaluation.short.hub import LONG, DataSets
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, read_jsonl, sha256_file, sha256_json
 from harpe.options.measuring import ShortOptions, ShortTasks
@@ -48,15 +48,16 @@ class Short(Suite):
         named = of.data or os.environ.get("HARPE_DATA")
         if not named:
             return None
-        own = [name for name in _tasks(of) if name in LOCAL or (of.offline and name in FOLDERS)]
-        parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]})
-        helmet = [name for name in _tasks(of) if is_helmet(name)]
-        parts += (["helmet"] if helmet else []) + (["hub"] if len(own) + len(helmet) < len(_tasks(of)) else [])
-        found = [path for part in parts for path in sorted((Path(named) / part).rglob("*"))]
-        files = [path for path in found if path.is_file()]
-        if not own and not files:
-            return None
-        return sha256_json([[str(file.relative_to(Path(named))), sha256_file(file)] for file in files])
+        folder, tasks = Path(named), _tasks(of)
+        own = [name for name in tasks if name in LOCAL or (of.offline and name in FOLDERS)]
+        helmet = [name for name in tasks if is_helmet(name)]
+        parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]}) + ["helmet"] * bool(helmet)
+        files = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
+        found = [[str(file.relative_to(folder)), sha256_file(file)] for file in files]
+        data = DataSets(folder / "hub")
+        needed = {each for name in tasks if name not in {*own, *helmet} for each in data.needed(name)}
+        found += [[f"hub/{name}", digest] for name, digest in data.hashes(needed).items()]
+        return sha256_json(found) if own or found else None
 
     def facts(self, inputs: str | None) -> dict[str, Any]:
         return {} if inputs is None else {"questions of the short benchmarks": inputs}

@@ -72,12 +72,17 @@ class DataSets:
 
     def check(self, name: str) -> None:
         """Refuse a task that lm-eval does not know, and one whose data sets are not in the folder."""
-        spec = as_lm_eval(name)
-        tasks = [spec] if isinstance(spec, str) else [each["task"] for each in spec["task"]]
-        for needed in sorted({each for task in tasks for each in data_sets(task, task_manager().task_index)}):
+        for needed in self.needed(name):
             if self._clone(needed) is None:
                 part = f" {name}_local is a part of it." if f"{name}_local" in LOCAL else ""
                 raise HarpeError(f"--tasks {name} has no offline form here. {self._missing(needed)}{part}")
+
+    @staticmethod
+    def needed(name: str) -> list[str]:
+        """The data sets of a task; HarpeError for one that lm-eval does not know."""
+        spec = as_lm_eval(name)
+        tasks = [spec] if isinstance(spec, str) else [each["task"] for each in spec["task"]]
+        return sorted({each for task in tasks for each in data_sets(task, task_manager().task_index)})
 
     @contextmanager
     def given(self) -> Iterator[None]:
