@@ -135,7 +135,7 @@ for (const chart of document.querySelectorAll(".chart")) {
   }
 }
 
-// Figures as files for slides: each with the light style sheet inside, as SVG, or as the PNG that the browser draws of it.
+// Figures as files for slides: each with the light style sheet inside, as SVG, or as the PNG that the browser draws.
 const light = [...document.styleSheets[0].cssRules].filter((rule) => !rule.media).map((rule) => rule.cssText).join("");
 const font = getComputedStyle(document.body).fontFamily;
 
@@ -144,7 +144,8 @@ function standing(figure) {
   const [, , width, height] = figure.getAttribute("viewBox").split(" ");
   for (const each of [copy, ...copy.querySelectorAll(".dim, .lit, .at")]) each.classList.remove("dim", "lit", "at");
   for (const [name, value] of Object.entries({ width, height })) copy.setAttribute(name, value);
-  copy.setAttribute("style", `width:${width}px;height:${height}px;min-width:0;max-width:none;background:#fff;font-family:${font}`);
+  const size = `width:${width}px;height:${height}px;min-width:0;max-width:none`;
+  copy.setAttribute("style", `${size};background:#fff;font-family:${font}`);
   const style = document.createElementNS(figure.namespaceURI, "style");
   style.textContent = light;
   copy.prepend(style);
@@ -184,6 +185,7 @@ for (const [number, figure] of document.querySelectorAll("figure svg.figure:not(
   const name = `${figure.closest("section").id}-${number + 1}`;
   const row = document.createElement("p");
   row.className = "save";
-  row.append(button("SVG", () => save(standing(figure), `${name}.svg`)), " ", button("PNG", () => savePng(standing(figure), `${name}.png`)));
+  const svg = button("SVG", () => save(standing(figure), `${name}.svg`));
+  row.append(svg, " ", button("PNG", () => savePng(standing(figure), `${name}.png`)));
   (figure.classList.contains("panel") ? figure.parentNode : figure.closest("figure")).append(row);
 }
