@@ -4,8 +4,9 @@
         --long base-model@512,1024,2048 --long content-4@256 --work runs/suites --out results/DATE-suites
     python scripts/suite_results.py OTHER --name other … --against yarn
 
-Long-context tasks (--long), RULER's needles at every length from 2,048 on, perplexity with the tokens that need the
-long context, and short benchmarks. What --work holds already is not measured again; seconds of all calls are added up.
+Long-context tasks (--long; --chat-long in the model's chat format), RULER's needles at every length from 2,048 on,
+perplexity with the tokens that need the long context, harpe's own needles and their grid up to the longest length, and
+short benchmarks. What --work holds already is not measured again; seconds of all calls are added up.
 With --against NAME, paired differences from a model that was asked the same before. HARPE_DATA names the benchmark
 data.
 """
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--lengths", required=True, help="with commas, ascending")
     parser.add_argument("--short-context", type=int, required=True, help="of the tokens that need the long one")
     parser.add_argument("--long", action="append", required=True, help="long-context tasks: TASKS@LENGTHS, repeated")
+    parser.add_argument("--chat-long", action="append", default=[], help="the same in the chat format")
     parser.add_argument("--samples", type=int, default=25, help="a task and length")
     parser.add_argument("--limit", type=int, default=100, help="questions of each short benchmark")
     parser.add_argument("--ruler", default="niah_single_1,niah_single_2,niah_multikey_1")
@@ -45,9 +47,11 @@ def main() -> None:
     model, beyond = [args.model, "--dtype", "auto"], ["--beyond-context"]
     samples = ["--samples", str(args.samples)]
     asked = {}
-    for tasks, at in (each.split("@") for each in args.long):
-        asked[f"long-context tasks: {tasks} at {at}"] = ["long", *model, *beyond, *samples, "--tasks", tasks]
-        asked[f"long-context tasks: {tasks} at {at}"] += ["--lengths", at, "--out", str(work / "long")]
+    for folder, chat, those in (("long", [], args.long), ("chat", ["--chat"], args.chat_long)):
+        for tasks, at in (each.split("@") for each in those):
+            command = ["long", *model, *beyond, *samples, *chat, "--tasks", tasks, "--lengths", at]
+            words = f"long-context tasks{' in the chat format' if chat else ''}: {tasks} at {at}"
+            asked[words] = [*command, "--out", str(work / folder)]
     for length in lengths:
         if length >= LEAST_FOR_RULER:
             asked[f"RULER at {length:,}"] = ["ruler", "--model", *model, *beyond, *samples, "--tasks", args.ruler]
@@ -55,6 +59,9 @@ def main() -> None:
     asked["perplexity, and of key tokens"] = ["perplexity", *model, "--data", args.texts, "--lengths", args.lengths]
     asked["perplexity, and of key tokens"] += ["--documents", str(args.documents), "--key-tokens", "--short-context"]
     asked["perplexity, and of key tokens"] += [str(args.short_context), "--out", str(work / "perplexity.json")]
+    asked["needles and their grid"] = ["evaluate", *model, "--data", args.texts, "--length", str(lengths[-1]), *samples]
+    asked["needles and their grid"] += ["--original-length", str(args.short_context), "--grid-samples", "2"]
+    asked["needles and their grid"] += ["--documents", str(args.documents), "--out", str(work / "evaluate")]
     asked["short benchmarks"] = ["short", *model, "--tasks", SHORT_BENCHMARKS, "--limit", str(args.limit), "--offline"]
     asked["short benchmarks"] += ["--out", str(work / "short")]
     for suite, command in asked.items():

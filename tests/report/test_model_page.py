@@ -174,6 +174,18 @@ def test_other_samples_are_shown_beside_and_not_paired(made: Path, scores: Path)
     assert len([row for row in table(scores / "a") if row["task"] == "niah_single_1"]) == 2
 
 
+def test_the_chat_format_is_a_suite_of_its_own(scores: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("embedded")
+    tokenizer.chat_template = "{{ 'Q: ' + messages[0]['content'] + '\n' }}{% if add_generation_prompt %}A: {% endif %}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    asked: dict[str, Any] = {"model": "embedded", "tokenizer": str(tmp_path / "chat"), "dtype": "float32", "samples": 3}
+    run_long(LongOptions(**asked, lengths="200,256", tasks="content-4", chat=True, out=str(scores / "a" / "chat")))
+    page = report_scores(scores / "a", None)
+    rows = [row for row in table(scores / "a") if row["task"] == "content-4"]
+    assert len(rows) == 4 and len({row["group"] for row in rows}) == 2
+    assert "Long-context tasks (noise as filler, in the chat format)" in shown(page)
+
+
 def test_a_mixture_a_folder_without_scores_and_the_same_folder_are_refused(scores: Path) -> None:
     with pytest.raises(HarpeError, match=r"is the same folder"):
         report_scores(scores / "a", str(scores / "b" / ".." / "a"))

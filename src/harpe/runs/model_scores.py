@@ -111,7 +111,8 @@ def _mean(
 
 def _long(read: _Reading, path: Path) -> None:
     value, protocol, of = _asked(path)
-    suite = f"Long-context tasks ({protocol['samples']['filler']} as filler)"
+    chat = ", in the chat format" if "chat" in protocol["samples"] else ""
+    suite = f"Long-context tasks ({protocol['samples']['filler']} as filler{chat})"
     file = read.file(path, suite, of, value.get("overlap"))
     units = _by_task(read_jsonl(path.parent / "answers.jsonl"), lambda row: (row["task"], row["length"]), "sample")
     same = {key: _same(of, "samples", protocol["files"][f"{key[0]}-{key[1]}"]) for key in units}
