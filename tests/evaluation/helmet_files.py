@@ -1,4 +1,4 @@
-"""Small files in the layout of HELMET's archive, and answers to them."""
+"""Small files in the layout of HELMET's archive and of the hub's conversion to Parquet, and answers to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, Value
 
 
 def write_helmet(folder: Path) -> None:
@@ -62,6 +64,34 @@ def write_helmet(folder: Path) -> None:
         depth = 3 if task == "hotpotqa" else 6
         save(f"kilt/{dev}_1000_k50_dep{depth}.jsonl", questions(160, 4))
         save(f"kilt/{train}_1000_k3_dep{depth}.jsonl", questions(160, 2))
+
+
+def write_icl(folder: Path) -> None:
+    """Labels with few and with many rows, more questions than are asked (banking77), and a text that is too long for
+    the prompts that it is drawn for."""
+    rng = random.Random(11)
+
+    def save(split: str, count: int, labels: dict[str, int]) -> None:
+        rows = [
+            {
+                "text": f"Of {rng.randrange(10**4)}?",
+                **{label: min(rng.randrange(many + 3), many - 1) for label, many in labels.items()},
+            }
+            for _ in range(count)
+        ]
+        rows[count // 2] = {"text": "So" + " and so" * 3500, **{label: many - 1 for label, many in labels.items()}}
+        named = {label: ClassLabel(names=[f"{label}-{n}" for n in range(many)]) for label, many in labels.items()}
+        (folder / split).mkdir(parents=True)
+        features = Features({"text": Value("string"), **named})
+        Dataset.from_list(rows, features=features).to_parquet(folder / split / "0000.parquet")
+
+    for split, count in (("train", 700), ("test", 40)):
+        save(f"trec/default/{split}", count, {"coarse_label": 6, "fine_label": 50})
+    for split, count in (("train", 400), ("test", 520)):
+        save(f"banking77/default/{split}", count, {"label": 77})
+    for split, count in (("train", 900), ("validation", 60)):
+        save(f"clinc_oos/plus/{split}", count, {"intent": 151})
+    save("nlu/default/train", 600, {"label": 68})
 
 
 def said(number: int, answers: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""HELMET's recall and RAG tasks: prompts and scores are those of its own program, to which golden hashes belong.
+"""HELMET's recall, RAG and ICL tasks: prompts and scores are those of its own program, to which golden hashes belong.
 
 They were made by princeton-nlp/HELMET (commit 4526dfb) from `helmet_files`, with the embedded model's tokenizer:
-data.load_data, model_utils.tokenize, and the post_process of every task on the answers of `said`.
+data.load_data, model_utils.tokenize, and the post_process of every task on the answers of `said`. For ICL the program
+was given our Parquet files in the place of the hub's data sets, and its `map` ran in one process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.measuring import ShortOptions
 from harpe.suites.short import measure_short
 
-from .helmet_files import said, write_helmet
+from .helmet_files import said, write_helmet, write_icl
 
 GOLDEN = read_json(Path(__file__).parent.parent / "fixtures" / "helmet.json")
 
@@ -35,6 +36,7 @@ def digest(text: str) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_helmet(folder / "helmet")
+    write_icl(folder / "helmet" / "icl")
     return folder
 
 
@@ -62,10 +64,12 @@ def test_the_verb_asks_them_and_keeps_scores_of_its_own_for_each(data: Path, tmp
     save_checkpoint(model, tokenizer, tmp_path / "model", 9000)
     given: dict[str, Any] = {"model": str(tmp_path / "model"), "dtype": "float32", "limit": 2}
     measure_short(
-        ShortOptions(tasks="helmet-rag-8k,helmet-json_kv-8k", data=str(data), out=str(tmp_path / "a"), **given)
+        ShortOptions(
+            tasks="helmet-rag-8k,helmet-json_kv-8k,helmet-nlu-8k", data=str(data), out=str(tmp_path / "a"), **given
+        )
     )
     tasks = read_json(tmp_path / "a" / "short.json")["tasks"]
-    assert list(tasks) == [*helmet_names("helmet-rag-8k"), "helmet-json_kv-8k"]
+    assert list(tasks) == [*helmet_names("helmet-rag-8k"), "helmet-json_kv-8k", "helmet-nlu-8k"]
     for name, task in tasks.items():
         (definition,) = helmet_tasks(name, data / "helmet", tokenizer)
         budget = definition["generation_kwargs"]["max_gen_toks"]
@@ -73,6 +77,7 @@ def test_the_verb_asks_them_and_keeps_scores_of_its_own_for_each(data: Path, tmp
         for row in read_jsonl(tmp_path / "a" / f"{name}.jsonl"):
             asked = definition["custom_dataset"].splits["test"][row["doc_id"]]
             (answer,) = completions(model, tokenizer, [text_ids(tokenizer, asked["prompt"])], budget)
+            answer = answer.split("\n")[0] if name == "helmet-nlu-8k" else answer
             assert row["filtered_resps"] == [answer]
             assert row[METRIC] == definition["process_results"](asked, [answer])[METRIC]
 
@@ -81,8 +86,20 @@ def test_what_is_missing_or_unknown_is_told(tmp_path: Path) -> None:
     given: dict[str, Any] = {"model": "embedded", "out": str(tmp_path / "out"), "data": str(tmp_path)}
     with pytest.raises(HarpeError, match=r"niah_multikey_2/validation_16384.jsonl is missing: .*HELMET's archive"):
         measure_short(ShortOptions(tasks="helmet-recall-16k", **given))
-    with pytest.raises(HarpeError, match=r"--tasks helmet-icl-8k: of HELMET there are.*recall \(niah_mk_2"):
-        measure_short(ShortOptions(tasks="helmet-icl-8k", **given))
+    with pytest.raises(
+        HarpeError, match=r"helmet/icl/trec/default/train is missing.* hf download CogComp/trec .*/parquet "
+    ):
+        measure_short(ShortOptions(tasks="helmet-icl-16k", **given))
+    (broken := tmp_path / "helmet" / "icl" / "clinc_oos" / "plus" / "train").mkdir(parents=True)
+    (broken / "0000.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(
+        HarpeError, match=r"train/0000.parquet could not be read as rows of text and intent .*clinc_oos"
+    ):
+        measure_short(ShortOptions(tasks="helmet-clinic150-8k", **given))
+    with pytest.raises(
+        HarpeError, match=r"--tasks helmet-cite-8k: of HELMET there are.*recall \(niah_mk_2.*icl \(trec"
+    ):
+        measure_short(ShortOptions(tasks="helmet-cite-8k", **given))
     with pytest.raises(HarpeError, match=r"at 8k, 16k"):
         measure_short(ShortOptions(tasks="helmet-nq-4k", **given))
     with pytest.raises(HarpeError, match="--shots: HELMET's tasks have"):

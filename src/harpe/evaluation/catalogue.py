@@ -72,13 +72,13 @@ SUITES = (
         comparable="lm-eval's; BABILong's own score asks that no other label is named",
     ),
     Suite(
-        name="HELMET, recall and RAG",
-        verb="harpe short --tasks helmet-recall-8k, helmet-rag-8k",
-        asks="needles and values of keys; questions on documents, with two solved ones",
-        needs="harpe[eval]; the data folder of HELMET's archive",
+        name="HELMET, recall, RAG and ICL",
+        verb="harpe short --tasks helmet-recall-8k, helmet-rag-8k, helmet-icl-8k",
+        asks="needles and values of keys; questions on documents; labels of texts by hundreds of solved examples",
+        needs="harpe[eval]; the data folder of HELMET's archive, and for ICL four data sets from the hub",
         lengths="8k, doubled up to 128k",
         models="base and chat, without chat format",
-        chance="below 1%",
+        chance="below 1%; ICL: 17% (trec_coarse), 2% at most (the others)",
         comparable="HELMET's (arXiv 2410.02694) for models that continue texts",
     ),
     Suite(

@@ -233,8 +233,8 @@ class ShortTasks:
 
     tasks: str = "mmlu,hellaswag,arc_challenge,piqa,triviaqa"
     """Names of lm-eval's tasks with commas between them. babilong-4k is BABILong at that length (qa1 to qa5; 0k to
-    128k), long stands for longbench2 and BABILong at the lengths that fit into the model's context. helmet-recall-8k
-    and helmet-rag-8k are HELMET's tasks at that length (8k to 128k), read from helmet in --data."""
+    128k), long stands for longbench2 and BABILong at the lengths that fit into the model's context. helmet-recall-8k,
+    helmet-rag-8k and helmet-icl-8k are HELMET's tasks at that length (8k to 128k), read from helmet in --data."""
     limit: int | None = None
     """Questions of each task, for a trial; default: all."""
     offline: bool = False
@@ -242,7 +242,7 @@ class ShortTasks:
     hellaswag_local, arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones; all
     other tasks from clones in hub in --data, and refused where those are not there."""
     data: str | None = None
-    """Folder with short_bench, with helmet (the data folder of HELMET's archive), and with hub: clones of data sets as
+    """Folder with short_bench, with helmet (the data folder of HELMET's archive, and icl in it), and with hub: clones of data sets as
     OWNER/NAME, read in the place of those on the hub. Default: the one that HARPE_DATA names."""
 
 

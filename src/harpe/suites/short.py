@@ -85,9 +85,7 @@ def _check(options: ShortOptions, names: list[str]) -> None:
             "--server out: the model then runs in this process. `harpe ruler` can ask a server."
         )
     if options.shots is not None and any(map(is_helmet, names)):
-        raise HarpeError(
-            "--shots: HELMET's tasks have two solved examples of their own, or none. Leave it out for them."
-        )
+        raise HarpeError("--shots: HELMET's tasks have solved examples of their own, or none. Leave it out for them.")
     if wrong := [name for name in names if Path(name).name != name]:
         raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
     folder = Path(options.out)

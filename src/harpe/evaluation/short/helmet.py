@@ -1,9 +1,9 @@
-"""HELMET's recall and RAG tasks (Yen et al. 2024, arXiv 2410.02694; princeton-nlp/HELMET, commit 4526dfb): questions,
-solved examples, prompts, shortening and scores of its program, for models that continue texts.
+"""HELMET's recall, RAG and ICL tasks (Yen et al. 2024, arXiv 2410.02694; princeton-nlp/HELMET, commit 4526dfb):
+questions, solved examples, prompts, shortening and scores of its program, for models that continue texts.
 
 Read is the `data` folder of its archive: ruler/niah_multikey_2/validation_8192.jsonl, json_kv/test_k105_dep6.jsonl,
-kilt/nq-dev-multikilt_1000_k50_dep6.jsonl and others, as its configs name them. In-context learning is left out: its
-data are programs on the hub, which `datasets` runs no more.
+kilt/nq-dev-multikilt_1000_k50_dep6.jsonl and others, as its configs name them. In-context learning is read from `icl`
+beside them (`helmet_icl`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
+from harpe.evaluation.short import helmet_icl as icl
 from harpe.evaluation.short.offline import Questions
 
 Rows = list[dict[str, Any]]
 
 QUESTIONS, EXAMPLES, SEED = 100, 2, 42
-"""Of every task, as its configs and arguments have them."""
+"""Of every task but ICL's, as its configs and arguments have them."""
 LENGTHS = {"8k": (8192, 105, 50), "16k": (16384, 220, 105), "32k": (32768, 440, 220)}
 LENGTHS |= {"64k": (65536, 900, 440), "128k": (131072, 1800, 1000)}
 """Tokens of prompt and answer at most, pairs of json_kv, and documents of RAG."""
@@ -35,9 +36,9 @@ RECALL = {"niah_mk_2": ("multikey_2", 50), "niah_mk_3": ("multikey_3", 100), "ni
 """RULER's tasks: their folders and how many tokens an answer may take."""
 RAG = {"nq": 6, "triviaqa": 6, "hotpotqa": 3, "popqa": 6}
 """KILT's tasks: how deep their documents are put."""
-SETS = {"recall": (*RECALL, "json_kv"), "rag": tuple(RAG)}
+SETS = {"recall": (*RECALL, "json_kv"), "rag": tuple(RAG), "icl": tuple(icl.ICL)}
 METRIC = "helmet_score"
-"""ruler_recall of RULER's tasks, substring_exact_match of the others."""
+"""ruler_recall of RULER's tasks, exact_match of ICL's, substring_exact_match of the others."""
 
 _ONE = "A special magic {type_needle_v} is hidden within the following text."
 _SOME = "Some special magic {type_needle_v} are hidden within the following text."
@@ -64,17 +65,17 @@ def is_helmet(name: str) -> bool:
 
 
 def helmet_names(name: str) -> list[str]:
-    """The tasks that helmet-recall-8k or helmet-rag-8k stand for; a task stands for itself.
+    """The tasks that helmet-recall-8k, helmet-rag-8k and helmet-icl-8k stand for; a task stands for itself.
 
     Raises HarpeError for other names.
     """
     _, _, rest = name.partition("-")
     task, _, length = rest.rpartition("-")
     tasks = SETS.get(task, (task,))
-    if length not in LENGTHS or any(each not in (*SETS["recall"], *SETS["rag"]) for each in tasks):
+    if length not in LENGTHS or not {*tasks} <= {each for several in SETS.values() for each in several}:
+        known = "; ".join(f"{several} ({', '.join(of)})" for several, of in SETS.items())
         raise HarpeError(
-            f"--tasks {name}: of HELMET there are helmet-TASK-LENGTH with the tasks recall "
-            f"({', '.join(SETS['recall'])}) and rag ({', '.join(SETS['rag'])}), at {', '.join(LENGTHS)}."
+            f"--tasks {name}: of HELMET there are helmet-TASK-LENGTH with the tasks {known}, at {', '.join(LENGTHS)}."
         )
     return [f"helmet-{each}-{length}" for each in tasks]
 
@@ -85,7 +86,7 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
     Parameters
     ----------
     folder
-        The `data` folder of HELMET's archive.
+        The `data` folder of HELMET's archive; ICL's tasks want its `icl` alone.
     tokenizer
         In whose tokens prompts are shortened to the length, as the program does: the end of the context is left out.
 
@@ -96,8 +97,12 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
     """
     task, length = name.split("-")[1:]
     size, pairs, documents = LENGTHS[length]
+    learned = task in icl.ICL
     try:
-        if task in RAG:
+        if learned:
+            shots = icl.ICL[task].shots[list(LENGTHS).index(length)]
+            rows, templates, answer = icl.labelled(folder / "icl", task, shots, SEED), icl.TEMPLATES, icl.ANSWER
+        elif task in RAG:
             rows, templates, answer = _questions(folder / "kilt", task, documents), _QA, 20
         elif task == "json_kv":
             rows, templates, answer = _pairs(folder / "json_kv" / f"test_k{pairs}_dep6.jsonl"), _KV, 100
@@ -106,6 +111,8 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
             rows = _needles(folder / "ruler" / f"niah_{kind}" / f"validation_{size}.jsonl")
             templates = _NIAH_ALL if task == "niah_mv" else _NIAH
         asked = [_asked(row, templates, tokenizer, size - answer) for row in rows]
+    except HarpeError:
+        raise
     except OSError as error:
         raise HarpeError(
             f"{error.filename} is missing: {name} is read from the data folder of HELMET's archive "
@@ -114,7 +121,8 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
     except (ValueError, KeyError, TypeError, IndexError) as error:
         told = f"{type(error).__name__}: {error}"
         raise HarpeError(f"The files of {name} in {folder} could not be read ({told}).") from error
-    settings = {"do_sample": False, "temperature": 0.0, "max_gen_toks": answer, "until": []}
+    settings = {"do_sample": False, "temperature": 0.0, "max_gen_toks": answer, "until": ["\n"] if learned else []}
+    score = recall if task in RECALL else (exact_match if learned else substring_match)(templates[1])
     return [
         {
             "task": name,
@@ -123,7 +131,7 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
             "output_type": "generate_until",
             "doc_to_text": "prompt",
             "doc_to_target": "target",
-            "process_results": _scored(recall if task in RECALL else substring_match(templates[1])),
+            "process_results": _scored(score),
             "generation_kwargs": settings,
             "num_fewshot": 0,
             "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
@@ -213,6 +221,11 @@ def substring_match(prefix: str) -> Callable[[str, list[str]], float]:
         return float(any(_normal(answer) in each for answer in answers for each in said))
 
     return score
+
+
+def exact_match(prefix: str) -> Callable[[str, list[str]], float]:
+    """exact_match: whether the line that `prefix` begins is an answer, articles, punctuation and case left out."""
+    return lambda output, answers: float(_normal(_parsed(output, prefix)) in map(_normal, answers))
 
 
 def _parsed(output: str, prefix: str) -> str:
