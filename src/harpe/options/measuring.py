@@ -242,8 +242,8 @@ class ShortTasks:
     hellaswag_local, arc_challenge_local and triviaqa_local, whose scores are not comparable with published ones; all
     other tasks from clones in hub in --data, and refused where those are not there."""
     data: str | None = None
-    """Folder with short_bench, with helmet (the data folder of HELMET's archive, and icl in it), and with hub: clones of data sets as
-    OWNER/NAME, read in the place of those on the hub. Default: the one that HARPE_DATA names."""
+    """Folder with short_bench, with helmet (the data folder of HELMET's archive, and icl in it), and with hub: clones
+    of data sets as OWNER/NAME, read in the place of those on the hub. Default: the one that HARPE_DATA names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ TEMPLATES = (
 class Labelled:
     """A task: the data set on the hub, its folder below `helmet/icl`, and which of its rows and columns are read.
 
-    `test` None: a tenth of the rows is drawn for the questions. `shots`: solved examples at each of HELMET's lengths.
+    `test` None: a tenth of train's rows is drawn for the questions. `shots`: solved examples at each of HELMET's
+    lengths, 8k to 128k.
     """
 
     hub: str
@@ -47,13 +48,12 @@ class Labelled:
     shots: tuple[int, int, int, int, int]
 
 
-TREC, CLINC, NLU = "CogComp/trec", "clinc/clinc_oos", "xingkunliuxtracta/nlu_evaluation_data"
+TREC, BANKING = "CogComp/trec", "PolyAI/banking77"
+CLINC, NLU = "clinc/clinc_oos", "xingkunliuxtracta/nlu_evaluation_data"
 ICL = {
     "trec_coarse": Labelled(TREC, "trec", "default", "test", "coarse_label", 6, (400, 800, 1600, 3300, 6600)),
     "trec_fine": Labelled(TREC, "trec", "default", "test", "fine_label", 50, (400, 800, 1600, 3200, 6400)),
-    "banking77": Labelled(
-        "PolyAI/banking77", "banking77", "default", "test", "label", 77, (360, 720, 1450, 2900, 5900)
-    ),
+    "banking77": Labelled(BANKING, "banking77", "default", "test", "label", 77, (360, 720, 1450, 2900, 5900)),
     "clinic150": Labelled(CLINC, "clinc_oos", "plus", "validation", "intent", 151, (440, 880, 1750, 3525, 7050)),
     "nlu": Labelled(NLU, "nlu", "default", None, "label", 68, (510, 1020, 2040, 4080, 8296)),
 }
