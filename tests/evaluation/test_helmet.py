@@ -8,6 +8,7 @@ was given our Parquet files in the place of the hub's data sets, and its `map` r
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from harpe.data.token_ids import text_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.greedy import completions
-from harpe.evaluation.short.helmet import METRIC, SETS, helmet_names, helmet_tasks
+from harpe.evaluation.short.helmet import METRIC, SETS, helmet_names, helmet_part, helmet_tasks
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.measuring import ShortOptions
@@ -53,6 +54,16 @@ def test_questions_prompts_and_scores_are_those_of_the_published_program(data: P
     ]
     assert scores[:24] == golden["scores"] and sum(scores) == pytest.approx(golden["sum"])
     assert 0 < sum(scores) < len(scores)
+
+
+@pytest.mark.parametrize("task", [each for several in SETS.values() for each in several])
+def test_a_task_reads_nothing_beside_the_part_that_it_is_known_by(data: Path, tmp_path: Path, task: str) -> None:
+    part = helmet_part(f"helmet-{task}-8k")
+    shutil.copytree(data / "helmet" / part, tmp_path / part)
+    assert len(helmet_tasks(f"helmet-{task}-8k", tmp_path, load_tokenizer("embedded"))) == 1
+    shutil.rmtree(tmp_path / part)
+    with pytest.raises(HarpeError, match="missing"):
+        helmet_tasks(f"helmet-{task}-8k", tmp_path, load_tokenizer("embedded"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
 from harpe.errors import HarpeError
-from harpe.evaluation.short.helmet import helmet_names, is_helmet
+from harpe.evaluation.short.helmet import helmet_names, helmet_part, is_helmet
 from harpe.evaluation.short.hub import LONG, DataSets
 from harpe.evaluation.short.offline import FOLDERS, LOCAL
 from harpe.files import read_json, read_jsonl, sha256_file, sha256_json
@@ -51,7 +51,8 @@ class Short(Suite):
         folder, tasks = Path(named), _tasks(of)
         own = [name for name in tasks if name in LOCAL or (of.offline and name in FOLDERS)]
         helmet = [name for name in tasks if is_helmet(name)]
-        parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]}) + ["helmet"] * bool(helmet)
+        parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]})
+        parts += sorted({f"helmet/{helmet_part(name)}" for name in helmet})
         files = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
         found = [[str(file.relative_to(folder)), sha256_file(file)] for file in files]
         data = DataSets(folder / "hub")

@@ -80,6 +80,14 @@ def helmet_names(name: str) -> list[str]:
     return [f"helmet-{each}-{length}" for each in tasks]
 
 
+def helmet_part(name: str) -> str:
+    """The folder below that of HELMET which a task is read from."""
+    task = name.split("-")[1]
+    if task in icl.ICL:
+        return f"icl/{icl.ICL[task].folder}"
+    return "kilt" if task in RAG else "json_kv" if task == "json_kv" else f"ruler/niah_{RECALL[task][0]}"
+
+
 def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """The definition for lm-eval of one task.
 
