@@ -20,12 +20,13 @@ import harpe
 from harpe.cli.main import main
 from harpe.comparison.suites.short import Short
 from harpe.errors import HarpeError
+from harpe.evaluation.against import compare_short
 from harpe.evaluation.short.hub import DataSets, expanded
 from harpe.files import read_json, read_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.measuring import ShortOptions, ShortTasks
 from harpe.reporter import Reporter
-from harpe.suites.short import measure_short
+from harpe.suites.short import measure_short, scores_of
 
 pytest.importorskip("lm_eval", reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')")
 
@@ -172,6 +173,54 @@ def test_scores_and_answers_are_those_of_lm_evals_own_run(
     assert value["cut"]["questions"] == len(long) and f"{len(long)} questions was cut off" in value["note"]
     assert value["cut"]["whole"]["score"] == pytest.approx(100 * sum(whole) / len(whole))
     assert any(f"{len(long)} of {len(rows)} questions are longer than the {CONTEXT} tokens" in text for text in said)
+
+
+@pytest.mark.slow
+def test_a_question_whose_answer_is_read_in_two_ways_counts_once(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GSM8K, whose answers lm-eval reads by two filters: against its own mean by the first one."""
+    said = {"one": " #### 1", "two": " it is 2", "three": " #### 3", "four": " 4 or 5"}
+
+    def told(model: Any, tokenizer: Any, ids: torch.Tensor, *_: Any) -> torch.Tensor:
+        texts = [said[re.findall(r"How many\? (\w+)", tokenizer.decode(row))[-1]] for row in ids]
+        rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        width = max(map(len, rows))
+        return torch.tensor([row + [tokenizer.eos_token_id] * (width - len(row)) for row in rows])
+
+    monkeypatch.setattr("harpe.evaluation.short.model.continuations", told)
+    folder = tmp_path / "hub" / "openai" / "gsm8k" / "main"
+    folder.mkdir(parents=True)
+    rows = [{"question": f"How many? {word}", "answer": f"so #### {i}"} for i, word in enumerate(said, 1)]
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    lines = ["---", "configs:", "- config_name: main", "  data_files:"]
+    lines += [line for s in ("train", "test") for line in (f"  - split: {s}", f"    path: main/{s}-*")]
+    (folder.parent / "README.md").write_text("\n".join([*lines, "---", ""]))
+    common: dict[str, Any] = {"model": checkpoint, "tasks": "gsm8k", "offline": True, "shots": 0, "dtype": "float32"}
+    for name in ("before", "after"):
+        measure_short(ShortOptions(data=str(tmp_path), out=str(tmp_path / name), **common))
+        said["two"] = " #### 2, not 9"
+        rows_ = read_jsonl(tmp_path / name / "gsm8k.jsonl")
+        value = read_json(tmp_path / name / "short.json")["tasks"]["gsm8k"]
+        theirs = value["lm_eval"]["gsm8k"]
+        assert theirs["exact_match,strict-match"] != theirs["exact_match,flexible-extract"]
+        assert value["score"] == 100 * theirs["exact_match,strict-match"]
+        assert value["samples"] == 4 and [row["doc_id"] for row in rows_] == [0, 1, 2, 3]
+        assert "strict-match; by flexible-extract" in value["note"]
+    compare_short(tmp_path / "before", tmp_path / "after", ["gsm8k"])
+    against = read_json(tmp_path / "after" / "against.json")["tasks"]["gsm8k"]
+    assert (against["before"], against["after"], against["better"], against["worse"]) == (50, 75, 1, 0)
+
+
+def test_a_group_has_a_score_only_where_all_its_questions_are_scored_alike() -> None:
+    """And where its mean is lm-eval's: of a group whose tasks weigh the same, that of all questions is another."""
+    right, wrong, other = {"acc": 1.0}, {"acc": 0.0}, {"exact_match": 0.0}
+    questions = [{**each, "cut": False, "filter": "none"} for each in (right, right, right, wrong)]
+    assert scores_of("a", questions, None, {})["score"] == 75
+    assert scores_of("a", questions, None, {"acc,none": 0.75})["score"] == 75
+    assert "score" not in scores_of("a", questions, None, {"acc,none": 0.5})  # (3 of 3 + 0 of 1) / 2
+    assert "score" not in scores_of("a", [*questions, {**other, "cut": False, "filter": "none"}], None, {})
 
 
 def test_a_set_names_what_fits_into_the_context() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +36,7 @@ from harpe.runs.overlap import Prompts, training_overlap
 Definitions = dict[str, list[Any]]
 """Of lm-eval's tasks, or their names, by the names that were asked for."""
 METRICS = ("acc", "exact_match", METRIC)
-"""Of a question, the first one that lm-eval gives is the score that gets an interval."""
+"""The first one that lm-eval gives of every question is the score that gets an interval."""
 
 
 def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Path:
@@ -86,6 +87,8 @@ def _check(options: ShortOptions, names: list[str]) -> None:
         )
     if options.shots is not None and any(map(is_helmet, names)):
         raise HarpeError("--shots: HELMET's tasks have solved examples of their own, or none. Leave it out for them.")
+    if options.batch_size < 1:
+        raise HarpeError(f"--batch-size {options.batch_size}: at least one question has to be asked at a time.")
     if wrong := [name for name in names if Path(name).name != name]:
         raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
     folder = Path(options.out)
@@ -96,6 +99,8 @@ def _check(options: ShortOptions, names: list[str]) -> None:
 
 def _named(options: ShortOptions) -> list[str]:
     names, context = options.tasks.replace(",", " ").split(), 0
+    if not names:
+        raise HarpeError("--tasks names no task; give names of lm-eval's (`lm_eval ls tasks` lists them).")
     if LONG in names:
         context = int(text_config(load_config(options.model, options.revision)).max_position_embeddings)
     return expanded(names, context)
@@ -192,10 +197,11 @@ def _measure(
                 data=data,
             )
         if ranks.first:
-            samples = [{"task": task, **sample} for task, rows in found["samples"].items() for sample in rows]
-            asked = Prompts([_prompts(rows) for rows in found["samples"].values()], tokenizer)
+            read = {task: _read_first(rows) for task, rows in found["samples"].items()}
+            samples = [{"task": task, **sample} for task, rows in read.items() for sample in rows]
+            asked = Prompts([_prompts(rows) for rows in read.values()], tokenizer)
             value["tasks"][name] = {
-                **_scores(name, samples, shots),
+                **scores_of(name, samples, shots, found["results"].get(name, {})),
                 "questions": data.hashes(data.used) or _questions(definition),
                 "overlap": training_overlap(options.model, tokenizer, asked, reporter),
                 "lm_eval": found["results"],
@@ -213,15 +219,35 @@ def _measure(
     reporter.say(f"The scores are in {path}.")
 
 
-def _scores(name: str, samples: list[dict[str, Any]], shots: int | None) -> dict[str, Any]:
-    metric = next((m for m in METRICS if samples and m in samples[0]), None)
+def _read_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every question once: lm-eval gives all of them again for each way in which a task reads an answer (its filters),
+    the task's first one first."""
+    return [row for row in rows if row.get("filter") == rows[0].get("filter")]
+
+
+def _metric(samples: list[dict[str, Any]], theirs: dict[str, Any]) -> str | None:
+    """The metric that every question has, where its mean over them is the number that lm-eval gives the task, if it
+    gives one: the tasks of a group may be measured otherwise, or weigh the same however many questions they have."""
+    metric = next((m for m in METRICS if samples and all(m in sample for sample in samples)), None)
+    own = theirs.get(f"{metric},{samples[0].get('filter')}") if metric else None
+    same = own is None or math.isclose(100 * own, accuracy(samples, metric or "")["score"], rel_tol=1e-6)
+    return metric if same else None
+
+
+def scores_of(name: str, samples: list[dict[str, Any]], shots: int | None, theirs: dict[str, Any]) -> dict[str, Any]:
+    """What short.json says of a task, out of its questions and of lm-eval's own numbers (`theirs`): no score where they
+    have none in common."""
+    metric = _metric(samples, theirs)
     whole = [sample for sample in samples if not sample["cut"]]
+    used = {str(sample.get("filter")) for sample in samples}
     cut, notes = len(samples) - len(whole), [NOT_COMPARABLE] if name in LOCAL else []
     told: dict[str, Any] = {}
     if cut:
         told["cut"] = {"questions": cut, "whole": accuracy(whole, metric) if metric and whole else None}
         score = told["cut"]["whole"] and f"{told['cut']['whole']['score']:.1f}% on the {len(whole)} others"
         notes.append(f"the beginning of {cut} questions was cut off, longer than the context; {score or 'all were'}")
+    if metric and (others := sorted({key.partition(",")[2] for key in theirs if key.startswith(f"{metric},")} - used)):
+        notes.append(f"answers read by lm-eval's filter {', '.join(used)}; by {', '.join(others)}: see lm_eval there")
     note = {"note": "; ".join(notes)} if notes else {}
     return {**(accuracy(samples, metric) if metric else {}), "shots": shots, **told, **note}
 

@@ -79,10 +79,11 @@ class Short(Suite):
             return
         tasks = {name: task for name, task in read_json(path)["tasks"].items() if "score" in task}
         everything: list[Record] = []
-        for number, (name, task) in enumerate(tasks.items()):
+        for name, task in tasks.items():
             rows = read_jsonl(scores / "short" / f"{name}.jsonl")
             records: list[Record] = [(_question(row), 0, float(row[task["metric"]]), 1.0) for row in rows]
             yield Measure(f"short-{name}", name, "%", "higher", "short", task=name), records
+            number = sorted(tasks).index(name)  # in files: the order in which tasks were measured
             everything += [(key, number, total, weight) for key, _, total, weight in records]
         if len(tasks) > 1:
             yield Measure("short-mean", "mean of the short benchmarks", "%", "higher", "short"), everything
