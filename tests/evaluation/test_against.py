@@ -16,6 +16,8 @@ from harpe.evaluation.against import compare_answers, compare_short
 from harpe.evaluation.statistics.intervals import mean_of_differences
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
 from harpe.options.measuring import RulerOptions
+from harpe.runs.model_scores import read_model
+from harpe.runs.paired_models import pairs
 from harpe.suites.ruler import run_ruler
 
 from .stub_server import StubServer, completion
@@ -106,6 +108,14 @@ def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(
         count = len(all_of_it.bodies)
         assert main(["ruler", *words, "--server", all_of_it.address, "--out", after, "--against", before]) == 0
         assert len(all_of_it.bodies) == count  # nothing is asked again
+    message = {"role": "assistant", "content": "no idea"}
+    with StubServer(lambda body, number: (200, {"choices": [{"index": 0, "message": message}]})) as chatting:
+        run_ruler(RulerOptions(**given, server=chatting.address, endpoint="chat", out=str(tmp_path / "chat")))
+    with pytest.raises(HarpeError, match="one of the two was asked in a server's chat format"):
+        compare_answers("ruler", Path(before), tmp_path / "chat", ["vt"], itemgetter("task"))
+    alike, other = (pairs(read_model(Path(before)), read_model(Path(folder))) for folder in (after, tmp_path / "chat"))
+    assert [each.difference.value for each in alike if each.difference] == [-100, -100]
+    assert [(each.difference, each.why) for each in other] == 2 * [(None, "not the same samples or options")]
     with pytest.raises(HarpeError, match=r"holds no cwe.jsonl"):
         compare_answers("ruler", Path(before), Path(after), ["cwe"], itemgetter("task"))
     rows = read_jsonl(Path(before) / "vt.jsonl")

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from harpe.errors import HarpeError
 from harpe.evaluation.answers import answer_samples
+from harpe.evaluation.cache import why_padded
 from harpe.evaluation.greedy import completions, end_ids
 from harpe.evaluation.needles.answers import answer_batch
 from harpe.evaluation.needles.grid import answer_grid, grid_samples
@@ -136,6 +137,40 @@ def test_answers_about_needles_and_in_the_grid_are_those_of_a_naive_loop(odd_mod
         cell = grid.cell(row["length"], 0.5)
         answer = naive(odd_model, [*cell.context, *cell.turns[0].question], cell.turns[0].budget)
         assert row["answers"] == [tokenizer.decode(answer)]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # rows of a cache; padded, by transformers' generate
+def test_logits_that_are_no_numbers_are_no_answer(make_tiny: Any, tokenizer: Any, family: str) -> None:
+    """The largest of them is the first NaN: such a model would be one that answers, and is wrong every time."""
+    model = make_tiny(family, vocab_size=len(tokenizer), **({"sliding_window": 16} if family == "mistral" else {}))
+    assert (why_padded(model) is None) == (family == "llama")
+    answers = completions(model, tokenizer, prompts(), 4)
+    sample = NeedleWriter(tokenizer, [torch.arange(5, 700).tolist()], seed=1).sample(NEEDLE_TASKS["single"], 96, 0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = float("nan")
+    assert int(model(torch.tensor([prompts()[0]])).logits[0, -1].argmax()) == 7 and len(answers) == 3
+    with pytest.raises(HarpeError, match="no numbers"):
+        completions(model, tokenizer, prompts(), 4)
+    with pytest.raises(HarpeError, match="no numbers"):
+        answer_batch(model, tokenizer, [sample])
+
+
+@pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="short benchmarks need the package lm-eval (pip install 'harpe[eval]')"
+)
+def test_log_likelihoods_that_are_no_numbers_choose_no_answer(make_tiny: Any, tokenizer: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    from harpe.evaluation.short.model import short_model
+
+    model = make_tiny("llama", vocab_size=len(tokenizer))
+    wrapped = short_model(None, pretrained=model, tokenizer=tokenizer, batch_size=2, backend="causal")
+    asked = [Instance("loglikelihood", {}, ("Question: who?\nAnswer:", word), i) for i, word in enumerate((" a", " b"))]
+    assert all(value < 0 for value, _ in wrapped.loglikelihood(asked, disable_tqdm=True))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(HarpeError, match="no numbers"):
+        wrapped.loglikelihood(asked, disable_tqdm=True)
 
 
 def test_the_models_own_end_of_text_ends_answers_of_the_embedded_model(tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from harpe.commands.report import report_scores
 from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.answers import answer_samples
@@ -143,6 +144,31 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
     prompt = load_tokenizer("embedded")(sample["input"] + sample["answer_prefix"]).input_ids
     row = next(r for r in read_jsonl(tmp_path / "a" / "answers.jsonl") if r["sample"] == 0)
     assert completions(model, load_tokenizer("embedded"), [prompt], 50) == [row["prediction"]]
+
+
+def test_a_task_that_was_cut_short_has_no_score_beside_one_that_was_asked_later(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "wonderwords", reason="RULER's word lists come with the package wonderwords (pip install 'harpe[eval]')"
+    )
+
+    def ruler(tasks: str) -> dict[str, Any]:
+        common: dict[str, Any] = {"model": "embedded", "dtype": "float32", "beyond_context": True}
+        run_ruler(RulerOptions(**common, length=512, samples=3, tasks=tasks, out=str(tmp_path)))
+        return read_json(tmp_path / "ruler.json")
+
+    with pytest.raises(HarpeError, match="--tasks names no task"):
+        ruler(" , ")
+    whole = ruler("fwe")
+    head, first, *_ = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_text(head + first)  # as a kill leaves it
+    (tmp_path / "ruler.json").unlink()
+    later = ruler("niah_single_1")
+    assert list(later["tasks"]) == ["niah_single_1"] and later["incomplete"] == ["fwe"]
+    page = " ".join(report_scores(tmp_path, None).read_text().split())
+    assert "ruler.json: cut short, and left out: fwe." in page
+    both = ruler("fwe")
+    assert both["tasks"]["fwe"] == whole["tasks"]["fwe"] and both["incomplete"] == []
+    assert both["tasks"]["niah_single_1"] == later["tasks"]["niah_single_1"]
 
 
 def test_one_line_of_progress_counts_the_tokens_of_all_tasks(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def compare_answers(
         check_scores(folder)
     of = [read_json(folder / "protocol.json").get("answers") or {} for folder in (before, after)]
     _alike(before, of[0], of[1], ("measuring", "samples"))
+    if asked_in_chat(of[0]) != asked_in_chat(of[1]):
+        raise HarpeError(
+            f"--against {before}: one of the two was asked in a server's chat format (--endpoint chat) and the other "
+            "was not, so that their prompts differ. Measure both in the same way, or leave --against out."
+        )
     _compare(before, after, names, scores, "sample", of)
 
 
@@ -90,6 +95,11 @@ def _alike(before: Path, first: Measurement, second: Measurement, keys: Sequence
     """Refuse to compare what was measured in another way; model, tokenizer and dtype may differ."""
     mine, other = ({key: of.get(key) for key in keys} for of in (first, second))
     refuse_other(mine, other, before, "Measure both with the same options and the same harpe, or leave --against out.")
+
+
+def asked_in_chat(of: Measurement) -> bool:
+    """Whether a server put samples into a chat format, which the samples themselves do not show."""
+    return bool((of.get("options") or {}).get("endpoint") == "chat")
 
 
 def _names(of: Sequence[Measurement]) -> list[str]:

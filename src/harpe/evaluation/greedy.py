@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
+from harpe.errors import HarpeError
 from harpe.evaluation.cache import RowCache, why_padded
 from harpe.evaluation.row_attention import one_query
 from harpe.models.angles import moving_rope, start_anew
@@ -52,6 +55,22 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
         told = getattr(config, "eos_token_id", None)
         ends |= set(told if isinstance(told, (list, tuple)) else [told]) & special
     return sorted(int(i) for i in ends)
+
+
+def numbers(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits, of any shape. Raises HarpeError where some are no numbers (NaN), which have a largest one too:
+    answers, and choices between answers, would be taken for those of a model that knows nothing."""
+    if bool(logits.isnan().any()):
+        raise HarpeError(
+            "The model's logits are no numbers (NaN), and nothing that it says can be scored: its weights or its "
+            "configuration are damaged, or the arithmetic is too coarse for it (--dtype float32)."
+        )
+    return logits
+
+
+class _Numbers(LogitsProcessor):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return numbers(scores)
 
 
 @contextmanager
@@ -97,7 +116,13 @@ def continuations(
     generate: Any = model.generate
     start_anew(model)
     with _without_settings(model):
-        out = generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=until)
+        out = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=until,
+            logits_processor=LogitsProcessorList([_Numbers()]),
+        )
     return out[:, ids.shape[1] :]
 
 
@@ -189,7 +214,7 @@ def _answer_rows(
             cache.lengths[row] += piece.shape[1]
             tick((read_tokens + cache.lengths[row]) / whole)
         read_tokens, before = read_tokens + len(prompt), row
-        answers[row].append(int(logits[0, -1].float().argmax()))
+        answers[row].append(int(numbers(logits[0, -1].float()).argmax()))
     going = list(range(len(prompts)))
     for number in range(budget):
         for place in reversed(range(len(going))):
@@ -211,7 +236,7 @@ def _answer_rows(
                 logits_to_keep=1,
             ).logits
         cache.lengths = [length + 1 for length in cache.lengths]
-        for row, token in zip(going, logits[:, -1].float().argmax(-1).tolist(), strict=True):
+        for row, token in zip(going, numbers(logits[:, -1].float()).argmax(-1).tolist(), strict=True):
             answers[row].append(token)
     return answers
 
@@ -253,7 +278,7 @@ def answer(
     for number in range(budget):
         if number:
             out = model(input_ids=tokens[-1], past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float()
+        logits = numbers(out.logits[:, -1].float())
         tokens.append(logits.argmax(-1, keepdim=True))
         values = logits.topk(2).values
         margins.append(values[:, 0] - values[:, 1])

@@ -4,13 +4,14 @@ them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harpe.errors import HarpeError
+from harpe.evaluation.against import asked_in_chat
 from harpe.evaluation.long.registry import SUITES
 from harpe.files import read_json, read_jsonl, sha256_json
 from harpe.measurement import Measurement, check_scores, check_summary
@@ -91,7 +92,7 @@ def _ruler(read: _Reading, path: Path) -> None:
     file = read.file(path, suite, of, value.get("overlap"))
     units = _by_task(read_jsonl(path.parent / "answers.jsonl"), lambda row: row["task"], "sample")
     length, tasks = value["length"], value["tasks"]
-    same = {name: _same(of, "samples", protocol["files"][name]) for name in tasks}
+    same = {name: _same(of, "samples", protocol["files"][name], asked_in_chat(of)) for name in tasks}
     for name, cell in tasks.items():
         ends = cell["score"], cell["low"], cell["high"]
         read.add(Number(suite, name, length, "%", *ends, cell["samples"], file, same[name], (units[name],)))
@@ -99,6 +100,7 @@ def _ruler(read: _Reading, path: Path) -> None:
     for title, key, names in ((NEEDLE_MEAN, "needle_mean", needles), (MEAN, "mean", list(tasks))):
         if key in value:
             _mean(read, suite, title, length, {"value": value[key]}, file, [(same[n], units[n]) for n in names])
+    _cut_short(read, file, value.get("incomplete", ()))
 
 
 def _mean(
@@ -115,7 +117,8 @@ def _long(read: _Reading, path: Path) -> None:
     suite = f"Long-context tasks ({protocol['samples']['filler']} as filler{chat})"
     file = read.file(path, suite, of, value.get("overlap"))
     units = _by_task(read_jsonl(path.parent / "answers.jsonl"), lambda row: (row["task"], row["length"]), "sample")
-    same = {key: _same(of, "samples", protocol["files"][f"{key[0]}-{key[1]}"]) for key in units}
+    files, at_server = protocol["files"], asked_in_chat(of)
+    same = {key: _same(of, "samples", files[f"{key[0]}-{key[1]}"], at_server) for key in units}
     for name, task in value["tasks"].items():
         for cell in task["lengths"]:
             key, ends = (name, cell["length"]), (cell["score"], cell["low"], cell["high"])
@@ -129,8 +132,12 @@ def _long(read: _Reading, path: Path) -> None:
             _mean(read, suite, title, cell["length"], cell, file, [(same[key], units[key]) for key in keys])
         if "lengths" in task:
             read.lengths.append(_over(suite, title, task))
-    if value["incomplete"]:
-        read.notes.append(f"{file}: cut short, and left out: {', '.join(value['incomplete'])}.")
+    _cut_short(read, file, value["incomplete"])
+
+
+def _cut_short(read: _Reading, file: str, names: Sequence[str]) -> None:
+    if names:
+        read.notes.append(f"{file}: cut short, and left out: {', '.join(names)}.")
 
 
 def _over(suite: str, task: str, value: Any) -> OverLengths:

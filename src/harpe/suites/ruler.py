@@ -49,7 +49,7 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
         samples={name: getattr(options, name) for name in names},
         longest=(f"--length {options.length}", options.length),
         told=lambda files: f"{options.samples} samples of {files} tasks at {options.length} tokens",
-        summary=summary,
+        summary=lambda rows: summary(rows, options.samples),
         facts={"length": options.length},
     )
     return ask(asking, tokenizer, server, reporter or Reporter())

@@ -89,7 +89,7 @@ GROUPS = {"all": tuple(RULER_TASKS), "niah": tuple(name for name in RULER_TASKS 
 def chosen(names: Iterable[str]) -> list[RulerTask]:
     """The tasks of these names and groups, in the benchmark's own order.
 
-    Raises HarpeError for a name that is neither; the nearest ones are offered.
+    Raises HarpeError for a name that is neither (the nearest ones are offered), and where there is none.
     """
     wanted: set[str] = set()
     for name in names:
@@ -99,6 +99,8 @@ def chosen(names: Iterable[str]) -> list[RulerTask]:
             hint = f"Did you mean {' or '.join(near)}?" if near else there
             raise HarpeError(f"--tasks {name} is no task of RULER. {hint}")
         wanted.update(GROUPS.get(name, (name,)))
+    if not wanted:
+        raise HarpeError(f"--tasks names no task. There are {', '.join(GROUPS)}, and {', '.join(RULER_TASKS)}.")
     return [task for name, task in RULER_TASKS.items() if name in wanted]
 
 

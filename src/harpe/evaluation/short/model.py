@@ -9,7 +9,7 @@ import torch
 
 from harpe.data.token_ids import plain_ids, text_ids
 from harpe.errors import HarpeError
-from harpe.evaluation.greedy import continuations
+from harpe.evaluation.greedy import continuations, numbers
 from harpe.evaluation.short.record import Record
 
 ENDS = {"until", "max_length", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
@@ -91,7 +91,7 @@ def short_model(record: Record | None, **options: Any) -> Any:
         def _model_call(self, inps: torch.Tensor, **_: Any) -> torch.Tensor:
             """Logits of the last places, from the first one on that is asked for; lm-eval counts them from the end."""
             with torch.no_grad():
-                return self.model(inps, logits_to_keep=inps.shape[1] - self._first).logits
+                return numbers(self.model(inps, logits_to_keep=inps.shape[1] - self._first).logits)
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             return self._kept("loglikelihood", super().loglikelihood, requests, disable_tqdm)
