@@ -136,6 +136,31 @@ def test_a_run_is_evaluated_with_its_untouched_model_and_reported(workspace: Pat
     assert (workspace / "run" / "report" / "index.html").stat().st_size > 20_000
 
 
+def test_a_run_is_measured_below_its_original_context_as_one_length_alone(workspace: Path) -> None:
+    """Against the loss of stock transformers on the same tokens."""
+    run(workspace)
+    asked: dict[str, Any] = {"data": str(workspace / "texts"), "documents": 1, "samples": 0, "grid_samples": 0}
+    original = read_json(workspace / "run" / "plan.json")["original_length"]
+    evaluate(EvaluateOptions(model=str(workspace / "run"), length=original // 2, dtype="float32", **asked))
+    value = read_json(workspace / "run" / "base" / "scores" / "perplexity.json")
+    tokenizer = load_tokenizer("embedded")
+    ids = tokenizer(sorted((workspace / "texts").iterdir())[0].read_text()).input_ids[: original // 2 + 1]
+    model = AutoModelForCausalLM.from_pretrained(workspace / "model", dtype=torch.float32)
+    with torch.inference_mode():
+        loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    assert value["short"]["length"] == value["length"] == original // 2
+    assert value["short"]["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["--documents=0", "--documents=-1", "--samples=-1", "--grid-samples=-1"])
+def test_numbers_that_are_none_are_told_before_anything_is_measured(
+    workspace: Path, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--data={workspace / 'texts'}", "--length=64", "--original-length=64", f"--out={workspace / 'scores'}"]
+    assert main(["evaluate", str(workspace / "model"), *given, wrong]) == 2
+    assert wrong.replace("=", " ") in capsys.readouterr().err and not (workspace / "scores").exists()
+
+
 def test_score_files_tell_how_much_of_their_texts_was_trained_on(workspace: Path) -> None:
     """Against sets of tuples; half of the first text is one that was trained on."""
     run(workspace)

@@ -164,7 +164,7 @@ def test_the_summary_is_there_only_when_its_figures_are(
 def test_lengths_are_ranges_or_lists() -> None:
     assert parse_lengths("2048:8192:2048") == [2048, 4096, 6144, 8192]
     assert parse_lengths("512, 64") == [64, 512]
-    for wrong in ("a", "1:2", "1,5", ""):
+    for wrong in ("a", "1:2", "1,5", "", "512:128:-64", "128:512:0"):
         with pytest.raises(HarpeError, match="--lengths"):
             parse_lengths(wrong)
 

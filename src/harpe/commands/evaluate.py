@@ -146,6 +146,10 @@ def _planned(options: EvaluateOptions, reporter: Reporter) -> _Work:
 def _protocol(
     options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, short: int, length: int, reporter: Reporter
 ) -> tuple[EvaluationProtocol, HeldOut]:
+    for name in ("samples", "grid_samples"):
+        if (count := getattr(options, name)) < 0:
+            option = name.replace("_", "-")
+            raise HarpeError(f"--{option} {count} is no number of samples; 0 leaves them out.")
     held_out = held_out_texts(options.data, tokenizer, length, options.documents, options, say=reporter.say)
     return EvaluationProtocol.of(options, short, length, options.seed), held_out
 
@@ -162,9 +166,8 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
     source, revision = plan["model"]["name"], plan["model"].get("revision")
     named = (options.tokenizer or source, revision if options.tokenizer is None else None)
     length = options.length or plan["target_length"]
-    protocol, held_out = _protocol(
-        options, load_tokenizer(*named), options.original_length or plan["original_length"], length, reporter
-    )
+    short = min(options.original_length or plan["original_length"], length)
+    protocol, held_out = _protocol(options, load_tokenizer(*named), short, length, reporter)
     dtype, reason = resume_dtype(options.dtype, run / plan["methods"][0]["name"] / "scores" / "protocol.json", "dtype")
     models = []
     for m in plan["methods"]:

@@ -206,8 +206,10 @@ def held_out_texts(
 ) -> HeldOut:
     """The first `count` documents longer than `length` tokens; the same documents are the haystacks.
 
-    Raises HarpeError where no document is long enough.
+    Raises HarpeError where no document is long enough, and where none is asked for.
     """
+    if count < 1:
+        raise HarpeError(f"--documents {count}: at least one document has to be read.")
     if data == EMBEDDED:
         files = tuning_files() if tuning else reported_files()
         documents: Iterable[Document] = [Document(file.name, file.text) for file in files]

@@ -48,6 +48,8 @@ def parse_lengths(text: str) -> list[int]:
     try:
         if ":" in text:
             first, last, step = (int(part) for part in text.split(":"))
+            if step < 1:
+                raise ValueError("lengths ascend")
             lengths = list(range(first, last + 1, step))
         else:
             lengths = sorted({int(part) for part in text.replace(",", " ").split()})
