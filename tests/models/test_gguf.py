@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from tokenizers import AddedToken
 from transformers import PreTrainedModel
 
 import harpe
@@ -29,6 +30,7 @@ from harpe.models.gguf_tokenizer import OLDEST
 from harpe.models.identity import checkpoint_identity
 from harpe.models.load import load_config, load_model, load_tokenizer, resolve
 
+from . import gguf_files
 from .gguf_files import RULES, TEMPLATE, through, tiny, tokenizer, write
 
 old = Version(transformers.__version__) < Version(OLDEST)
@@ -63,7 +65,7 @@ def words(pre: str = "gpt-2") -> Any:
 
 
 def model(family: str = "llama", **changes: Any) -> PreTrainedModel:
-    return tiny(family, words().get_vocab_size(), **changes)
+    return tiny(family, changes.pop("vocab_size", words().get_vocab_size()), **changes)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -78,7 +80,7 @@ def test_logits_are_those_of_the_stock_model_with_its_weights_in_the_types_of_th
     tmp_path: Path, family: str, kind: str
 ) -> None:
     stock = model(family, tie_word_embeddings=family == "qwen2")
-    file = write(tmp_path / "m.gguf", stock, words(), kind)
+    file = write(tmp_path / "m.gguf", stock, words("qwen2"), kind, pre="qwen2")
     assert torch.equal(logits(load_model(file)), logits(through(stock, kind)))
     assert kind in str(origin_note(resolve(file)))
 
@@ -101,7 +103,7 @@ def test_the_configuration_is_that_of_the_stock_model(tmp_path: Path, family: st
         rotary: Any = stock.model.rotary_emb
         plain = 1.0 / 5e5 ** (torch.arange(0, 32, 2).float() / 32)
         divisors = {"rope_freqs.weight": (plain / rotary.inv_freq).numpy()}
-    file = write(tmp_path / "m.gguf", stock, words(), holds=divisors)
+    file = write(tmp_path / "m.gguf", stock, words("qwen2"), pre="qwen2", holds=divisors)
     found, wanted = load_config(file).to_dict(), stock.config.to_dict()
     other = {"_name_or_path", "architectures", "transformers_version", "dtype", "initializer_range"}
     assert {k: v for k, v in found.items() if k not in other} == {k: v for k, v in wanted.items() if k not in other}
@@ -123,9 +125,12 @@ def test_heads_without_their_own_count_of_keys_are_still_in_the_order_of_transfo
 
 
 @needs_tokenizers
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", *RULES])
-def test_tokens_are_those_of_the_tokenizer_that_the_file_was_made_from(tmp_path: Path, pre: str) -> None:
-    file = write(tmp_path / "m.gguf", model(), words(pre), pre=pre)
+@pytest.mark.parametrize(
+    ("family", "pre"),
+    [*((family, pre) for family in ("llama", "qwen3") for pre in ("gpt-2", "smollm", *RULES)), ("qwen2", "qwen2")],
+)
+def test_tokens_are_those_of_the_tokenizer_that_the_file_was_made_from(tmp_path: Path, family: str, pre: str) -> None:
+    file = write(tmp_path / "m.gguf", model(family), words(pre), pre=pre)
     found = load_tokenizer(file)
     for text in ODD:
         assert found(text, add_special_tokens=False).input_ids == words(pre).encode(text).ids
@@ -134,6 +139,36 @@ def test_tokens_are_those_of_the_tokenizer_that_the_file_was_made_from(tmp_path:
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id, found.model_max_length) == (1, 2, 0, 777)
     shown = found.apply_chat_template([{"content": "hi"}], tokenize=False)
     assert found.chat_template == TEMPLATE and shown == "<|im_start|>hi<|im_end|>"
+
+
+@needs_tokenizers
+def test_files_of_another_tokenizer_beside_a_file_change_nothing(tmp_path: Path) -> None:
+    (downloads := tmp_path / "downloads").mkdir()
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=words("llama-bpe"), eos_token="<|endoftext|>")
+    other.chat_template = "another"
+    other.save_pretrained(downloads)
+    (downloads / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "bos_token": "<think>"}')
+    found = load_tokenizer(write(downloads / "m.gguf", model(), words()))
+    for text in ODD:
+        assert found(text, add_special_tokens=False).input_ids == words().encode(text).ids
+    assert (found.bos_token_id, found.eos_token_id, found.chat_template) == (1, 2, TEMPLATE)
+
+
+@needs_tokenizers
+def test_special_tokens_are_those_of_the_file_and_in_any_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSeek's have letters that no byte stands for, and none of theirs is called as GPT-2's is."""
+    names = ["<pad>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]
+    monkeypatch.setattr(gguf_files, "SPECIAL", names)
+    made = tokenizer("llama-bpe", TEXT)
+    made.add_tokens([AddedToken(name, normalized=False) for name in ("<｜User｜>", "    ")])
+    kinds = gguf.GGUFWriter.add_token_types
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_types", lambda self, types: kinds(self, [*types[:-2], 4, 4]))
+    found = load_tokenizer(write(tmp_path / "m.gguf", model(vocab_size=600), made, pre="llama-bpe"))
+    for text in ("a<｜User｜>b    c  d", "<｜begin▁of▁sentence｜>x<|endoftext|><s>"):
+        assert found(text, add_special_tokens=False).input_ids == made.encode(text).ids
+    assert (len(found), found.bos_token_id, found.eos_token_id) == (600, 1, 2)
 
 
 @needs_tokenizers
@@ -210,6 +245,9 @@ BIAS = {"blk.0.attn_q.bias": np.zeros(128, np.float32)}
         ({"states": {"attention.sliding_window": 16}}, "llama.attention.sliding_window"),
         ({"states": {"rope.dimension_count": 16}}, "one size for all"),
         ({"states": {"attention.head_count": [4, 2]}}, r"states \[4, 2\] for llama.attention.head_count"),
+        ({"states": {"attention.head_count_kv": [2, 1]}}, r"states \[2, 1\] for llama.attention.head_count_kv"),
+        ({"states": {"attention.key_length": [32, 32]}}, r"states \[32, 32\] for llama.attention.key_length"),
+        ({"states": {"rope.freq_base": "1e6"}}, "states '1e6' for llama.rope.freq_base"),
         ({"states": {"context_length": None}}, "does not state llama.context_length"),
         ({"holds": {"rope_freqs.weight": np.linspace(1, 3, 16, dtype=np.float32)}}, "in another way than Llama 3"),
         ({"holds": {"blk.1.ffn_up.weight": None}}, "lacks blk.1.ffn_up.weight, .* random"),
@@ -226,6 +264,11 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     pre = changes.pop("pre", "gpt-2")
     file = write(tmp_path / "m.gguf", model(), words(), pre=pre, **changes)
     assert re.search(words_, refused(file))
+
+
+@needs_tokenizers
+def test_a_tokenizer_that_transformers_would_load_as_another_is_refused(tmp_path: Path) -> None:
+    assert "always takes Qwen2Tokenizer" in refused(write(tmp_path / "m.gguf", model("qwen2"), words()))
 
 
 @needs_tokenizers
@@ -276,7 +319,7 @@ def test_a_checkpoint_of_another_conversion_is_made_anew(tmp_path: Path) -> None
     folder = Path(resolve(file))
     origin = folder / ORIGIN
     assert read_json(origin)["types"] == {"F32": 21}
-    origin.write_text(origin.read_text().replace('"conversion": 1', '"conversion": 0'))
+    origin.write_text(origin.read_text().replace('"conversion": 2', '"conversion": 0'))
     (folder / "model.safetensors").write_bytes(b"of before")
     assert torch.equal(logits(load_model(file)), logits(model()))
 

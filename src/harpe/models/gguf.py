@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ORIGIN = "gguf.json"
 """What a checkpoint says of the file that it was made from."""
-CONVERSION = 1
+CONVERSION = 2
 """Raised where a file would be made into another checkpoint than before: those of before are then made anew."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Endings of other files of weights, which count more than a GGUF file beside them."""
@@ -129,7 +129,7 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
         `replace`.
     """
     from harpe.models.gguf_header import read_config, read_header
-    from harpe.models.gguf_tokenizer import read_tokenizer
+    from harpe.models.gguf_tokenizer import check_kept, read_tokenizer
 
     header = read_header(file)
     config = read_config(header)
@@ -139,10 +139,12 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
     config.dtype = dtype = _dtype(header)
     with new_folder(target, replace) as temporary:
         _check_disk(temporary, header, dtype.itemsize)
+        config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        check_kept(tokenizer, temporary, config, file)
         weights = {place: _tensor(header, name, config).to(dtype) for name, place in places.items()}
         model.save_pretrained(temporary, state_dict=weights, max_shard_size="5GB")
         config.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
         types = header.types
         write_json(
             temporary / ORIGIN,

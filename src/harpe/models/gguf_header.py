@@ -25,16 +25,15 @@ SETTINGS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 """Entries of configurations by the file's keys (behind the architecture's name); each of them is needed."""
-READ = {
-    *SETTINGS,
+OPTIONAL = {
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
     "rope.dimension_count",
     "rope.freq_base",
-    "vocab_size",
-    "tensor_data_layout",
 }
+"""Numbers as well, where the file has them."""
+READ = {*SETTINGS, *OPTIONAL, "vocab_size", "tensor_data_layout"}
 """All keys that are taken over, or that nothing is computed from (the last two)."""
 THETA = 10_000.0
 """llama.cpp's RoPE base where the file names none."""
@@ -125,6 +124,9 @@ def read_config(header: Header) -> PreTrainedConfig:
             "from GGUF. Name the checkpoint in safetensors that it was made from."
         )
     path, values = header.path, {attribute: _needed(header, key) for key, attribute in SETTINGS.items()}
+    for key in sorted(OPTIONAL):
+        if header.own(key) is not None:
+            _needed(header, key)
     _refuse_unread(header)
     heads, width = values["num_attention_heads"], values["hidden_size"]
     head_dim = int(header.own("attention.key_length") or header.own("rope.dimension_count") or width // heads)

@@ -5,11 +5,13 @@ Oracles were llama.cpp's own tokenizer and the tokenizers that the files had bee
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
-from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from harpe.errors import HarpeError
@@ -41,6 +43,11 @@ SPLITTINGS = {
 }
 """Of vocabularies that are merged from bytes; sentencepiece's (`tokenizer.ggml.model` llama) have none."""
 
+NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Special tokens of transformers by the file's names of them."""
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+"""Of `tokenizer.ggml.token_type`; llama.cpp looks for these whole in a text, the last ones in every text."""
+
 
 def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file, with its special tokens and its chat template.
@@ -70,14 +77,13 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
             "over. Name the checkpoint in safetensors that it was made from."
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+        backend = _backend(header)
     except Exception as error:
         raise HarpeError(
             f"No tokenizer could be made from {path}: {' '.join(str(error).split())[:300]}. Name the checkpoint in "
             "safetensors that it was made from."
         ) from error
     splitting = Splitting(begins=True) if sentencepiece else SPLITTINGS[pre]
-    backend = tokenizer.backend_tokenizer
     if sentencepiece:  # transformers leaves the space away where the text begins with one
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
         backend.pre_tokenizer = None
@@ -89,6 +95,16 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    named = {kind: values.get(f"tokenizer.ggml.{key}_token_id") for kind, key in NAMED.items()}
+    tokens = values["tokenizer.ggml.tokens"]
+    if wrong := {NAMED[kind]: index for kind, index in named.items() if index is not None and index >= len(tokens)}:
+        raise HarpeError(f"{path} names special tokens ({wrong}) outside its vocabulary of {len(tokens)}.")
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=values.get("tokenizer.chat_template"),
+        model_input_names=["input_ids", "attention_mask"],
+        **{kind: None if index is None else tokens[index] for kind, index in named.items()},
+    )
     ends = values.get("tokenizer.ggml.add_eos_token", False)
     begins = values.get("tokenizer.ggml.add_bos_token", splitting.begins)
     for token, wanted in (("bos_token", begins), ("eos_token", ends)):
@@ -96,3 +112,48 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerBase:
             raise HarpeError(f"{path} says that its tokenizer adds a {token}, and does not say which that is.")
     tokenizer.add_bos_token, tokenizer.add_eos_token = bool(begins), bool(ends)
     return tokenizer
+
+
+def _backend(header: Header) -> Tokenizer:
+    """What transformers makes of the file's metadata alone, with the file's tokens as they are spelled.
+
+    `AutoTokenizer` would read a tokenizer.json that happens to lie beside the file in its place. And transformers
+    respells tokens outside of the alphabet of bytes (the wide bars of DeepSeek's), and adds the special tokens of its
+    classes where the file has none of that name.
+    """
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    architecture, described, _ = get_gguf_tokenizer(str(header.path))
+    state = json.loads(convert_gguf_tokenizer(architecture, described)[0].to_str())
+    tokens, kinds = header.values["tokenizer.ggml.tokens"], header.values.get("tokenizer.ggml.token_type") or ()
+    state["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    state["added_tokens"] = [
+        {"id": index, "content": token, "special": kind != USER_DEFINED, **plain}
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) and state["model"]["vocab"][token] == index
+    ]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def check_kept(tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrainedConfig, path: Path) -> None:
+    """Refuse a tokenizer that is another one when it is loaded from the folder it was saved to.
+
+    transformers has one class for all tokenizers of some families, which splits texts by its own rule whatever the
+    saved one says.
+
+    Raises HarpeError.
+    """
+    kept = AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
+    if _what_splits(kept) != _what_splits(tokenizer):
+        raise HarpeError(
+            f"{path} has a tokenizer that transformers would load as another one: for models of {config.model_type} "
+            f"it always takes {type(kept).__name__}. Name the checkpoint in safetensors that it was made from."
+        )
+
+
+def _what_splits(tokenizer: Any) -> list[Any]:
+    """All that decides which tokens a text becomes."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = [state["model"].get(key) for key in ("vocab", "merges", "ignore_merges", "byte_fallback")]
+    return [*model, *(state[key] for key in ("added_tokens", "normalizer", "pre_tokenizer"))]
