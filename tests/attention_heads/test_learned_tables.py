@@ -136,6 +136,14 @@ def test_a_file_of_another_checkpoint_or_without_tables_is_refused(tmp_path: Pat
         make_stages(method_named("tables"), geometry, LENGTH, {"file": str(tmp_path / "none.json")})
     with pytest.raises(HarpeError, match="are no tables"):
         write_tables(tmp_path / "mine.json", shared_encoding(1e4, geometry), geometry)
+    more: list[tuple[str, dict[str, Any]]] = [
+        ("harpe-parts", {"length_scale": 1.0}),
+        ("rerope-parts", {"distances": [[1.0, 2.0] * 4] * 4}),
+    ]
+    for name, options in more:
+        (stage,) = make_stages(method_named(name), geometry, LENGTH, options)
+        with pytest.raises(HarpeError, match="are more than tables"):
+            write_tables(tmp_path / "mine.json", stage.encoding, geometry)
     (tmp_path / "mine.json").write_text("mine")
     tables = read(good).encoding
     with pytest.raises(HarpeError, match="harpe did not write it"):

@@ -70,6 +70,7 @@ def test_an_extended_checkpoint_is_looked_at_as_it_is(extended: Path) -> None:
         ({"samples": -1}, "give 0 or more"),
         ({"method": "self-extend"}, "inside the attention"),
         ({"method": "ntk-dynamic"}, "by the length of its text"),
+        ({"method": "yarn", "method_options": {"length_scale": 1.0}}, "Queries are scaled by the number of tokens"),
         ({"method": "yarnn"}, "no method yarnn"),
         ({"method": "yarn", "length": None}, "--method needs --length"),
         ({"method_options": {"factor": 4}}, "name it"),

@@ -11,8 +11,7 @@ import torch
 
 from harpe.attention_heads.learned import learn_tables
 from harpe.errors import HarpeError
-from harpe.methods.interpolation import ntk_dynamic
-from harpe.methods.self_extend import self_extend
+from harpe.methods.registry import make_stages, method_named
 from harpe.methods.types import per_head_encoding, shared_encoding, table_encoding, with_attention_factor
 from harpe.models.apply import apply_encoding
 from harpe.models.float_tables import float_tables, model_tables
@@ -141,10 +140,16 @@ def test_what_a_model_turns_by_is_read_from_bases_and_stock_types() -> None:
 
 
 def test_what_no_table_can_say_is_refused() -> None:
-    for method, reason in ((ntk_dynamic, "by the length of its text"), (self_extend, "inside the attention")):
+    refused: dict[str, tuple[str, dict[str, Any]]] = {
+        "by the length of its text": ("ntk-dynamic", {}),
+        "inside the attention": ("self-extend", {}),
+        "Queries are scaled": ("harpe-parts", {"length_scale": [0.0, 1.0]}),
+    }
+    for reason, (method, options) in refused.items():
         model = tiny("llama")
         geometry = read_geometry(model.config, "x")
-        apply_encoding(model, method(geometry, 2048)[-1].encoding, geometry, 2048)
+        stages = make_stages(method_named(method), geometry, 2048, options)
+        apply_encoding(model, stages[-1].encoding, geometry, 2048)
         with pytest.raises(HarpeError, match=reason):
             model_tables(model.config)
     model = tiny("llama")

@@ -92,10 +92,12 @@ def write_tables(path: str | Path, encoding: Encoding, geometry: ModelGeometry, 
     Raises
     ------
     HarpeError
-        For an encoding without tables, and a file that harpe did not write.
+        For an encoding without tables, or with more than tables hold, and a file that harpe did not write.
     """
     if encoding.tables is None:
         raise HarpeError(f"These positions are no tables: {encoding.describe()}.")
+    if encoding.attention is not None or encoding.length_scale:
+        raise HarpeError(f"These positions are more than tables, which would lose the rest: {encoding.describe()}.")
     path = Path(path)
     if path.suffix != ".json":
         raise HarpeError(f"{path} must end in .json.")

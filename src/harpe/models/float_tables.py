@@ -43,7 +43,8 @@ def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
     ------
     HarpeError
         Where a table cannot say it: rotations that depend on the length of the text (dynamic NTK, LongRoPE with two
-        sets of factors), and positions changed inside the attention (Self-Extend, ReRoPE, dual chunk attention).
+        sets of factors), positions changed inside the attention (Self-Extend, ReRoPE, dual chunk attention), and
+        queries that are scaled by length (length_scale).
     """
     config = text_config(config)
     family = find_family(config)
@@ -56,6 +57,11 @@ def model_tables(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
         raise HarpeError(IN_ATTENTION)
     key, heads, layers = rope_key(config), key_value_heads(config), config.num_hidden_layers
     rope = config.rope_parameters if key is None else config.rope_parameters[key]
+    if rope.get("length_scale"):
+        raise HarpeError(
+            "Queries are scaled by the number of tokens (length_scale), which no table of frequencies says. Choose "
+            "positions without."
+        )
     if rope["rope_type"] != ROPE_TYPE:
         row, factor = stock_frequencies(config, family.rotary, rope, key)
         rows: list[Any] = [[row] * heads]
