@@ -254,6 +254,14 @@ def test_a_yarn_whose_factor_is_a_rounded_quotient_was_trained_with(tmp_path: Pa
     assert read_geometry(load_config(folder), "x").original_length == length
 
 
+@pytest.mark.parametrize("factor", [2.0, 4.0, 8.0])
+def test_a_linear_scaling_of_ours_was_trained_to_the_length_that_it_was_given(tmp_path: Path, factor: float) -> None:
+    folder = write(tmp_path, {"max_position_embeddings": 2048, "harpe_original_length": 512, **linear(factor)})
+    geometry = read_geometry(load_config(folder), "x")
+    assert geometry.original_length == 2048 and geometry.trained_angles is not None
+    assert geometry.trained_angles[0] == pytest.approx(max(512, 2048 / factor))
+
+
 def test_a_target_within_the_context_that_linear_scaling_reached_is_refused(tmp_path: Path) -> None:
     geometry = read_geometry(load_config(write(tmp_path, FORMS["Vicuna v1.5 16k"][0])), "x")
     with pytest.raises(HarpeError, match="16384 tokens: there is nothing to extend"):

@@ -57,7 +57,7 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
         yarn                trained with if M >= factor L0 (Qwen3's M counts 8,192 tokens of answer) or `finetuned`, or
                             if harpe made it, whose M is the length that it was given
         dynamic             never: up to L0 it changes nothing
-        linear              two conventions, M is L0 or factor L0: see `_linear`
+        linear              two conventions, M is L0 or factor L0: see `_linear`; M where harpe made it
     """
     kind, limit = rope.get("rope_type", "default"), config.max_position_embeddings
     before, factor = rope.get("original_max_position_embeddings"), rope.get("factor") or 1.0
@@ -75,12 +75,10 @@ def declared(config: PreTrainedConfig, rope: dict[str, Any], outer: PreTrainedCo
 def _linear(config: PreTrainedConfig, factor: float, original: int | None, outer: PreTrainedConfig) -> Declared:
     """transformers' documentation asked to leave max_position_embeddings as it was before the scaling (Vicuna,
     LongChat), others raised it (DeepSeek-Coder, LLaMA-2-7B-32K, Gemma 3)."""
-    limit = config.max_position_embeddings
-    original = (
-        original
-        or getattr(config, "original_max_position_embeddings", None)
-        or getattr(config, "harpe_original_length", None)
-    )
+    limit, ours = config.max_position_embeddings, getattr(config, "harpe_original_length", None)
+    if ours is not None:  # whose factor may be larger than what it was trained to
+        return Declared(int(ours), int(limit))
+    original = original or getattr(config, "original_max_position_embeddings", None)
     if original is not None:
         return Declared(int(original), int(max(limit, factor * original)))
     if factor <= 1:
