@@ -17,7 +17,7 @@ from harpe.comparison import run as comparison
 from harpe.methods.registry import make_stages, method_named
 from harpe.models.apply import apply_encoding
 from harpe.models.export import export_checkpoint
-from harpe.models.geometry import check_sliding_window, read_geometry, remove_window
+from harpe.models.geometry import check_sliding_window, positions_without_windows, read_geometry, remove_window
 from harpe.models.install import install
 from harpe.options.extend import ExtendOptions, PrepareOptions
 from harpe.options.heads import HeadsOptions
@@ -164,7 +164,7 @@ def export(
         `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`; with one base for all it is a stock
         checkpoint.
     tokenizer
-        Saved beside it with `model_max_length` set to the model's context.
+        Saved beside it with `model_max_length` set to the model's context; of dynamic NTK it stays as it is.
     card
         Text of README.md; default: what the model is and how it is loaded.
 
@@ -213,6 +213,8 @@ def apply(
     check_sliding_window(model.config, name, length, sliding_window)
     config = copy.deepcopy(model.config)
     if sliding_window == "off":
+        for sentence in positions_without_windows(config):
+            warnings.warn(f"The sliding window is removed from layers of {name}. {sentence}", stacklevel=2)
         remove_window(config)
     geometry = read_geometry(config, name, original_length)
     stages = make_stages(method_named(method), geometry, length, options)

@@ -85,6 +85,21 @@ def test_objective_is_that_of_plain_models_and_no_worse_than_the_start(
         assert any(table is not None and len(set(table)) > 1 for table in tables)
 
 
+def test_without_windows_the_objective_is_that_of_a_model_without_beside_the_untouched_one_with(make_tiny: Any) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    model, plain = (make_tiny("qwen2", max_position_embeddings=64, **each) for each in (windows, {}))
+    ids = torch.randint(3, 97, (128,), generator=torch.Generator().manual_seed(0)).tolist()
+    geometry, before = read_geometry(plain.config, "tiny"), plain_loss(model, ids[:64], 1)
+    apply_encoding(plain, by_parts(geometry, 128)[-1].encoding, geometry, 128)
+    wanted = plain_loss(plain, ids, 64) + 0.5 * max(0.0, plain_loss(plain, ids[:64], 1) - before)
+    found = search_tables(model, [ids], geometry, 128, level="head", passes=5, sliding_window="off")
+    assert found.history[0] == pytest.approx(wanted, rel=1e-5)
+    assert found.encoding.tables is not None and None not in found.encoding.tables
+    apply_encoding(plain, found.encoding, geometry, 128)
+    ids_2 = torch.tensor([ids])
+    torch.testing.assert_close(model(ids_2).logits, plain(ids_2).logits, atol=1e-4, rtol=0)
+
+
 def test_the_seed_decides_and_weights_stay(text: list[int], prompts: list[CopyPrompt]) -> None:
     assert searched(text, prompts, passes=3, seed=1) == searched(text, prompts, passes=3, seed=1)
     assert searched(text, prompts, passes=3, seed=1).history != searched(text, prompts, passes=3, seed=2).history

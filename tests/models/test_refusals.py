@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import harpe
 from harpe.data.packing import prepare
@@ -17,6 +17,10 @@ from harpe.errors import HarpeError
 from harpe.models.geometry import check_sliding_window, read_geometry
 from harpe.models.load import load_config, load_model, load_tokenizer, resolve, save_checkpoint
 from harpe.models.vocabulary import check_vocabulary
+
+from .tiny_families import tiny
+
+PLACES = torch.arange(40)[None]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,42 @@ def test_a_window_on_every_layer_is_refused_and_can_be_taken_off(make_tiny: Any)
     free = harpe.apply(make_tiny("mistral"), length=1024, bases=[1e5, 2e5])
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, free(ids).logits)
+
+
+def test_a_window_is_not_taken_off_where_layers_without_one_have_no_rope(make_tiny: Any) -> None:
+    """EXAONE 4 rotates all layers where there is no window, and else those with one: they were trained without."""
+    read_geometry(
+        make_tiny("exaone4", sliding_window=None, layer_types=["full_attention"] * 2).config,
+        "of the same family, without windows",
+    )
+    model = make_tiny("exaone4", layers=4, sliding_window=64, sliding_window_pattern=4)
+    ids = torch.randint(1, 97, (1, 300))
+    with torch.inference_mode():
+        before = model(ids).logits
+        with pytest.raises(HarpeError, match="only its layers with a sliding window have RoPE"):
+            harpe.apply(model, "abf", length=1024, sliding_window="off")
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_layers_that_lose_positions_of_their_own_with_their_window_are_told(tmp_path: Path) -> None:
+    model, other = tiny("gemma3_text"), tiny("gpt_oss").config
+    bases = {kind: entry["rope_theta"] for kind, entry in model.config.rope_parameters.items()}
+    assert bases == {"full_attention": 1e6, "sliding_attention": 1e4}
+    cos = {kind: model.model.rotary_emb(torch.zeros(1), PLACES, kind)[0] for kind in bases}
+    with pytest.warns(UserWarning, match=r"own positions \(base 10000.0\): .* other layers \(base 1000000.0\)"):
+        harpe.apply(model, "base-kept", length=1024, sliding_window="off")
+    seen = []
+    model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, args, named: seen.append(named["position_embeddings"][0]), with_kwargs=True
+    )
+    model(torch.ones(1, 40, dtype=torch.int64))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()  # stock transformers
+    ids = torch.randint(1, 97, (1, 40))
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert torch.equal(seen[0], cos["full_attention"]) and not torch.equal(seen[0], cos["sliding_attention"])
+    assert "removed from 2 layers" in (note := check_sliding_window(other, "x", 1024, "off") or "")
+    assert "base" not in note  # one rotary module: their positions are those of the others
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nothing", "~/nothing-here"])

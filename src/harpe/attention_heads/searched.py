@@ -33,7 +33,7 @@ from harpe.attention_heads.learned import Level, frozen_encoding
 from harpe.errors import HarpeError
 from harpe.methods.parts import by_parts, exponents_of
 from harpe.methods.types import Encoding
-from harpe.models.apply import apply_encoding
+from harpe.models.apply import apply_encoding, remove_windows
 from harpe.models.float_tables import encoding_tables, float_tables
 from harpe.models.head import hidden_states, token_nll
 from harpe.positions.geometry import ModelGeometry
@@ -77,6 +77,7 @@ def search_tables(
     prompts: Sequence[CopyPrompt] = (),
     seed: int = 0,
     dtype: str = "float32",
+    sliding_window: str = "keep",
     reporter: Reporter | None = None,
 ) -> SearchedTables:
     """Search tables for a loaded, untouched model, whose weights stay; the model is left with them. Decided by the
@@ -101,6 +102,8 @@ def search_tables(
         From `harpe.attention_heads.copying.copy_prompts`, at the target length.
     dtype
         Of the arithmetic; tables are float64.
+    sliding_window
+        "off" searches without windows, and `geometry` is that without; the untouched model has them.
 
     Raises
     ------
@@ -110,15 +113,17 @@ def search_tables(
     """
     _check(sequences, geometry, length, level, passes)
     start = by_parts(geometry, length, exponent=exponent, beta_fast=BETAS[0], beta_slow=BETAS[1])[-1].encoding
-    logs, log_factors = logarithms(encoding_tables(model.config, start, geometry, length))
     slowed = torch.tensor(exponents_of(geometry, exponent, *BETAS), dtype=torch.float64)
     log_scale = math.log(length / geometry.original_length)
-    plain = logs + slowed * log_scale
-    layers, heads, _ = logs.shape
     rng, history = np.random.default_rng(seed), list[float]()
     near, half = geometry.original_length, length // 2
     with frozen(model), torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         before = _mean([float(loss_of(model, ids[:near], 1)) for ids in sequences])
+        if sliding_window == "off":
+            remove_windows(model)
+        logs, log_factors = logarithms(encoding_tables(model.config, start, geometry, length))
+        plain = logs + slowed * log_scale
+        layers, heads, _ = logs.shape
         # as the tables found will be: where one rotary module serves layers that keep their positions, a stock start
         # would change those as well
         apply_encoding(model, frozen_encoding(logs, log_factors, model, geometry), geometry, length)

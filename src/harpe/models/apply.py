@@ -127,7 +127,7 @@ def apply_encoding(
     config = text_config(model.config)
     family = find_family(config)
     if sliding_window == "off":
-        _remove_window(model, config)
+        remove_windows(model)
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
     config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
     if hasattr(config, "original_max_position_embeddings") and "original_max_position_embeddings" in entry:
@@ -197,9 +197,9 @@ def renew_rotary(model: PreTrainedModel) -> None:
                     setattr(parent, name, type(module)(config))
 
 
-def _remove_window(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Of the configuration, and of what the modules have read from it."""
-    remove_window(config)
+def remove_windows(model: PreTrainedModel) -> None:
+    """Let every layer of a loaded model attend to everything: `remove_window`, and what its modules have read."""
+    remove_window(model.config)
     for module in model.modules():
         if getattr(module, "sliding_window", None) is not None:
             setattr(module, "sliding_window", None)  # noqa: B010

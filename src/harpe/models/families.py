@@ -77,26 +77,35 @@ def _discover(config: PreTrainedConfig, name: str) -> Family:
         raise _refusal(
             config, name, f"it has {len(rotaries)} rotary modules and {len(attentions)} attentions that read from them"
         )
+    check_windows(config, attentions, name)
     for cls in attentions:
-        source = inspect.getsource(inspect.unwrap(getattr(cls, "forward")))  # noqa: B009
+        source = _source(cls)
         if PAIR in source and len(re.findall(r"\bcos\b", source)) != 2:
             raise _refusal(
                 config, name, f"{cls.__name__} uses cos and sin in another way than to rotate queries and keys once"
             )
         if "rope_parameters" in source:
             raise _refusal(config, name, f"{cls.__name__} reads rope parameters for another use than rotating")
-        if getattr(config, "sliding_window", None) and _rotates_local_layers_only(source):
-            raise _refusal(
-                config,
-                name,
-                "only its layers with a sliding window have RoPE, and those see the same distances at any length",
-            )
     layout = _try_layouts(config, getattr(pristine, "apply_rotary_pos_emb"), rotaries[0])  # noqa: B009
     if layout is None:
         raise _refusal(
             config, name, "its rotation is neither half-split nor interleaved RoPE on the first dimensions of a head"
         )
     return Family(module, rotaries[0], attentions, layout)
+
+
+def _source(attention: type) -> str:
+    return inspect.getsource(inspect.unwrap(getattr(attention, "forward")))  # noqa: B009
+
+
+def check_windows(config: PreTrainedConfig, attentions: tuple[type, ...], name: str = "the model") -> None:
+    """Refuse a configuration whose layers with a sliding window alone have RoPE: without it all would, or none.
+
+    Raises HarpeError.
+    """
+    if getattr(config, "sliding_window", None) and any(_rotates_local_layers_only(_source(cls)) for cls in attentions):
+        reason = "only its layers with a sliding window have RoPE, and those see the same distances at any length"
+        raise _refusal(config, name, reason)
 
 
 def _rotates_local_layers_only(source: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from harpe.errors import HarpeError
-from harpe.models.families import find_family
+from harpe.models.families import check_windows, find_family
 from harpe.models.per_head import ROPE_TYPE, is_factor_alone, key_value_heads, nested_types
 from harpe.models.scaling import declared, trained_with
 from harpe.models.trained_base import trained_base
@@ -168,7 +169,8 @@ def check_sliding_window(config: PreTrainedConfig, name: str, length: int, polic
     if not count or not window:
         return None
     if policy == "off":
-        return f"The sliding window of {window} tokens is removed from {count} layers (--sliding-window off)."
+        note = f"The sliding window of {window} tokens is removed from {count} layers (--sliding-window off)."
+        return " ".join([note, *positions_without_windows(config)])
     if count == config.num_hidden_layers:
         if window >= length:
             return None
@@ -182,10 +184,37 @@ def check_sliding_window(config: PreTrainedConfig, name: str, length: int, polic
     )
 
 
-def remove_window(config: PreTrainedConfig) -> None:
-    """Let every layer of a configuration attend to everything, in place."""
+def positions_without_windows(config: PreTrainedConfig) -> list[str]:
+    """A sentence where layers with a window have positions of their own, which go with it (Gemma 3); else none."""
     config = text_config(config)
-    config.sliding_window = None
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    key = rope_key(config) if rope else None
+    types = sorted({kind for kind in getattr(config, "layer_types", None) or [] if "sliding" in kind and kind in rope})
+    if key is None or all(rope[kind] == rope[key] for kind in types):
+        return []
+    own = ", ".join(f"{rope[kind].get('rope_theta')}" for kind in types)
+    return [
+        f"With it go their own positions (base {own}): they get those of the other layers (base "
+        f"{rope[key].get('rope_theta')}), which their weights were not trained with."
+    ]
+
+
+def remove_window(config: PreTrainedConfig) -> None:
+    """Let every layer of a configuration attend to everything, in place.
+
+    Families that form their masks by the types of layers (Gemma, Qwen2) keep the number, without which they cannot form
+    that of a window, which no layer has any more.
+
+    Raises HarpeError where that would give RoPE to layers that have none (`check_windows`).
+    """
+    config = text_config(config)
+    by_type = any("sliding" in kind for kind in getattr(config, "layer_types", None) or [])
+    if getattr(config, "rope_parameters", None):
+        family = find_family(config)
+        check_windows(config, family.attentions)
+        by_type = by_type and "sliding_window is None" not in inspect.getsource(family.module)
+    if not by_type:
+        config.sliding_window = None
     if getattr(config, "layer_types", None):
         config.layer_types = ["full_attention" if "sliding" in kind else kind for kind in config.layer_types]
     if hasattr(config, "use_sliding_window"):

@@ -60,9 +60,8 @@ def check_rotation(
     with torch.device(model.device):
         module, ids = family.rotary(config), torch.tensor([[0, 1]])
         x = torch.zeros(1, dtype=torch.float32)
-        pairs: list[Pair] = [module(x, ids, *key) for key in ([each] for each in nested_types(config))] or [
-            module(x, ids)
-        ]
+        there = [each for each in nested_types(config) if each in config.layer_types]  # else left by a window taken off
+        pairs: list[Pair] = [module(x, ids, each) for each in there] or [module(x, ids)]
     changed = changed_layers(config) if layers is None else layers
     # families that run few layers often number them alike
     for layer in [each for each in changed if each in entered] or changed:

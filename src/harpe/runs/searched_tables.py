@@ -86,6 +86,7 @@ def search(options: BasesOptions, reporter: Reporter) -> dict[str, Any]:
         passes=passes,
         prompts=prompts,
         seed=options.seed,
+        sliding_window=options.sliding_window,
         reporter=reporter,
     )
     made = {
