@@ -20,7 +20,7 @@ from harpe.comparison import jobs
 from harpe.comparison.worker import work
 from harpe.errors import HarpeError
 from harpe.files import read_json, write_json
-from harpe.models.load import load_model
+from harpe.models.load import embedded_model_path, load_model
 from harpe.options.measuring import EvaluateOptions
 from harpe.options.runs import ExportOptions
 from harpe.reporter import Reporter
@@ -193,3 +193,16 @@ def test_a_model_of_a_comparison_is_exported_by_method_and_seed(compared: Path, 
     with pytest.raises(HarpeError, match="is a comparison, and its recipe says what is measured"):
         evaluate(EvaluateOptions(model=str(compared), data=str(workspace / "texts")))
     assert sorted(compared.rglob("*")) == before
+
+
+def test_dynamic_ntk_keeps_the_length_of_the_tokenizer_whose_configuration_has_the_trained_context(
+    tmp_path: Path,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path(), model_max_length=2048)  # as a run saves it
+    with pytest.warns(UserWarning, match="not trained with"):
+        model = harpe.apply(load_model("embedded"), "ntk-dynamic", length=2048)
+    harpe.export(model, tmp_path / "m", tokenizer)
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["max_position_embeddings"] == 256
+    found = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert found.model_max_length == 2048 and len(found("word " * 1500, truncation=True)["input_ids"]) > 256
+    assert "256 tokens, beyond which the base grows" in (tmp_path / "m" / "README.md").read_text()

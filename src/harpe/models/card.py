@@ -73,6 +73,11 @@ def _positions(config: PreTrainedConfig, per_head: bool) -> str:
         f"The context is {text.max_position_embeddings} tokens; the original model was trained with "
         f"{text.harpe_original_length}."
     )
+    if entry.get("rope_type") == "dynamic":  # transformers takes this number for the trained context
+        lengths = (
+            f"The original model was trained with {text.harpe_original_length} tokens, beyond which the base grows "
+            "with the text."
+        )
     if not per_head:
         return (
             f"{lengths} Positions are those of rope type `{entry.get('rope_type', 'default')}`, base "

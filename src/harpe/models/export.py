@@ -56,7 +56,8 @@ def export_checkpoint(
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
-    per_head = rope_entry(config).get("rope_type") == ROPE_TYPE
+    kind = rope_entry(config).get("rope_type")
+    per_head, dynamic = kind == ROPE_TYPE, kind == "dynamic"  # whose configuration keeps the trained context
     name = stock_class(type(model)).__name__
     with new_folder(path) as folder:
         model.save_pretrained(folder, state_dict=with_marker(model, model.state_dict()) if per_head else None)
@@ -70,8 +71,10 @@ def export_checkpoint(
         add_old_keys(folder, model.config)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.model_max_length = config.max_position_embeddings
+            if not dynamic:  # the tokenizer of a run knows the target
+                tokenizer.model_max_length = config.max_position_embeddings
             tokenizer.save_pretrained(folder)
-        title = f"{Path(path).name}: {config.model_type}, {config.max_position_embeddings} tokens"
+        title = f"{Path(path).name}: {config.model_type}"
+        title += "" if dynamic else f", {config.max_position_embeddings} tokens"
         (folder / "README.md").write_text(card or model_card(model.config, title, sections=sections), encoding="utf-8")
     return Path(path)
