@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harpe.evaluation.statistics.intervals import mean_of_differences, paired_difference
 from harpe.evaluation.statistics.resampling import Units, holm, paired, resample
 
 
@@ -105,3 +106,11 @@ def test_holm_gives_the_numbers_of_a_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_a_difference_is_clear_only_where_a_sign_test_could_tell_it() -> None:
+    """Binomial: n of n on one side has p = 2 / 2^n, which is below 5 % from six on."""
+    for count in (1, 2, 5, 6, 24):
+        found = [paired_difference([1.0] * count, [0.0] * count), mean_of_differences([[1.0] * count])]
+        assert [each.clear for each in found] == [2 / 2**count < 0.05] * 2
+    assert not paired_difference([1.0] * 24, [1.0] * 24).clear and mean_of_differences([[1.0] * 3, [1.0] * 3]).clear

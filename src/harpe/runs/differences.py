@@ -40,7 +40,7 @@ def difference(run: Path, first: str, second: str, measure: str, length: int) ->
     a, b = run / first / "scores", run / second / "scores"
     if measure == "needles":
         found = paired_difference(_answers(a, length), _answers(b, length))
-        return Interval(**found.as_dict(scale=100))
+        return Interval(**found.as_dict(scale=100), units=found.units)
     (x, tokens), (y, _) = _loss(a, measure == "long"), _loss(b, measure == "long")
     return paired_difference(x, y, tokens)
 

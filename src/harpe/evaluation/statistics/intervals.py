@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 2000
+LEVEL = 0.95
 Z = 1.959963984540054
 """The normal distribution's 97.5 % point."""
 
@@ -20,11 +21,15 @@ class Interval:
     value: float
     low: float
     high: float
+    units: int | None = None
+    """Documents or samples that a bootstrap has drawn from; None where it is not one's."""
 
     @property
     def clear(self) -> bool:
-        """Whether it leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether it leaves out zero, by enough units: with fewer than six no sign test could tell, and a bootstrap of
+        two that agree has no width."""
+        enough = self.units is None or 2.0 ** (1 - self.units) < 1 - LEVEL
+        return enough and (self.low > 0 or self.high < 0)
 
     def as_dict(self, name: str = "value", scale: float = 1.0) -> dict[str, float]:
         """For files: the value under `name`, then its ends, all times `scale`."""
@@ -64,7 +69,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 def weighted_mean(totals: Sequence[float], weights: Sequence[float], seed: int = 0) -> Interval:
     """sum(totals) / sum(weights) with a bootstrap over the units (documents): token-weighted, not a mean of means."""
     t, w = np.asarray(totals, float), np.asarray(weights, float)
-    return Interval(float(t.sum() / w.sum()), *_ends(_resampled_means(t, w, seed)))
+    return Interval(float(t.sum() / w.sum()), *_ends(_resampled_means(t, w, seed)), len(t))
 
 
 def share(scores: Sequence[float]) -> tuple[Interval, str]:
@@ -94,4 +99,5 @@ def mean_of_differences(differences: Sequence[Sequence[float]], seed: int = 0) -
     """
     values = [np.asarray(task, float) for task in differences]
     means = [_resampled_means(task, np.ones(len(task)), seed + number) for number, task in enumerate(values)]
-    return Interval(float(np.mean([task.mean() for task in values])), *_ends(np.mean(means, axis=0)))
+    mean, units = float(np.mean([task.mean() for task in values])), sum(map(len, values))
+    return Interval(mean, *_ends(np.mean(means, axis=0)), units)
