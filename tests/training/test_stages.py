@@ -237,7 +237,9 @@ def test_llama_written_as_granite_trains_alike(make_tiny: Any, tmp_path: Path, o
     ("changes", "message"),
     [
         ({"learning_rate": 0.0}, "must be above 0"),
-        ({"tokens": 63}, "less than one step"),
+        ({"tokens": LENGTH - 1}, f"less than one text of --length {LENGTH}"),
+        ({"tokens": LENGTH - 1, "batch_tokens": 8, "pose_length": 8}, f"less than one text of --length {LENGTH}"),
+        ({"tokens": LENGTH, "batch_tokens": 2 * LENGTH}, f"less than one step of {2 * LENGTH} tokens"),
         ({"micro_batch": 3}, "does not divide"),
         ({"dtype": "float16"}, "choose auto, bfloat16 or float32"),
     ],

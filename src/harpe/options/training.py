@@ -150,6 +150,11 @@ class TrainingSettings(TrainingOptions):
                 f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must not be "
                 "below 0, the other must be above it."
             )
+        if self.tokens < length:
+            raise HarpeError(
+                f"--tokens {self.tokens} is less than one text of --length {length}; give more tokens (texts are "
+                "packed whole, also where --pose-length trains shorter sequences)."
+            )
         if self.steps(length) < 1:
             raise HarpeError(
                 f"--tokens {self.tokens} is less than one step of {self.step_tokens(length)} tokens; give more tokens, "
