@@ -39,14 +39,16 @@ def run_jobs(
     at_a_time: int,
     processes: RowProcesses,
     expected: Mapping[str, float],
+    slower: float,
     reporter: Reporter,
 ) -> dict[str, str]:
     """Run every job in a worker, which starts the processes of its row where they are several; returns the reasons of
     those that failed. An interruption ends all of them, and then this.
 
-    `expected` has the seconds of every row, by name, alone on all cores: one line of progress tells of all jobs.
+    `expected` has the seconds of every row, by name, alone, and `slower` how many times as long it takes beside the
+    others: one line of progress tells of all jobs.
     """
-    workers = _Workers(run, AllJobs(jobs, expected, at_a_time), at_a_time, processes, reporter)
+    workers = _Workers(run, AllJobs(jobs, expected, slower), at_a_time, processes, reporter)
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(at_a_time) as pool:
         try:
@@ -69,12 +71,11 @@ class AllJobs:
         self,
         jobs: Sequence[Job],
         expected: Mapping[str, float],
-        at_a_time: int,
+        slower: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.count, self.ended = len(jobs), 0
-        # others work beside it, on the same cores
-        self._seconds = {(row.name, seed): max(expected[row.name] * at_a_time, 1e-3) for row, seed in jobs}
+        self._seconds = {(row.name, seed): max(expected[row.name] * slower, 1e-3) for row, seed in jobs}
         self._clock, self._began = clock, dict[tuple[str, int], float]()
         self._did, self._took = 0.0, 0.0
 

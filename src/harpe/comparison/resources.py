@@ -123,6 +123,16 @@ def own_gpus(entries: Sequence[str], slot: int, processes: int) -> Sequence[str]
     return entries[first : first + processes]
 
 
+def slowdown(environment: Mapping[str, str], at_a_time: int, cores: int, processes: int) -> float:
+    """How many times as long a row takes beside the others as alone: by as much as they share its GPUs or its cores."""
+    _, entries = gpus(environment)
+    if entries:
+        return max(1.0, at_a_time / max(1, len(entries) // processes))
+    threads = threads_of(environment.get("OMP_NUM_THREADS"))
+    alone = min(cores, threads * processes) if threads else cores
+    return max(1.0, at_a_time * alone / cores)
+
+
 def check_gpus(environment: Mapping[str, str], processes: int) -> None:
     """Refuse more processes a row than there are GPUs; any number of them train on a CPU."""
     _, entries = gpus(environment)

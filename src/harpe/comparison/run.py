@@ -15,7 +15,7 @@ from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import begun_recipe, read_recipe
-from harpe.comparison.resources import RowProcesses, check_gpus, threads_of
+from harpe.comparison.resources import RowProcesses, check_gpus, slowdown, threads_of
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.summary import summarise
@@ -143,9 +143,11 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     for sentence in about:
         reporter.say(sentence)
     expected, left = expected_seconds(recipe, source, rows, *speeds), [job for job in jobs if not _is_done(run, job)]
-    seconds = duration(sum(expected[row.name] for row, _ in left))
-    reporter.say(f"Expected time: {seconds} for one at a time on all cores (from a short measurement).")
-    failed = run_jobs(run, left, options.jobs, processes, expected, reporter)
+    slower, together = slowdown(os.environ, options.jobs, cores, processes.count), min(options.jobs, len(left) or 1)
+    seconds = duration(sum(expected[row.name] for row, _ in left) * slower / together)
+    beside = f", {together} rows at a time" if together > 1 else ""
+    reporter.say(f"Expected time: {seconds}{beside} (from a short measurement).")
+    failed = run_jobs(run, left, options.jobs, processes, expected, slower, reporter)
     for what, reason in failed.items():
         reporter.say(f"{what} failed: {reason}")
     summary = summarise(run)
