@@ -1,20 +1,23 @@
 """Times the answers of `harpe ruler` beside transformers' `generate` with its dynamic and its static cache, in one
 process and in turns, and counts the answers that are the same.
 
-    python scripts/benchmark_answers.py CHECKPOINT --data DATA --length 2048 --tasks niah --samples 8
+    python scripts/benchmark_answers.py CHECKPOINT --data DATA --length 2048 --tasks niah --samples 8 [--vllm PYTHON]
 
 `generate` reads the samples of a batch padded on the left, under autocast, as `harpe ruler` did before. In the rows of
 decoding, a model that is in the dtype altogether stands beside it (faster, with other numbers), with both caches: the
 static one does not run under autocast, as keys and values have two dtypes there. Samples are RULER's own, for the
-checkpoint's tokenizer. Run again with another --length or other --tasks, what is measured is added to the file of the
-day.
+checkpoint's tokenizer. --vllm names the Python of an environment with vLLM, which then answers the same prompts in a
+process of its own, the time to load left out. Run again with another --length or other --tasks, what is measured is
+added to the file of the day.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -134,8 +137,11 @@ def decoding(stock: Any, low: Any, held: Any, length: int, rows: int) -> dict[st
     return {name: {"wall": min(w for w, _ in t), "processor": min(p for _, p in t)} for name, t in found.items()}
 
 
-def answering(stock: Any, held: Any, tokenizer: Any, folder: Path, task: Any) -> dict[str, Any]:
-    """Seconds of all samples of a task in one batch, full answers and those that end early, and what agrees."""
+def answering(
+    stock: Any, held: Any, tokenizer: Any, folder: Path, task: Any
+) -> tuple[dict[str, Any], list[list[int]], list[Any]]:
+    """Seconds of all samples of a task in one batch, full answers and those that end early, and what agrees; its
+    prompts and samples."""
     samples = read_jsonl(folder / f"{task.name}.jsonl")
     prompts = [text_ids(tokenizer, sample["input"] + sample["answer_prefix"]) for sample in samples]
 
@@ -157,7 +163,32 @@ def answering(stock: Any, held: Any, tokenizer: Any, folder: Path, task: Any) ->
     row["same"] = sum(a == b for a, b in zip(texts["generate"], texts["full"], strict=True))
     row["beginnings"] = sum(a.startswith(b) for a, b in zip(texts["full"], texts["harpe"], strict=True))
     print(row, flush=True)
-    return row
+    return row, prompts, samples
+
+
+def by_vllm(options: Any, tokenizer: Any, ends: list[int], tasks: dict[str, tuple[list[list[int]], int]]) -> Any:
+    """What `answers_by_vllm.py` says of the tasks, and of decoding in as many rows as was measured here."""
+    lengths = [options.length - 3 * row for row in range(options.rows)]
+    rows = [[[100 + (31 * row + n) % 9973 for n in range(length)] for row, length in enumerate(lengths)]]
+    longest = max(len(prompt) for prompts, _ in tasks.values() for prompt in prompts) if tasks else 0
+    room = max(longest, options.length) + 192
+    questions = {
+        "tasks": tasks,
+        "decoding": rows if lengths else [],
+        "dtype": options.dtype,
+        "room": room,
+        "ends": ends,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        asked, answered = Path(name) / "asked.json", Path(name) / "answered.json"
+        asked.write_text(json.dumps(questions))
+        script = Path(__file__).with_name("answers_by_vllm.py")
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        subprocess.run([options.vllm, script, options.checkpoint, asked, answered], check=True, env=environment)
+        told = read_json(answered)
+    for row in told["tasks"].values():
+        row["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in row.pop("ids")]
+    return told
 
 
 def main() -> None:
@@ -169,6 +200,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--vllm", default="", help="Python of an environment with vLLM")
     parser.add_argument("--note", default="")
     parser.add_argument("--out", default="benchmarks")
     options = parser.parse_args()
@@ -191,8 +223,24 @@ def main() -> None:
             if tasks:
                 asked = {"length": options.length, "samples": options.samples, "tasks": options.tasks}
                 run_ruler(RulerOptions(tokenizer=options.checkpoint, data=options.data, out=name, **asked))
+            asked_of_vllm: dict[str, tuple[list[list[int]], int]] = {}
+            found: dict[str, tuple[dict[str, Any], Any, list[Any]]] = {}
             for task in tasks:
-                value["tasks"].append({**here, **answering(stock, held, tokenizer, Path(name), task)})
+                row, prompts, samples = answering(stock, held, tokenizer, Path(name), task)
+                value["tasks"].append({**here, **row})
+                asked_of_vllm[task.name] = (prompts, task.tokens)
+                found[task.name] = (value["tasks"][-1], task, samples)
+    if options.vllm:
+        ends = end_ids(stock, tokenizer)
+        del stock, held, low
+        told = by_vllm(options, tokenizer, ends, asked_of_vllm)
+        value["vllm"] = told["version"]
+        for seconds in told["decoding"]:
+            value["decoding"][-1]["vllm"] = {"wall": seconds}
+        for name, (row, task, samples) in found.items():
+            answers = told["tasks"][name]
+            scores = [score(task, text, s["outputs"]) for text, s in zip(answers["texts"], samples, strict=True)]
+            row["vllm"] = {"wall": answers["wall"], "scores": scores}
     facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
     facts |= {"processor": _processor(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     value |= {"environment": facts, "checkpoint": Path(options.checkpoint).name, "note": options.note}
@@ -207,8 +255,9 @@ def page(value: dict[str, Any]) -> str:
         "under autocast in bfloat16, as `harpe ruler` did before.",
         f"{value['note']}\n",
         "A decoding step of a batch (least of three times eight steps), in seconds of wall clock / of the processor:\n",
-        "| rows | tokens | arithmetic | `generate` | all in the dtype | the same, static cache | harpe | ratios |",
-        "|---|---|---|---|---|---|---|---|",
+        "| rows | tokens | arithmetic | `generate` | all in the dtype | the same, static cache | harpe | ratios | "
+        "vLLM (wall clock) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in value["decoding"]:
         ways = [row[name] for name in ("generate", "low", "static", "harpe")]
@@ -216,12 +265,13 @@ def page(value: dict[str, Any]) -> str:
         ratios = ", ".join(
             f"{a['wall'] / ways[3]['wall']:.1f} / {a['processor'] / ways[3]['processor']:.1f}" for a in ways[:3]
         )
-        lines.append(f"| {row['rows']} | {row['length']:,} | {row['dtype']} | {told} | {ratios} |")
+        vllm = f"{row['vllm']['wall']:.3f}" if "vllm" in row else "–"
+        lines.append(f"| {row['rows']} | {row['length']:,} | {row['dtype']} | {told} | {ratios} | {vllm} |")
     lines += [
         "\nAll samples of a task, read and answered in one batch:\n",
         "| task | tokens | samples | `generate`, s | harpe with `--full-answers`, s | harpe, s | ratio | answers as "
-        "`generate`'s | score |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "`generate`'s | score | vLLM, s | its score |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in value["tasks"]:
         told = " | ".join(f"{row[n]['wall']:.0f} / {row[n]['processor']:.0f}" for n in ("generate", "full", "harpe"))
@@ -229,14 +279,26 @@ def page(value: dict[str, Any]) -> str:
         means = [100 * sum(row[n]["scores"]) / row["samples"] for n in ("generate", "full", "harpe")]
         same = f"{row['same']} of {row['samples']}"
         scores = ", ".join(f"{mean:.0f}" for mean in means)
-        lines.append(f"| {row['task']} | {row['length']:,} | {row['samples']} | {told} | {ratio} | {same} | {scores} |")
+        vllm = "– | –"
+        if "vllm" in row:
+            vllm = f"{row['vllm']['wall']:.0f} | {100 * sum(row['vllm']['scores']) / row['samples']:.0f}"
+        about = f"{row['task']} | {row['length']:,} | {row['samples']}"
+        lines.append(f"| {about} | {told} | {ratio} | {same} | {scores} | {vllm} |")
     for length in sorted({row["length"] for row in value["tasks"]}):
         rows = [row for row in value["tasks"] if row["length"] == length]
         sums = [[sum(row[n][kind] for row in rows) for n in ("generate", "harpe")] for kind in ("wall", "processor")]
         ratios = " / ".join(f"{a / b:.2f}" for a, b in sums)
+        of_vllm = ""
+        if all("vllm" in row for row in rows):
+            of_vllm = (
+                f" vLLM takes {sum(row['vllm']['wall'] for row in rows) / sums[0][1]:.2f} times harpe's wall clock."
+            )
         lines.append(
             f"\nThese tasks together at {length:,} tokens: **{ratios}** times as fast (wall clock / processor)."
+            f"{of_vllm}"
         )
+    if "vllm" in value:
+        lines += ["", f"vLLM {value['vllm']}: its CPU build, in a process of its own that had loaded and compiled."]
     lines += ["", ", ".join(f"{k} {v}" for k, v in value["environment"].items()) + "."]
     lines += ["", "Made by `scripts/benchmark_answers.py`."]
     return "\n".join(lines) + "\n"
