@@ -41,7 +41,7 @@ from harpe.files import read_json, read_jsonl, write_json, write_text
 from harpe.models.dtype import hold_weights
 from harpe.models.load import load_model, load_tokenizer
 from harpe.options.measuring import RulerOptions
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.suites.ruler import run_ruler
 
 STEPS = 8
@@ -242,7 +242,7 @@ def main() -> None:
             scores = [score(task, text, s["outputs"]) for text, s in zip(answers["texts"], samples, strict=True)]
             row["vllm"] = {"wall": answers["wall"], "scores": scores}
     facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
-    facts |= {"processor": _processor(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
+    facts |= {"processor": processor_name(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     value |= {"environment": facts, "checkpoint": Path(options.checkpoint).name, "note": options.note}
     write_json(file, value)
     write_text(stem.with_suffix(".md"), page(value))

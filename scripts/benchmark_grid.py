@@ -34,7 +34,7 @@ from harpe.methods.types import shared_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.runs.texts import held_out_texts
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     rows = [measure(name, options.repeats) for name in options.setting or ("embedded-2048", "llama-4096")]
     facts = {name: version(name) for name in ("torch", "transformers")} | {
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
     }
     facts |= {"threads": str(torch.get_num_threads()), "cores": str(os.cpu_count())}
     stem = Path(options.out) / f"{date.today()}-grid-prefix"

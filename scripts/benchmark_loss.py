@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from harpe.files import write_json, write_text
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.training.loss import mean_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -153,7 +153,7 @@ def main() -> None:
                 flush=True,
             )
     facts = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
-    facts |= {"processor": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor()}
+    facts |= {"processor": torch.cuda.get_device_name() if DEVICE == "cuda" else processor_name()}
     facts |= {"threads": str(torch.get_num_threads()), "cores": str(os.cpu_count())}
     sizes = {
         "tokens": options.tokens,

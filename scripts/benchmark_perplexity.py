@@ -26,7 +26,7 @@ import torch
 from harpe.evaluation.perplexity.curves import prefix_curve, prefix_losses, prefix_record
 from harpe.files import write_json, write_text
 from harpe.models.load import load_model, load_tokenizer, to_accelerator
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.runs.texts import held_out_texts
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     )
     facts = {name: version(name) for name in ("torch", "transformers")} | {
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
     }
     facts |= {"threads": str(torch.get_num_threads()), "cores": str(os.cpu_count())}
     value = {"length": options.length, "points": options.points, "documents": len(documents), "model": options.model}

@@ -40,7 +40,7 @@ from harpe.data.special_tokens import Watched, reading_tokenizer
 from harpe.data.tokenised import BATCH_CHARACTERS
 from harpe.files import read_jsonl, write_json, write_text
 from harpe.models.load import load_tokenizer
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 
 PIECE = 5000
 """Characters of a document: about as many as a web page has. Of the large corpus: see `--piece`."""
@@ -61,7 +61,7 @@ def main() -> None:
     lines, value = speed(args) if args.what == "speed" else memory(args)
     versions = (
         f"tokenizers {tokenizers.__version__}, transformers {transformers.__version__}, python "
-        f"{platform.python_version()}, cores {len(os.sched_getaffinity(0))}, processor {_processor()}."
+        f"{platform.python_version()}, cores {len(os.sched_getaffinity(0))}, processor {processor_name()}."
     )
     lines += ["", f"{versions} Made by `scripts/benchmark_prepare.py`.", ""]
     write_text(args.result.with_suffix(".md"), "\n".join(lines))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from harpe.evaluation.ruler.tasks import RULER_TASKS
 from harpe.files import write_json, write_text
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 
 
 def timed(command: list[str], environment: dict[str, str], folder: Path) -> float:
@@ -99,7 +99,7 @@ def main() -> None:
             flush=True,
         )
     facts = {name: version(name) for name in ("transformers", "tokenizers", "nltk", "wonderwords", "numpy")}
-    facts |= {"python": platform.python_version(), "processor": _processor(), "cores": str(os.cpu_count())}
+    facts |= {"python": platform.python_version(), "processor": processor_name(), "cores": str(os.cpu_count())}
     stem = Path(options.out) / f"{date.today()}-ruler-generator"
     write_json(stem.with_suffix(".json"), {"environment": facts, "rows": rows})
     lines = [

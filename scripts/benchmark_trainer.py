@@ -46,7 +46,7 @@ from harpe.planning.devices import GB, Devices
 from harpe.planning.live import LiveBytes
 from harpe.planning.memory import plan_memory
 from harpe.planning.settings import Settings
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.training.stages import train_stages
 from random_tokens import Random
 
@@ -299,7 +299,7 @@ def main() -> None:
         return
     packages = ("torch", "transformers", "accelerate")
     facts = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    facts |= {"processor": _processor(), "cores": str(os.cpu_count())}
+    facts |= {"processor": processor_name(), "cores": str(os.cpu_count())}
     about = {"date": str(date.today()), "environment": facts, "repeats": args.repeats, "steps": args.steps}
     file = args.result.with_suffix(".json")
     value: dict[str, Any] = read_json(file) if file.exists() else {**about, "rows": []}

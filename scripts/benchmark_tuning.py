@@ -35,7 +35,7 @@ from harpe.planning.live import LiveBytes
 from harpe.planning.memory import plan_memory
 from harpe.planning.settings import Settings
 from harpe.planning.trace import Tracer
-from harpe.runs.directory import _processor
+from harpe.runs.directory import processor_name
 from harpe.training.stages import train_stages
 from random_tokens import Random
 
@@ -135,7 +135,7 @@ def main() -> None:
     held = {way: run(way, tensors=True)["tensors"] for way in WAYS}
     packages = ("torch", "transformers", "accelerate", "peft")
     facts = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    facts |= {"processor": _processor(), "cores": str(os.cpu_count())}
+    facts |= {"processor": processor_name(), "cores": str(os.cpu_count())}
     first = next(iter(WAYS))
     lines = []
     for way, values in rates.items():

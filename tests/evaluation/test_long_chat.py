@@ -99,9 +99,21 @@ def test_a_template_that_spells_the_beginning_of_texts_has_it_counted_once(tmp_p
     assert "chat" in read_json(tmp_path / "out" / "protocol.json")["samples"]
 
 
-def test_the_day_is_the_same_whenever_a_question_is_asked(tmp_path: Path) -> None:
-    folder = saved(tmp_path, "{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
-    assert ChatTemplate(load_tokenizer(folder), split=False).question("Hi").startswith("26 Jul 2024<|im_start|>user")
+@pytest.mark.parametrize(
+    "day",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        '{% set format = "%d %b %Y" %}{{ strftime_now( format ) }}',
+        "{% set today = strftime_now %}{{ today('%d %b %Y') }}",
+        "{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}",
+        "  {% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+    ],
+)
+def test_the_day_is_the_same_whenever_a_text_is_made(day: str, tmp_path: Path) -> None:
+    chat = ChatTemplate(load_tokenizer(saved(tmp_path, day + TEMPLATE)), split=False)
+    assert chat.question("Hi").startswith("26 Jul 2024<|im_start|>user")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert chat.render(turns, "a line")[0].startswith("26 Jul 2024<|im_start|>user")
 
 
 def test_what_has_no_chat_format_is_told_and_a_servers_own_is_left_to_it(

@@ -167,6 +167,8 @@ def test_lengths_are_ranges_or_lists() -> None:
     for wrong in ("a", "1:2", "1,5", "", "512:128:-64", "128:512:0"):
         with pytest.raises(HarpeError, match="--lengths"):
             parse_lengths(wrong)
+    with pytest.raises(HarpeError, match="does not reach 8000 in steps of 2048; give 2048:6144:2048 or 2048:8192:2048"):
+        parse_lengths("2048:8000:2048")  # it would end below what was asked for
 
 
 def test_one_kind_has_to_be_chosen(texts: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_an_interrupted_evaluation_goes_on_and_other_samples_are_refused(tmp_pat
 
     with pytest.raises(HarpeError, match=r"beyond the 256 tokens.*--beyond-context"):
         run_ruler(options(beyond_context=False))
+    with pytest.raises(HarpeError, match="--samples 0: at least one sample"):
+        run_ruler(options(samples=0))
     run_ruler(options(), Listener())
     whole = read_json(tmp_path / "a" / "ruler.json")
     rows = (tmp_path / "a" / "answers.jsonl").read_text().splitlines(keepends=True)

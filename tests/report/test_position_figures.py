@@ -34,6 +34,14 @@ def made(**changes: Any) -> Any:
     return parse_positions({**GIVEN, "differences": {"m": {"value": VALUE, "low": LOW, "high": HIGH, **changes}}})
 
 
+def test_few_documents_that_agree_show_nothing_clear() -> None:
+    for documents, clear in ((5, 0), (6, 2)):
+        few = parse_positions(
+            {**GIVEN, "documents": documents, "differences": {"m": {"value": VALUE, "low": LOW, "high": HIGH}}}
+        )
+        assert sum(step.clear for step in few.methods["m"]) == clear
+
+
 def test_points_and_bands_lie_where_the_values_are_and_only_clear_ones_are_filled() -> None:
     picture = difference_panel(made(), METHOD, "one base", 64)
     assert picture is not None

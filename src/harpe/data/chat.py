@@ -25,9 +25,15 @@ MARK = "\ue000"
 
 
 TODAY = date(2024, 7, 26)
-"""Of every question: templates that write the day (Llama 3, gpt-oss) would ask something else tomorrow. The day that
-Llama 3.1's own names where it is told none."""
-_DAY = re.compile(r"""strftime_now\((['"])(.*?)\1\)""")
+"""In every text: templates that write the day (Llama 3, gpt-oss) would write something else tomorrow, so in the rest of
+a corpus that takes a night. The day that Llama 3.1's own names where it is told none."""
+_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('%{part}', {TODAY.strftime(f'%{part}')!r})" for part in "aAbBcdDeFGHIjmMpSTuUVwWxXyYZ")
+    + " }}{% endmacro %}\n"
+)
+"""In front of a template: what transformers gives templates for the day, which no argument replaces. A line of its own,
+as a template that begins with a block loses the spaces before it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class ChatTemplate:
             )
         if not tokenizer.is_fast:
             raise HarpeError(f"--chat needs a fast tokenizer, and {type(tokenizer).__name__} is none.")
+        template = tokenizer.get_chat_template()
+        self._template = _DAY + template if "strftime_now" in template else template
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} if split else set()
         self._special = sorted(special, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._special))) if self._special else None
@@ -95,12 +103,11 @@ class ChatTemplate:
         return self._put_back(whole, answers)
 
     def question(self, text: str) -> str:
-        """One message of a user, and the beginning of the answer's turn; `TODAY` is today.
+        """One message of a user, and the beginning of the answer's turn.
 
         Raises HarpeError for templates that refuse it.
         """
-        template = _DAY.sub(lambda found: repr(TODAY.strftime(found[2])), self._tokenizer.get_chat_template())
-        return self._text([{"role": "user", "content": text}], "a question", True, chat_template=template)
+        return self._text([{"role": "user", "content": text}], "a question", prompt=True)
 
     def _checked(self, message: Any, where: str) -> dict[str, Any]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -123,10 +130,13 @@ class ChatTemplate:
             return value
         return self._pattern.sub(lambda m: f"{MARK}{self._special.index(m[0])}{MARK}", value)
 
-    def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False, **given: Any) -> str:
+    def _text(self, turns: list[dict[str, Any]], where: str, prompt: bool = False) -> str:
+        """As the template has it, on the day `TODAY`."""
         try:
             return str(
-                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, **given)
+                self._tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=prompt, chat_template=self._template
+                )
             )
         except Exception as error:  # of the template, which is a program: whatever it raises is about these messages
             line = " ".join(str(error).split()) or type(error).__name__

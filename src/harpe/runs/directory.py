@@ -175,7 +175,7 @@ def write_environment(run: Path) -> list[str]:
     facts |= {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": str(torch.get_num_threads()),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
@@ -202,7 +202,7 @@ def _environment(run: Path, number: int) -> Path:
     return run / ("environment.json" if number == 1 else f"environment-{number}.json")
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

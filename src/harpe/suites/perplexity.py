@@ -59,6 +59,9 @@ def parse_lengths(text: str) -> list[int]:
         ) from error
     if not lengths or lengths[0] < 2:
         raise HarpeError(f"--lengths {text} holds no length of at least two tokens.")
+    if ":" in text and lengths[-1] != last:
+        nearest = f"{first}:{lengths[-1]}:{step} or {first}:{lengths[-1] + step}:{step}"
+        raise HarpeError(f"--lengths {text} does not reach {last} in steps of {step}; give {nearest}.")
     return lengths
 
 

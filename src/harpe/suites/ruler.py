@@ -22,6 +22,8 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     Raises HarpeError for unknown tasks and formats, missing data, lengths that a task cannot be made with or that the
     model was not made for, and a folder that holds something else.
     """
+    if options.samples < 1:
+        raise HarpeError(f"--samples {options.samples}: at least one sample of each task has to be asked.")
     tasks = chosen(options.tasks.replace(",", " ").split())
     for task in tasks:
         template_of(task.kind, options.template)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from harpe.evaluation.statistics.intervals import Interval
 from harpe.report.wording import signed
 
 
@@ -18,6 +19,7 @@ class Step:
     value: float
     low: float
     high: float
+    documents: int
 
     @property
     def middle(self) -> float:
@@ -26,8 +28,8 @@ class Step:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, by enough documents."""
+        return Interval(self.value, self.low, self.high, self.documents).clear
 
     def words(self) -> str:
         value, interval = signed(self.value, self.low, self.high, 3)
@@ -52,12 +54,13 @@ def parse_positions(value: dict[str, Any]) -> PositionDifferences:
     Raises KeyError, TypeError or ValueError where an entry is missing, or of another kind.
     """
     bins = [(int(start), int(end)) for start, end in value["bins"]]
-    methods = {}
+    methods, documents = {}, int(value["documents"])
     for name, found in value["differences"].items():
         ends = [[float(number) for number in found[key]] for key in ("value", "low", "high")]
         if not bins or any(len(numbers) != len(bins) for numbers in ends):
             raise ValueError(f"the differences of {name} are not one for each of {len(bins)} bins")
+        numbers = zip(bins, *ends, strict=True)
         methods[str(name)] = tuple(
-            Step(*edges, *three) for edges, three in zip(bins, zip(*ends, strict=True), strict=True)
+            Step(start, end, value, low, high, documents) for (start, end), value, low, high in numbers
         )
-    return PositionDifferences(str(value["reference"]), int(value["documents"]), int(value["resamples"]), methods)
+    return PositionDifferences(str(value["reference"]), documents, int(value["resamples"]), methods)
