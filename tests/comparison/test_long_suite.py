@@ -24,6 +24,7 @@ from harpe.comparison.worker import source_of, work
 from harpe.errors import HarpeError
 from harpe.evaluation.records import Records
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
+from harpe.models.load import load_model
 from harpe.options.measuring import LongOptions
 from harpe.options.runs import CompareOptions
 from harpe.report.page import write_report
@@ -196,15 +197,31 @@ def test_a_recipe_that_does_not_ask_them_is_kept_as_before_there_were_any() -> N
     assert asked["evaluation"]["long"]["lengths"] == [256, 320] and parse(asked, "x").recipe() == asked
 
 
-def test_the_expected_time_counts_the_tokens_that_are_asked(tmp_path: Path) -> None:
+def test_the_expected_time_counts_the_tokens_that_are_asked_at_their_lengths(tmp_path: Path) -> None:
     seconds = []
-    for long in (None, LONG):
-        value = recipe_of(evaluation={"data": "embedded", "documents": 1, "long": long})
+    corpora = {
+        "books": {"data": "embedded", "documents": 3, "lengths": "64,640"},
+        "slid": {"data": "x", "window": 64, "stride": 8},
+    }
+    for more in ({}, {"long": LONG}, {"perplexity": corpora}):
+        value = recipe_of(evaluation={"data": "embedded", "documents": 1, **more})
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
         recipe = read_recipe(tmp_path / "recipe.yaml")
         source = source_of(recipe)
         seconds.append(expected_seconds(recipe, source, make_rows(recipe, source, None), 1.0, 2.0)["ntk"])
-    assert seconds[1] - seconds[0] == 2.0 * (256 + 320) * 2 * 3
+    model: Any = load_model("embedded")
+    config = model.config
+    width, layers = config.num_attention_heads * config.head_dim, config.num_hidden_layers
+    matrices = sum(value.numel() for value in model.model.layers.parameters() if value.dim() > 1)
+    matrices += config.vocab_size * config.hidden_size
+
+    def cost(length: int) -> float:
+        """A token's, over that of one in a text of the target length."""
+        return (6 * matrices + 6 * width * layers * length) / (6 * matrices + 6 * width * layers * recipe.length)
+
+    long = 2 * 3 * (256 * cost(256) + 320 * cost(320))
+    assert seconds[1] - seconds[0] == pytest.approx(2.0 * long)
+    assert seconds[2] - seconds[0] == pytest.approx(2.0 * 3 * 640 * cost(640))
 
 
 SHARES = {"a": (0.25, 0.25), "b": (0.9, 0.3), "c": (0.9, 0.85)}

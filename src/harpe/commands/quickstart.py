@@ -28,6 +28,7 @@ from harpe.runs.position_losses import write_positions
 from harpe.runs.preflight import (
     check_budget,
     check_space,
+    reading_seconds,
     seconds_per_token,
     settle_training,
     tell_environment,
@@ -101,6 +102,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
         held_out = held_out_texts(EMBEDDED, tokenizer, options.length, options.documents, tuning=options.tuning)
     protocol = EvaluationProtocol.of(options, geometry.original_length, options.length, 2 if options.tuning else 1)
     per_trained, per_read = seconds_per_token(model, training, options.length)
+    reading = reading_seconds(model.config, options.length, per_read, protocol.reads())
     plan = Plan(
         title=TITLE.format(short=geometry.original_length, length=options.length),
         model=EMBEDDED,
@@ -122,7 +124,7 @@ def _demonstrate(options: QuickstartOptions, run: Path, reporter: Reporter) -> P
     )
     del model
     settled = settled_plan(run, plan.as_dict())
-    expected = trained * settled["training"]["tokens"] * per_trained + len(rows) * protocol.tokens() * per_read
+    expected = trained * settled["training"]["tokens"] * per_trained + len(rows) * reading
     reporter.say(plan_text(settled, TIMING_SLACK * expected))
     for row in rows:
         path = (

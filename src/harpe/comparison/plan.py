@@ -21,6 +21,7 @@ from harpe.options.recipe import ComparisonRecipe
 from harpe.options.training import TrainingSettings
 from harpe.report.titles import Titled, distinct_titles
 from harpe.runs.plan import Plan
+from harpe.runs.preflight import reading_seconds
 from harpe.runs.rows import Row, make_row
 from harpe.runs.source import Source
 from harpe.training.documents import document_notes
@@ -158,10 +159,11 @@ def plan_text(plan: dict[str, Any]) -> str:
 def expected_seconds(
     recipe: ComparisonRecipe, source: Source, rows: Sequence[Row], per_trained: float, per_read: float
 ) -> dict[str, float]:
-    """Of every row, one seed on all cores: training, perplexity, needle tasks, RULER and long-context tasks; short
-    benchmarks come on top."""
+    """Of every row and one seed, alone: training and reading. Short benchmarks, corpora that a window slides over, and
+    what is generated come on top."""
     options = training_options(recipe, 0, "float32")
     tokens = options.steps(recipe.length) * options.step_tokens(recipe.length)
-    read = protocol_of(recipe, source.geometry.original_length).tokens()
-    read += sum(suite.tokens(settings) for suite, settings in asked_suites(recipe.evaluation))
-    return {row.name: row.trained * tokens * per_trained + read * per_read for row in rows}
+    reads = [suite.reads(settings) for suite, settings in asked_suites(recipe.evaluation)]
+    reads.append(protocol_of(recipe, source.geometry.original_length).reads())
+    reading = reading_seconds(source.config(), recipe.length, per_read, *reads)
+    return {row.name: row.trained * tokens * per_trained + reading for row in rows}

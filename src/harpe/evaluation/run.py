@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,19 @@ class EvaluationProtocol:
         numbers = {field.name: getattr(asked, field.name) for field in fields(NeedleOptions)}
         return EvaluationProtocol(original_length, length, seed=seed, **numbers)
 
-    def tokens(self) -> int:
-        """Tokens that the model reads, roughly: what the expected time is counted from."""
-        needles = self.samples * len(self.tasks) * sum(self.task_lengths)
+    def reads(self) -> Mapping[int, int]:
+        """Tokens that the model reads, roughly, by the length of the texts that they are read in: what the expected
+        time is counted from."""
+        found = Counter({self.length: self.documents * self.length})
+        found[self.original_length] += self.documents * self.length  # the same documents, in windows
+        for length in self.task_lengths:
+            found[length] += self.samples * len(self.tasks) * length
         ends: dict[int, int] = {}  # by where needles start, how far the longest cell goes
         for length in self.grid_lengths:
             ends |= {int(depth * length): length for depth in self.depths}
         grid = max(ends) + sum(end - place for place, end in ends.items())
-        return 2 * self.documents * self.length + needles + self.grid_samples * grid
+        found[max(self.grid_lengths)] += self.grid_samples * grid
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": list(self.tasks), "depths": list(self.depths), "grid": GRID}

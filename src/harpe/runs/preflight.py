@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from harpe.data.packed import PackedDataset
 from harpe.distributed.layout import ONE_PROCESS, Layout
@@ -32,6 +33,19 @@ from harpe.training.tiles import mlp_tiles
 
 PIECE = 1024
 """Tokens of a sequence that a processor's speed is measured on."""
+
+
+def reading_seconds(config: PreTrainedConfig, length: int, per_token: float, *reads: Mapping[int, int]) -> float:
+    """Of forward passes on tokens, by the length of the texts that they are read in; a token of a text of `length`
+    takes `per_token` seconds, and the operations of the others are counted."""
+    tracer = Tracer(config)
+
+    def operations(size: int) -> float:
+        """Of a token."""
+        return sequence_operations(tracer, size) / size
+
+    tokens = sum(count * operations(size) for each in reads for size, count in each.items())
+    return per_token * tokens / operations(length)
 
 
 def settle_training(options: Any, run: Path, **settings: Any) -> tuple[TrainingSettings, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,9 +134,9 @@ class Suite(ABC):
         """What was asked of a row at one or more lengths, for the effective length and the length score."""
         yield from ()
 
-    def tokens(self, of: Any) -> int:
-        """Tokens that a row reads, for the expected time."""
-        return 0
+    def reads(self, of: Any) -> Mapping[int, int]:
+        """Tokens that a row reads, by the length of the texts that they are read in: for the expected time."""
+        return {}
 
     def asked(self, of: Any) -> dict[str, str]:
         """Beginnings of the ids of the measures that were asked for ({} stands for anything in between), and what they

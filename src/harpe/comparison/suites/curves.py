@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +57,15 @@ class Curves(Suite):
 
     def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
         return {f"texts of {name}": value for name, value in inputs.items()}
+
+    def reads(self, of: Corpora) -> Mapping[int, int]:
+        """Of corpora that are cut to lengths; how long whole documents are is not known before they are read."""
+        found = Counter[int]()
+        for each in of.values():
+            if each.lengths is not None:
+                longest = parse_lengths(each.lengths)[-1]
+                found[longest] += longest * each.documents
+        return found
 
     def score(self, of: Corpora, subject: Subject, scores: Path, reporter: Reporter) -> None:
         recipe = subject.recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,8 +82,8 @@ class Long(Suite):
                 f"long-{mean.name}", mean.title, "long", mean.name if mean.name in tasks else None, those
             )
 
-    def tokens(self, of: LongRecipe) -> int:
-        return sum(of.lengths) * of.samples * len(chosen(names_of(of.tasks)))
+    def reads(self, of: LongRecipe) -> Mapping[int, int]:
+        return {length: length * of.samples * len(chosen(names_of(of.tasks))) for length in of.lengths}
 
     def asked(self, of: LongRecipe) -> dict[str, str]:
         return {f"long-{{}}-{length}": f"long-context tasks at {length:,} tokens" for length in of.lengths}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,8 +76,8 @@ class Ruler(Suite):
             if samples:
                 yield AnsweredTask(stem, title, group, task, samples)
 
-    def tokens(self, of: RulerRecipe) -> int:
-        return sum(of.lengths) * of.samples * len(chosen_tasks(names_of(of.tasks)))
+    def reads(self, of: RulerRecipe) -> Mapping[int, int]:
+        return {length: length * of.samples * len(chosen_tasks(names_of(of.tasks))) for length in of.lengths}
 
     def asked(self, of: RulerRecipe) -> dict[str, str]:
         return {f"ruler-{{}}-{length}": f"RULER at {length:,} tokens" for length in of.lengths}
