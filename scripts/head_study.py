@@ -5,8 +5,8 @@
 
 Reads comparisons, also unfinished ones, and says for every pair the difference in loss and needles with 95% intervals
 over seeds and documents, p-values corrected over the pairs of a measure (Holm), and whether a row may be worse than
-YaRN by more than a margin. `order` is asked of answers that list all values of a key: the share of places with the
-right value, where `multi_value` takes them in any order.
+YaRN by more than a margin. `content` are needles among others of the same form. `order` is asked of answers that list
+all values of a key: the share of places with the right value, where `multi_value` takes them in any order.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ PAIRS = {
     "harpe-factor": "one-base-factor",
     "harpe-parts": "by-parts",
     "harpe-parts-measured": "by-parts",
+    "harpe-adaptive": "base-2m",
+    "mixed-wide": "base-600k",
+    "mixed-wide-down": "base-600k",
     "learned-head": "learned-shared",
     "learned-layer": "learned-shared",
 }
@@ -62,6 +65,7 @@ def study(run: Path) -> dict[str, Any]:
         "loss within the trained context": found.get("loss-short"),
         "loss at the far end": found.get("loss-long"),
         "needles": found.get(f"needles-mean-{length}"),
+        "content": found.get(f"needles-multi_key-{length}"),
         "multi-value": found.get(f"needles-multi_value-{length}"),
         "order": order(run, names, plan["seeds"], length),
     }

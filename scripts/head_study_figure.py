@@ -1,6 +1,9 @@
-"""The figure of the study of heads in docs/results.md, from what `head_study.py` has written.
+"""The figures of the study of heads in docs/results.md, from what `head_study.py` has written.
 
-python scripts/head_study_figure.py results/2026-11-27-head-study-16x/16x.json --out docs/figures/head-study-16x.svg
+    python scripts/head_study_figure.py results/2026-11-27-head-study-16x/16x.json --out docs/figures/head-study-16x.svg
+    python scripts/head_study_figure.py results/DATE/head-study-16x-plane.json --plane --out docs/figures/plane.svg
+
+--plane draws content against order: a line through the rows `base-…`, each one base for all heads, and the other rows.
 """
 
 from __future__ import annotations
@@ -69,12 +72,44 @@ def _panel(plot: Plot, found: dict[str, Any], names: list[str], left: int, top: 
             plot.mark(x(row["value"]), y, "circle", style="fill:currentColor", size=3.6)
 
 
+def plane(study: dict[str, Any]) -> str:
+    """Order over content, with 95% intervals; single bases are joined in the order of the recipe, from small to
+    large."""
+    across, up = (study["measures"][name]["values"] for name in ("content", "order"))
+    names = [name for name in across if name in up]
+    plot = Plot("Order against content, in percent, with 95% intervals.", 640, 480, (64, 40, 620, 430))
+    ends = {axis: [row[e] for row in of.values() for e in ("low", "high")] for axis, of in (("x", across), ("y", up))}
+    x = linear(min(ends["x"]), max(ends["x"]), plot.left + 10, plot.right - 10)
+    y = linear(min(ends["y"]), max(ends["y"]), plot.bottom - 10, plot.top + 10)
+    plot.axes(x, even_ticks(*_ends(ends["x"])), y, even_ticks(*_ends(ends["y"])), "needles among others, %", "order, %")
+    single = [name for name in names if name.startswith("base-")]
+    plot.path(
+        [(x(across[name]["value"]), y(up[name]["value"])) for name in single], "", "fill:none;stroke:currentColor"
+    )
+    for name in names:
+        at, level = x(across[name]["value"]), y(up[name]["value"])
+        for x1, y1, x2, y2 in (
+            (x(across[name]["low"]), level, x(across[name]["high"]), level),
+            (at, y(up[name]["low"]), at, y(up[name]["high"])),
+        ):
+            plot.line(x1, y1, x2, y2, "axis")
+        shape = "circle" if name in single else "diamond"
+        plot.mark(at, level, shape, style="fill:currentColor", size=4.0)
+        plot.text(at + 8, level - 6, study["titles"][name], "t small", "start" if at < 420 else "end")
+    return as_file(plot)
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plane", action="store_true", help="content against order")
     args = parser.parse_args()
-    write_text(args.out, draw(read_json(args.study)))
+    write_text(args.out, (plane if args.plane else draw)(read_json(args.study)))
 
 
 if __name__ == "__main__":
