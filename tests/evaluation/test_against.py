@@ -15,10 +15,11 @@ from harpe.errors import HarpeError
 from harpe.evaluation.against import compare_answers, compare_short
 from harpe.evaluation.statistics.intervals import mean_of_differences
 from harpe.files import read_json, read_jsonl, write_json, write_jsonl
-from harpe.options.measuring import RulerOptions
+from harpe.options.measuring import RulerOptions, ShortOptions
 from harpe.runs.model_scores import read_model
 from harpe.runs.paired_models import pairs
 from harpe.suites.ruler import run_ruler
+from harpe.suites.short import measure_short
 
 from .stub_server import StubServer, completion
 
@@ -81,6 +82,11 @@ def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path) -
     }.items():
         with pytest.raises(HarpeError, match=name):
             compare_short(folder, after, ["a"])
+    value = read_json(tmp_path / "3" / "short.json")
+    write_json(tmp_path / "3" / "short.json", {**value, "tasks": {"a": {"metrics": {"word_perplexity": 9.0}}}})
+    for folder, reason in ((tmp_path / "3", "a has no score of every question"), (tmp_path / "none", "no short.json")):
+        with pytest.raises(HarpeError, match=reason):  # before the model is loaded, which there is none of
+            measure_short(ShortOptions(model="no/model", tasks="a", out=str(tmp_path / "x"), against=str(folder)))
     assert not (after / "against.json").exists()
 
 
@@ -108,6 +114,14 @@ def test_the_verb_compares_answers_to_the_same_samples_and_refuses_others(
         count = len(all_of_it.bodies)
         assert main(["ruler", *words, "--server", all_of_it.address, "--out", after, "--against", before]) == 0
         assert len(all_of_it.bodies) == count  # nothing is asked again
+        other = str(tmp_path / "other")
+        run_ruler(RulerOptions(**{**given, "model": None, "length": 900}, out=other))
+        refused = {str(tmp_path / "nowhere"): "holds no vt.jsonl", other: "are others than those in"}
+        for number, (folder, reason) in enumerate(refused.items()):
+            out = str(tmp_path / f"refused-{number}")
+            assert main(["ruler", *words, "--server", all_of_it.address, "--out", out, "--against", folder]) == 2
+            assert reason in capsys.readouterr().err
+        assert len(all_of_it.bodies) == count  # told before anything is asked
     message = {"role": "assistant", "content": "no idea"}
     with StubServer(lambda body, number: (200, {"choices": [{"index": 0, "message": message}]})) as chatting:
         run_ruler(RulerOptions(**given, server=chatting.address, endpoint="chat", out=str(tmp_path / "chat")))

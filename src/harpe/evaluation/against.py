@@ -17,6 +17,37 @@ Scores = dict[Any, float]
 WRITTEN = ("against.json", "against.md")
 
 
+def check_answers(
+    verb: str, before: Path, after: Path, names: Sequence[str], file_of: Callable[[dict[str, Any]], str]
+) -> None:
+    """Refuse a folder whose answers cannot be compared with those that are, or will be, in `after`, where the samples
+    and protocol.json lie already. Parameters are those of `compare_answers`."""
+    for name in names:
+        first, second = before / f"{name}.jsonl", after / f"{name}.jsonl"
+        if not first.is_file():
+            raise HarpeError(
+                f"--against {before} holds no {name}.jsonl: make it by `harpe {verb}` with the same options and "
+                "another model."
+            )
+        if sha256_file(first) != sha256_file(second):
+            raise HarpeError(
+                f"--against {before}: the samples of {name} there are others than those in {after} (length, seed, "
+                "tokenizer and template have to be the same), so that the scores cannot be compared."
+            )
+    check_scores(before)
+    of = _answers_of(before, after)
+    _alike(before, of[0], of[1], ("measuring", "samples"))
+    if asked_in_chat(of[0]) != asked_in_chat(of[1]):
+        raise HarpeError(
+            f"--against {before}: one of the two was asked in a server's chat format (--endpoint chat) and the other "
+            "was not, so that their prompts differ. Measure both in the same way, or leave --against out."
+        )
+    answered = {file_of(row) for row in _answers(before)}
+    for name in names:
+        if name not in answered:
+            raise _unscored(f"--against {before}", name)
+
+
 def compare_answers(
     verb: str, before: Path, after: Path, names: Sequence[str], file_of: Callable[[dict[str, Any]], str]
 ) -> None:
@@ -37,32 +68,41 @@ def compare_answers(
     """
 
     def scores(folder: Path, name: str) -> Scores:
-        path = folder / "answers.jsonl"
-        rows = read_jsonl(path) if path.is_file() else []
-        return {row["sample"]: float(row["score"]) for row in rows if file_of(row) == name}
+        return {row["sample"]: float(row["score"]) for row in _answers(folder) if file_of(row) == name}
 
-    for name in names:
-        first, second = before / f"{name}.jsonl", after / f"{name}.jsonl"
-        if not first.is_file():
-            raise HarpeError(
-                f"--against {before} holds no {name}.jsonl: make it by `harpe {verb}` with the same options and "
-                "another model."
-            )
-        if sha256_file(first) != sha256_file(second):
-            raise HarpeError(
-                f"--against {before}: the samples of {name} there are others than those in {after} (length, seed, "
-                "tokenizer and template have to be the same), so that the scores cannot be compared."
-            )
-    for folder in (before, after):
-        check_scores(folder)
-    of = [read_json(folder / "protocol.json").get("answers") or {} for folder in (before, after)]
-    _alike(before, of[0], of[1], ("measuring", "samples"))
-    if asked_in_chat(of[0]) != asked_in_chat(of[1]):
+    check_answers(verb, before, after, names, file_of)
+    check_scores(after)
+    _compare(before, after, names, scores, "sample", _answers_of(before, after))
+
+
+def _answers(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "answers.jsonl"
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _answers_of(*folders: Path) -> list[Measurement]:
+    return [read_json(folder / "protocol.json").get("answers") or {} for folder in folders]
+
+
+def _unscored(folder: str, task: str) -> HarpeError:
+    return HarpeError(f"{folder} holds no scores of {task}. Measure it there first, or leave {task} out of --tasks.")
+
+
+def check_short(before: Path, tasks: Sequence[str]) -> None:
+    """Refuse a folder of `harpe short` without scores of every question of the tasks."""
+    if not (before / "short.json").is_file():
         raise HarpeError(
-            f"--against {before}: one of the two was asked in a server's chat format (--endpoint chat) and the other "
-            "was not, so that their prompts differ. Measure both in the same way, or leave --against out."
+            f"--against {before} holds no short.json: make it by `harpe short` with the same options and another model."
         )
-    _compare(before, after, names, scores, "sample", of)
+    there = read_json(before / "short.json")["tasks"]
+    for task in tasks:
+        if task not in there:
+            raise _unscored(f"--against {before}", task)
+        if not there[task].get("metric"):
+            raise HarpeError(
+                f"{task} has no score of every question, by which two models could be compared. Leave it out of "
+                "--tasks, or leave --against out."
+            )
 
 
 def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
@@ -79,10 +119,7 @@ def compare_short(before: Path, after: Path, tasks: Sequence[str]) -> None:
             for row in rows
         }
 
-    if not (before / "short.json").is_file():
-        raise HarpeError(
-            f"--against {before} holds no short.json: make it by `harpe short` with the same options and another model."
-        )
+    check_short(before, tasks)
     of = [read_json(folder / "short.json").get("measurement", {}) for folder in (before, after)]
     for folder, each in zip((before, after), of, strict=True):
         for task in tasks:
@@ -125,9 +162,7 @@ def _compare(
         first, second = scores(before, task), scores(after, task)
         for folder, there in ((f"--against {before}", first), (f"{after}", second)):
             if not there:
-                raise HarpeError(
-                    f"{folder} holds no scores of {task}. Measure it there first, or leave {task} out of --tasks."
-                )
+                raise _unscored(folder, task)
         if first.keys() != second.keys():
             raise HarpeError(
                 f"--against {before}: {len(first.keys() ^ second.keys())} {unit}s of {task} differ from those in "

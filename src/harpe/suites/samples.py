@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from harpe.data.token_ids import tokens_around
 from harpe.distributed.processes import join, world_size
 from harpe.errors import HarpeError
-from harpe.evaluation.against import WRITTEN, compare_answers
+from harpe.evaluation.against import WRITTEN, check_answers, compare_answers
 from harpe.evaluation.identity import MEASURING, identity_of, reading_identity
 from harpe.evaluation.records import record_files
 from harpe.evaluation.server import CompletionServer
@@ -79,10 +79,13 @@ def ask(
         _check_model(asking, tokenizer, reporter)
     with held_scores(folder, ranks):
         of, reason = ranks.broadcast_from_rank0(lambda: _write_samples(asking, tokenizer, server, reporter))
+        names = [each.name for each in asking.asked]
+        if options.against is not None:
+            against = Path(options.against)
+            ranks.broadcast_from_rank0(lambda: check_answers(asking.verb, against, folder, names, asking.file_of))
         if of is not None:
             write_answers(asking, tokenizer, server, of, reason, ranks, reporter)
     if options.against is not None and ranks.first:
-        names = [each.name for each in asking.asked]
         compare_answers(asking.verb, Path(options.against), folder, names, asking.file_of)
     return folder
 

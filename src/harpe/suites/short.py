@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harpe.distributed.processes import Processes, join
 from harpe.errors import HarpeError
-from harpe.evaluation.against import WRITTEN, compare_short
+from harpe.evaluation.against import WRITTEN, check_short, compare_short
 from harpe.evaluation.identity import MEASURING, identity_of
 from harpe.evaluation.records import record_files
 from harpe.evaluation.short.helmet import METRIC, helmet_tasks, is_helmet
@@ -91,6 +91,8 @@ def _check(options: ShortOptions, names: list[str]) -> None:
         raise HarpeError(f"--batch-size {options.batch_size}: at least one question has to be asked at a time.")
     if wrong := [name for name in names if Path(name).name != name]:
         raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
+    if options.against is not None:
+        check_short(Path(options.against), names)
     folder = Path(options.out)
     records = [file for name in names for file in record_files(folder / f"{name}.requests.jsonl")]
     against = [folder / name for name in WRITTEN] if options.against is not None else []
