@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -276,11 +277,17 @@ def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any],
             "divide",
         ),
         ({"evaluation": {"data": "/nowhere"}}, "no such file"),
+        pytest.param(
+            {"evaluation": {"data": "x", "short": {"tasks": "arc_easyy"}}},
+            "arc_easyy is no task of lm-eval's",
+            marks=pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed"),
+        ),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_trained(
-    workspace: Path, changes: dict[str, Any], message: str
+    workspace: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("HARPE_DATA", raising=False)
     with pytest.raises(HarpeError, match=message):
         run(workspace, **changes)
     assert not (workspace / "run").exists()

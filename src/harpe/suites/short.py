@@ -62,6 +62,11 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     return path.parent
 
 
+def check_tasks(options: ShortOptions) -> None:
+    """Refuse tasks that nobody knows, or whose data are missing, before hours of other work."""
+    _read(options, _named(options))
+
+
 def _measure_missing(
     options: ShortOptions,
     names: list[str],
@@ -118,6 +123,7 @@ def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrai
             definitions[name] = offline_tasks(name, _folder(options, "short_bench"))
         else:
             definitions[name] = [as_lm_eval(name)]
+            _data_sets(options).needed(name)  # which knows lm-eval's names
             if options.offline:
                 _data_sets(options).check(name)
     check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)

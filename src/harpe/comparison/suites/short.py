@@ -17,7 +17,7 @@ from harpe.options.measuring import ShortOptions, ShortTasks
 from harpe.options.recipe import ComparisonRecipe
 from harpe.reporter import Reporter
 from harpe.runs.source import Source
-from harpe.suites.short import measure_short
+from harpe.suites.short import check_tasks, measure_short
 
 
 class Short(Suite):
@@ -42,6 +42,7 @@ class Short(Suite):
             raise HarpeError(
                 "The recipe asks for short benchmarks, which need lm-eval: pip install 'harpe[eval]'."
             ) from None
+        check_tasks(self._options(of, recipe, recipe.model, run, recipe.dtype, recipe.revision))
 
     def inputs(self, of: ShortTasks, recipe: ComparisonRecipe, source: Source, run: Path) -> str | None:
         """SHA-256 of the files that questions are read from; None where all of them come from the hub."""
@@ -64,15 +65,15 @@ class Short(Suite):
         return {} if inputs is None else {"questions of the short benchmarks": inputs}
 
     def score(self, of: ShortTasks, subject: Subject, scores: Path, reporter: Reporter) -> None:
-        options = ShortOptions(
-            **vars(of),
-            model=subject.model,
-            out=str(scores / "short"),
-            dtype=subject.dtype,  # type: ignore[arg-type]
-            revision=subject.revision,
-            tokenizer=subject.recipe.tokenizer,
+        measure_short(
+            self._options(of, subject.recipe, subject.model, scores, subject.dtype, subject.revision), reporter
         )
-        measure_short(options, reporter)
+
+    def _options(
+        self, of: ShortTasks, recipe: ComparisonRecipe, model: str, folder: Path, dtype: Any, revision: str | None
+    ) -> ShortOptions:
+        given = {"model": model, "out": str(folder / "short"), "dtype": dtype, "revision": revision}
+        return ShortOptions(**vars(of), **given, tokenizer=recipe.tokenizer)
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         if not (path := scores / "short" / "short.json").is_file():
