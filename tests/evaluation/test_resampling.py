@@ -113,4 +113,20 @@ def test_a_difference_is_clear_only_where_a_sign_test_could_tell_it() -> None:
     for count in (1, 2, 5, 6, 24):
         found = [paired_difference([1.0] * count, [0.0] * count), mean_of_differences([[1.0] * count])]
         assert [each.clear for each in found] == [2 / 2**count < 0.05] * 2
-    assert not paired_difference([1.0] * 24, [1.0] * 24).clear and mean_of_differences([[1.0] * 3, [1.0] * 3]).clear
+    assert not paired_difference([1.0] * 24, [1.0] * 24).clear
+
+
+def test_a_mean_over_tasks_of_one_sample_each_shows_nothing() -> None:
+    """A bootstrap within tasks of one sample has no width: one answer of 13 would be a difference for certain."""
+    one = [[1.0]] + [[0.0]] * 12
+    assert not mean_of_differences(one).clear
+    found = paired(np.array([1.0] + [0.0] * 12), np.zeros(13), Units.of([1.0] * 13, list(range(13))))
+    assert found.interval().low == found.interval().high > 0 and found.p_value() == 1.0
+    many = [[1.0] * 6, [1.0] * 6]
+    assert mean_of_differences(many).clear and not mean_of_differences([*many, [1.0] * 5]).clear
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_has_no_small_p(lost: float) -> None:
+    losses = np.array([1.0] * 11 + [lost])
+    assert paired(losses, np.zeros(12), Units.of([1.0] * 12)).p_value() == 1.0

@@ -3,6 +3,7 @@ may be read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from harpe.comparison.recipe import read_evaluation
 from harpe.comparison.suites.base import Measure
 from harpe.comparison.suites.registry import SUITES, asked_suites
 from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
-from harpe.files import read_json, write_json
+from harpe.files import read_json, sha256_file, sha256_json, write_json
 from harpe.report.wording import first_upper
 from harpe.runs.length_scores import summarised
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
 
 LEVEL = 0.05
+ENOUGH_SEEDS = 6
+"""Below this a sentence warns of intervals that are drawn from so few."""
 MEANS = ("needles-mean", "ruler-niah", "long-mean")
 """Scores at the target length that `reading` tells."""
 
@@ -40,6 +43,7 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "positions": _positions(run, plan, resamples),
         "lengths": _lengths(run, plan, resamples),
         "reading": [*_reading(plan, measures), *_not_measured(plan, measures)],
+        "scores": _scores(run, plan),
     }
     write_json(run / "summary.json", value)
     return value
@@ -58,21 +62,28 @@ def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Mea
 
 
 def complete(run: Path) -> None:
-    """See that summary.json is there and whole: of a comparison that was cut short, or that an earlier version has
-    summarised.
+    """See that summary.json is there, whole, and of the score files that are: not of a comparison that was cut short,
+    of rows as they were before, or an earlier version's.
 
-    Raises HarpeError where rows have not read the same; also beside a summary that is there, which may be older than
-    they are.
+    Raises HarpeError where rows have not read the same.
     """
-    path = run / "summary.json"
-    check_rows(run, read_json(run / "plan.json"))
-    if not path.is_file():
+    path, plan = run / "summary.json", read_json(run / "plan.json")
+    check_rows(run, plan)
+    there, found = read_json(path) if path.is_file() else None, _scores(run, plan)
+    if there is None or (found is not None and there.get("scores", found) != found):
         summarise(run)
         return
-    there, plan = read_json(path), read_json(run / "plan.json")
     added = {"positions": _positions, "lengths": _lengths}
     if missing := [key for key in added if key not in there]:
         write_json(path, there | {key: added[key](run, plan, RESAMPLES) for key in missing})
+
+
+def _scores(run: Path, plan: dict[str, Any]) -> str | None:
+    """SHA-256 of all score files; None where there are none (any more)."""
+    seeds = sorted({0, *plan["seeds"]})
+    rows = [run / method["name"] / f"seed-{seed}" / "scores" for method in plan["methods"] for seed in seeds]
+    files = [file for row in rows for file in sorted(row.rglob("*.json*")) if file.is_file()]
+    return sha256_json([[str(file.relative_to(run)), sha256_file(file)] for file in files]) if files else None
 
 
 def _positions(run: Path, plan: dict[str, Any], resamples: int) -> dict[str, Any] | None:
@@ -118,7 +129,8 @@ def _measured(
     for (method, found), p, adjusted in zip(draws.items(), p_values, holm(p_values), strict=True):
         interval = found.interval()
         real = interval.clear and adjusted < LEVEL
-        differences[method] = {**interval.as_dict(scale=scale), "p": p, "holm": adjusted, "real": bool(real)}
+        shown = {"p": p, "holm": adjusted, "real": bool(real), "seeds": len(found.by_seed)}
+        differences[method] = {**interval.as_dict(scale=scale), **shown}
     facts = {key: getattr(measure, key) for key in ("id", "title", "unit", "better", "group", "task", "length")}
     return {**facts, "documents": len(units.weights), "values": values, "differences": differences}
 
@@ -134,17 +146,33 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
         better: list[str] = []
         worse: list[str] = []
         open_: list[str] = []
+        lost: list[str] = []
         for name, found in measure["differences"].items():
+            if not math.isfinite(found["value"]):
+                lost.append(titles[name])
+                continue
             improves = (found["value"] < 0) == (measure["better"] == "lower")
             (open_ if not found["real"] else better if improves else worse).append(titles[name])
-        groups = {"Better": better, "Worse": worse, "No difference shown": open_}
+        groups = {"Better": better, "Worse": worse, "No difference shown": open_, "Not finite": lost}
+        if plan["baseline"] not in measure["values"]:
+            groups = {"Not compared, as the baseline has no value": [titles[name] for name in measure["values"]]}
+        elif apart := [titles[n] for n in measure["values"] if n not in {plan["baseline"], *measure["differences"]}]:
+            groups["Not compared, as no seed is the baseline's too"] = apart
         parts = [f"{words}: {'; '.join(names)}." for words, names in groups.items() if names]
+        if not parts:
+            continue
         sentences.append(f"{first_upper(measure['title'])}, against {baseline}. {' '.join(parts)}")
     seeds = plan["seeds"]
     if len(seeds) < FEWEST_SEEDS:
         sentences.append(
             f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, "
             "and say nothing of what another seed would give."
+        )
+    elif len(seeds) < ENOUGH_SEEDS:
+        sentences.append(
+            f"{len(seeds)} training seeds: intervals from so few are too narrow where seeds differ as much as "
+            "documents do. With three, up to one in five of the differences that are none is then called real, where "
+            "one in 20 should be."
         )
     return sentences
 

@@ -95,7 +95,8 @@ def interval_note(run: Run) -> str:
         return (
             f"Intervals cover seeds and documents: each of {summary.resamples:,} resamples draws from the {words}, and "
             "draws documents, the same for all seeds and for both methods of a difference. Methods without training "
-            "have no seeds to draw from."
+            "have no seeds to draw from, and a difference of methods with fewer than three seeds in common is drawn "
+            "over documents alone."
         )
     return (
         f"Intervals cover documents only ({words}, {summary.resamples:,} resamples): how much a result would change "

@@ -174,7 +174,8 @@ def _task(
         rows = [number for number, key in enumerate(models) if key[0] == method]
         value["methods"][method] = {"seeds": len(rows), **_method(drawn, rows, trained_length, value["guessed"])}
     if len(drawn.lengths) > 1:
-        value["differences"] = _differences(drawn, models, reference, trained, value["units"])
+        fewest = min(each.scores.shape[1] for each in asked)
+        value["differences"] = _differences(drawn, models, reference, trained, fewest)
     return value
 
 

@@ -107,7 +107,9 @@ def _needles(scores: Path) -> Iterator[Measured]:
 def _grid(scores: Path) -> Iterator[Measured]:
     if not (scores / "grid.json").is_file():
         return
-    rows, texts = read_jsonl(scores / "grid.jsonl"), _texts(scores)
-    cells = sorted({(row["length"], row["depth"]) for row in rows})
-    records = [((texts, r["index"]), cells.index((r["length"], r["depth"])), r["score"], 1.0) for r in rows]
+    texts, samples = _texts(scores), dict[int, list[float]]()
+    for row in read_jsonl(scores / "grid.jsonl"):
+        samples.setdefault(row["index"], []).append(row["score"])
+    # one unit a sample: all cells are of the same haystacks
+    records: list[Record] = [((texts, i), 0, sum(found) / len(found), 1.0) for i, found in samples.items()]
     yield Measure("grid-mean", "single needles over the grid", "%", "higher", "needles"), records

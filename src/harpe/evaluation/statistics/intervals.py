@@ -22,7 +22,8 @@ class Interval:
     low: float
     high: float
     units: int | None = None
-    """Documents or samples that a bootstrap has drawn from; None where it is not one's."""
+    """Documents or samples that a bootstrap has drawn from, of a mean over tasks those of the task that has the fewest;
+    None where it is not one's."""
 
     @property
     def clear(self) -> bool:
@@ -99,5 +100,5 @@ def mean_of_differences(differences: Sequence[Sequence[float]], seed: int = 0) -
     """
     values = [np.asarray(task, float) for task in differences]
     means = [_resampled_means(task, np.ones(len(task)), seed + number) for number, task in enumerate(values)]
-    mean, units = float(np.mean([task.mean() for task in values])), sum(map(len, values))
+    mean, units = float(np.mean([task.mean() for task in values])), min(map(len, values))
     return Interval(mean, *_ends(np.mean(means, axis=0)), units)

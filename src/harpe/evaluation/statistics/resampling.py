@@ -46,7 +46,7 @@ class Draws:
     resampled: np.ndarray
     """float64 [resamples]."""
     units: int
-    """Documents or samples behind it."""
+    """Documents or samples behind it; of a mean over tasks, those of the task that has the fewest."""
 
     def interval(self) -> Interval:
         low, high = np.percentile(self.resampled, [2.5, 97.5])
@@ -56,9 +56,11 @@ class Draws:
         """Two-sided, that the value is zero: twice the smaller share of resamples on one side (ties on both).
 
         Never below 2^(1 - units), what a sign test could reach at best: few documents give a bootstrap too narrow a
-        spread.
+        spread, and one sample of a task none. 1 where values are not finite.
         """
         n = len(self.resampled)
+        if not np.isfinite(self.resampled).all():
+            return 1.0
         below, above = int((self.resampled <= 0).sum()), int((self.resampled >= 0).sum())
         return min(1.0, max(2.0 ** (1 - self.units), 2 * (min(below, above) + 1) / (n + 1)))
 
@@ -69,7 +71,8 @@ def _means(totals: np.ndarray, units: Units, counts: np.ndarray) -> np.ndarray:
     found = np.zeros((len(counts), len(totals)))
     for stratum in strata:
         part = units.strata == stratum
-        found += (counts[:, part] @ totals[:, part].T) / (counts[:, part] @ units.weights[part])[:, None]
+        with np.errstate(invalid="ignore"):  # of a loss that is not finite
+            found += (counts[:, part] @ totals[:, part].T) / (counts[:, part] @ units.weights[part])[:, None]
     return found / len(strata)
 
 
@@ -107,7 +110,8 @@ def resample(
             means = np.take_along_axis(means, picks, axis=1)
         parts.append(means.mean(1))
         left -= block
-    return Draws(float(whole.mean()), tuple(map(float, whole)), np.concatenate(parts), len(units.weights))
+    _, sizes = np.unique(units.strata, return_counts=True)
+    return Draws(float(whole.mean()), tuple(map(float, whole)), np.concatenate(parts), int(sizes.min()))
 
 
 def paired(first: np.ndarray, second: np.ndarray, units: Units, **options: int | bool) -> Draws:

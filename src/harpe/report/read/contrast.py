@@ -16,3 +16,5 @@ class Contrast:
     p: float | None = None
     holm: float | None = None
     """p after Holm's correction across rows."""
+    seeds: int | None = None
+    """That both rows have; None where an earlier version has not told."""

@@ -48,6 +48,8 @@ def _contrast_cells(run: Run, measure: Measure, row: Row) -> list[Cell | None]:
     value, interval = signed_in(measure, found)
     ours, theirs = measure.values.get(row.name), measure.values.get(run.baseline.name)
     seeds = [str(v.seeds) for v in (ours, theirs) if v is not None]
+    if found.seeds is not None and row.trained and run.baseline.trained:
+        seeds = [str(found.seeds)]
     n = f"n = {' and '.join(dict.fromkeys(seeds))} × {measure.documents:,}" if seeds else f"n = {measure.documents:,}"
     words = in_words(measure, row.name)
     order = 0.0 if words == "not shown" else found.value
