@@ -14,7 +14,7 @@ from harpe.files import read_json, read_jsonl, write_json, write_jsonl
 from harpe.options.runs import ExportOptions
 from harpe.report.page import write_report
 from harpe.report.read.run import read_run
-from harpe.runs.differences import GATED, summarise_run
+from harpe.runs.differences import GATED, renew_summary, summarise_run
 
 from .test_length_scores import write_plan
 
@@ -98,6 +98,21 @@ def test_sentences_claim_what_is_shown(run: Path) -> None:
         (False, False, True),
     ]
     assert "one training" in last
+
+
+def test_sentences_are_renewed_with_the_scores_and_what_was_generated_stays(run: Path) -> None:
+    renew_summary(run)  # of a run without sentences
+    assert not (run / "summary.json").exists()
+    said = {"prompt": "p", "text": "t"}
+    write_json(run / "summary.json", summarise_run(run, generation=said))
+    write_scores(run / "harpe" / "scores", *ROWS["yarn"], 0.0)
+    renew_summary(run)
+    value = read_json(run / "summary.json")
+    assert "The yarn 100.0%, The harpe 100.0%" in value["reading"][0] and value["generation"] == said
+    (run / "harpe" / "scores" / "needles.json").unlink()
+    renew_summary(run)
+    value = read_json(run / "summary.json")
+    assert value["reading"] == value["differences"] == [] and value["generation"] == said
 
 
 def test_the_page_and_an_export_take_the_model_that_the_plan_names(run: Path) -> None:

@@ -22,6 +22,7 @@ from harpe.report.page import write_report
 from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table, score_table
 from harpe.reporter import Reporter
+from harpe.runs.differences import renew_summary
 from harpe.runs.directory import held_scores, resume_dtype
 from harpe.runs.length_scores import write_lengths
 from harpe.runs.position_losses import write_positions
@@ -101,6 +102,7 @@ def _measure(options: EvaluateOptions, work: _Work, ranks: Processes, reporter: 
         write_json(run / "plan.json", {k: v for k, v in work.plan.items() if k != "schema_version"})
         write_positions(run)
         write_lengths(run)
+        renew_summary(run)
         reporter.say(f"The report is in {write_report(run)}.")
 
 

@@ -13,6 +13,7 @@ from harpe.report.model_page import WRITTEN, write_model_page
 from harpe.report.page import write_report
 from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table
+from harpe.runs.differences import renew_summary
 from harpe.runs.length_scores import write_lengths
 from harpe.runs.model_scores import read_model
 from harpe.runs.paired_models import pairs
@@ -41,6 +42,7 @@ def run(options: ReportOptions, terminal: Any) -> None:
     else:
         write_positions(folder)
         write_lengths(folder)
+        renew_summary(folder)
     page = write_report(folder)
     terminal.table(main_table(folder))
     terminal.say(f"The report: {page}")

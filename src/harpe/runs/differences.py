@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harpe.evaluation.statistics.intervals import Interval, paired_difference
-from harpe.files import read_json, read_jsonl
+from harpe.files import read_json, read_jsonl, write_json
 from harpe.report.wording import first_upper
 
 GATED = ("single", "multi_key", "multi_query")
@@ -87,6 +87,19 @@ def summarise_run(run: Path, control: str = "one-base", generation: dict[str, st
         "one training of a very small model: it shows that the extension works, not which method is better in general."
     )
     return {"differences": differences, "reading": reading, "generation": generation}
+
+
+def renew_summary(run: Path) -> None:
+    """summary.json of a quickstart again, where there is one, of the scores that are there now; without differences
+    where some row has none."""
+    path = run / "summary.json"
+    if not path.is_file():
+        return
+    generation = read_json(path).get("generation")
+    rows = [run / row["name"] / "scores" for row in read_json(run / "plan.json")["methods"]]
+    measured = all((scores / file).is_file() for scores in rows for file in ("perplexity.json", "needles.json"))
+    nothing: dict[str, Any] = {"differences": [], "reading": [], "generation": generation}
+    write_json(path, summarise_run(run, generation=generation) if measured else nothing)
 
 
 def _found(run: Path, titles: dict[str, str], untouched: str, target: int) -> str:
