@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,27 @@ def test_models_of_runs_have_them_as_well_and_stock_checkpoints_are_left_alone(t
     save_checkpoint(model, tokenizer, tmp_path / "harpe", 2048)
     config = json.loads((tmp_path / "harpe" / "config.json").read_text())
     assert config["rope_theta"] is None and config["rope_scaling"]["rope_type"] == "harpe"
+
+
+FACTORS: dict[str, dict[str, Any]] = {
+    "mrrope": {},
+    "by-parts": {"exponent": 2},
+    "one-base": {"attention_factor": "yarn"},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("method", FACTORS)
+def test_vllm_finds_the_attention_factor_of_longrope(method: str, family: str, tmp_path: Path) -> None:
+    """vLLM 0.32's own models multiply cos and sin by `long_mscale`, or by sqrt(1 + ln s / ln L0) without it."""
+    model = changed(family, method, **FACTORS[method])
+    harpe.export(model, tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    entry = settings["rope_parameters"] if family == "llama" else settings["rope_parameters"]["full_attention"]
+    assert entry["rope_type"] == "longrope"
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    rotary, layer = again.model.rotary_emb, () if family == "llama" else ("full_attention",)
+    cos, _ = rotary(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.long), *layer)
+    assert float(cos[0, 0, 0]) == pytest.approx(1 + 0.1 * math.log(4)) == entry["long_mscale"] == entry["short_mscale"]
+    if settings.get("rope_scaling"):  # what programs from before transformers 5 read
+        assert settings["rope_scaling"]["long_mscale"] == entry["long_mscale"]
