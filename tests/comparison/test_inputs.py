@@ -202,6 +202,36 @@ def test_scores_that_were_measured_in_another_way_are_never_paired(
         check_rows(tmp_path, plan)
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "called"),
+    [
+        ("ruler-128/protocol.json", "answers", "RULER at 128 tokens"),
+        ("long/protocol.json", "answers", "long-context tasks"),
+        ("curve-books.json", "measurement", "perplexity on books"),
+        ("short/short.json", "measurement", "short benchmarks"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"measuring": 3}, "way of measuring"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"options": {"lm_eval": "0.4.11"}}, "lm_eval"),
+    ],
+)
+def test_scores_of_a_suite_that_were_measured_in_another_way_are_never_paired(
+    tmp_path: Path, file: str, key: str, called: str, change: dict[str, Any], named: str
+) -> None:
+    plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64, "old": "1" * 64})
+    way = {"name": "a/model", "dtype": "float32", "options": {"lm_eval": "0.4.9"}, "measuring": 2}
+    for name, value in (("a", {key: way}), ("b", {key: {**way, "name": "b/model"}}), ("old", {})):
+        write_json(tmp_path / name / "seed-0" / "scores" / file, value)
+    check_rows(tmp_path, plan)
+    write_json(tmp_path / "b" / "seed-0" / "scores" / file, {key: way | change})
+    with pytest.raises(HarpeError, match=rf"b \(seed 0\) differs .* in this: {named} of {called} "):
+        check_rows(tmp_path, plan)
+
+
 def test_rows_trained_on_other_streams_of_one_seed_are_never_paired(tmp_path: Path) -> None:
     plan = rows(tmp_path, {"a": "1" * 64, "b": "1" * 64}, {"a": "3" * 64, "b": "4" * 64})
     with pytest.raises(HarpeError, match="training texts of seed 0"):

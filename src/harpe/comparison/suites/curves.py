@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harpe.comparison.suites.base import Measure, Measured, Subject, Suite, check_least, check_names
+from harpe.comparison.suites.base import Measure, Measured, Subject, Suite, check_least, check_names, way_of
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.options.measuring import CurveTexts, PerplexityOptions
@@ -84,7 +84,9 @@ class Curves(Suite):
 
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in sorted(scores.glob("curve-*.json")):
-            yield path, {f"texts of {path.stem.removeprefix('curve-')}": _texts_of(read_json(path))}
+            name, value = path.stem.removeprefix("curve-"), read_json(path)
+            way = way_of(value.get("measurement"), f"perplexity on {name}")
+            yield path, {f"texts of {name}": _texts_of(value), **way}
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         for path in sorted(scores.glob("curve-*.json")):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harpe.comparison.suites.asked import Mean, check_asked, lay_samples, measures_at, names_of, sample_files
-from harpe.comparison.suites.base import Measured, Subject, Suite, check_least
+from harpe.comparison.suites.base import Measured, Subject, Suite, check_least, way_of
 from harpe.errors import HarpeError
 from harpe.evaluation.long.registry import SUITES, chosen
 from harpe.evaluation.long.task import set_name
-from harpe.files import read_jsonl, sha256_json
+from harpe.files import read_json, read_jsonl, sha256_json
 from harpe.options.measuring import LongSamples
 from harpe.options.recipe import ComparisonRecipe, LongRecipe
 from harpe.reporter import Reporter
@@ -60,6 +60,8 @@ class Long(Suite):
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path, digest in sample_files(scores / "long").items():
             yield path, {_samples(path.stem): digest}
+        if (protocol := scores / "long" / "protocol.json").is_file():
+            yield protocol, way_of(read_json(protocol).get("answers"), "long-context tasks")
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         cells = _cells(scores)

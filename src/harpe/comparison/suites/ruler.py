@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harpe.comparison.suites.asked import Mean, check_asked, lay_samples, measures_at, names_of, sample_files
-from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
+from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least, way_of
 from harpe.evaluation.ruler.tasks import chosen as chosen_tasks
-from harpe.files import read_jsonl
+from harpe.files import read_json, read_jsonl
 from harpe.options.measuring import RulerOptions
 from harpe.options.recipe import ComparisonRecipe, RulerRecipe
 from harpe.reporter import Reporter
@@ -53,8 +53,11 @@ class Ruler(Suite):
 
     def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for folder in sorted(scores.glob("ruler-*")):
+            length = folder.name.removeprefix("ruler-")
             for path, digest in sample_files(folder).items():
-                yield path, {_samples(path.stem, folder.name.removeprefix("ruler-")): digest}
+                yield path, {_samples(path.stem, length): digest}
+            if (protocol := folder / "protocol.json").is_file():
+                yield protocol, way_of(read_json(protocol).get("answers"), f"RULER at {length} tokens")
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         found = [each for folder in _folders(scores) for each in _at_one_length(folder)]

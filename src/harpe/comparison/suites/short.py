@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harpe.comparison.suites.base import Key, Measure, Measured, Record, Subject, Suite, check_least, check_names
+from harpe.comparison.suites.base import (
+    Key,
+    Measure,
+    Measured,
+    Record,
+    Subject,
+    Suite,
+    check_least,
+    check_names,
+    way_of,
+)
 from harpe.errors import HarpeError
 from harpe.evaluation.short.helmet import helmet_names, helmet_part, is_helmet
 from harpe.evaluation.short.hub import LONG, DataSets
@@ -74,6 +84,10 @@ class Short(Suite):
     ) -> ShortOptions:
         given = {"model": model, "out": str(folder / "short"), "dtype": dtype, "revision": revision}
         return ShortOptions(**vars(of), **given, tokenizer=recipe.tokenizer)
+
+    def told(self, scores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+        if (path := scores / "short" / "short.json").is_file():
+            yield path, way_of(read_json(path).get("measurement"), "short benchmarks")
 
     def measures(self, scores: Path) -> Iterator[Measured]:
         if not (path := scores / "short" / "short.json").is_file():
