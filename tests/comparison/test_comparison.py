@@ -527,6 +527,27 @@ def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
     assert "needles; perplexity on pg19/test; RULER at 128 tokens; long-context tasks at 64 tokens; gsm8k." in told
 
 
+def test_a_row_that_failed_within_a_suite_has_no_mean_and_leaves_the_page_to_the_others(tmp_path: Path) -> None:
+    folder = fake(tmp_path, {"a": [[1.0, 2.0]], "b": [[1.0, 2.0]], "c": [[1.0, 2.0]]}, set(), "a")
+    lengths, tasks = [64, 128, 256], ["piqa", "boolq", "sciq"]
+    asked = {"data": "texts", "ruler": {"lengths": lengths}, "short": {"tasks": ",".join(tasks)}}
+    write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
+    for name, done in (("a", 3), ("b", 2), ("c", 3)):
+        scores = folder / name / "seed-0" / "scores"
+        for length in lengths[:done]:
+            answers = [{"task": "vt", "sample": i, "score": 1.0} for i in range(2)]
+            write_jsonl(scores / f"ruler-{length}" / "answers.jsonl", answers)
+            write_json(scores / f"ruler-{length}" / "ruler.json", {})
+        for task in tasks[:done]:
+            write_jsonl(scores / "short" / f"{task}.jsonl", [{"task": task, "doc_id": i, "acc": 1.0} for i in range(2)])
+        found = {task: {"score": 100.0, "metric": "acc"} for task in tasks[:done]}
+        write_json(scores / "short" / "short.json", {"tasks": found})
+    values = {m["id"]: set(m["values"]) for m in summarise(folder, resamples=10)["measures"]}
+    assert values["ruler-vt-mean"] == values["short-mean"] == {"a", "c"}
+    assert values["ruler-vt-256"] == values["short-sciq"] == {"a", "c"}
+    assert values["ruler-vt-128"] == values["short-boolq"] == {"a", "b", "c"}
+
+
 def test_means_over_windows_are_those_that_were_asked_for(tmp_path: Path) -> None:
     """YaRN's way: every window counts the same, however many tokens it scores."""
     windows = [{"document": 0, "nll": [10.0, 1.0], "tokens": [10, 1]}, {"document": 1, "nll": [20.0], "tokens": [10]}]

@@ -14,6 +14,7 @@ import numpy as np
 from harpe.errors import HarpeError
 from harpe.evaluation.run import HeldOut
 from harpe.evaluation.statistics.resampling import Units
+from harpe.files import read_json
 from harpe.options.recipe import ComparisonRecipe
 from harpe.reporter import Reporter
 from harpe.runs.length_scores import AnsweredTask
@@ -142,6 +143,12 @@ class Suite(ABC):
         """Beginnings of the ids of the measures that were asked for ({} stands for anything in between), and what they
         are called."""
         return {}
+
+
+def asked_of(scores: Path, key: str) -> dict[str, Any]:
+    """What the comparison of a row asks under a suite's key, as its plan.json has it; empty where that does not say."""
+    plan = scores.parents[2] / "plan.json"
+    return (plan.is_file() and read_json(plan).get("evaluation", {}).get(key)) or {}
 
 
 def way_of(of: Any, called: str) -> dict[str, Any]:

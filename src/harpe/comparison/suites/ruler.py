@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harpe.comparison.suites.asked import Mean, check_asked, lay_samples, measures_at, names_of, sample_files
-from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least, way_of
+from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, asked_of, check_least, way_of
 from harpe.evaluation.ruler.tasks import chosen as chosen_tasks
 from harpe.files import read_json, read_jsonl
 from harpe.options.measuring import RulerOptions
@@ -62,10 +62,12 @@ class Ruler(Suite):
     def measures(self, scores: Path) -> Iterator[Measured]:
         found = [each for folder in _folders(scores) for each in _at_one_length(folder)]
         yield from found
+        asked = asked_of(scores, self.key).get("lengths", ())
         for name, title, group in MEANS:
-            yield from _over_lengths(found, f"ruler-{name}", f"RULER, mean of {title} over lengths", group, None)
+            title = f"RULER, mean of {title} over lengths"
+            yield from _over_lengths(found, asked, f"ruler-{name}", title, group, None)
         for task in dict.fromkeys(measure.task for measure, _ in found if measure.task is not None):
-            yield from _over_lengths(found, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task)
+            yield from _over_lengths(found, asked, f"ruler-{task}", f"RULER {task}, mean over lengths", "ruler", task)
 
     def by_length(self, scores: Path) -> Iterator[AnsweredTask]:
         parts = [each for folder in _folders(scores) for each in _at_one_length(folder)]
@@ -139,12 +141,15 @@ def _samples_of(length: int, records: Sequence[Record]) -> dict[tuple[int, str],
     return found
 
 
-def _over_lengths(found: Sequence[Measured], stem: str, title: str, group: str, task: str | None) -> Iterator[Measured]:
-    """The mean over lengths, as the paper's tables have it, of what was asked at several."""
+def _over_lengths(
+    found: Sequence[Measured], asked: Sequence[int], stem: str, title: str, group: str, task: str | None
+) -> Iterator[Measured]:
+    """The mean over lengths, as the paper's tables have it, of what was asked at several; none while one of them is
+    missing, of a row that failed on the way: its mean would be of other samples than that of the others."""
     parts = [each for each in found if each[0].id.removeprefix(f"{stem}-").isdigit() and each[1]]
     records: list[Record] = []
     for measure, those in sorted(parts, key=lambda each: each[0].length or 0):
         offset = 1 + max((stratum for _, stratum, *_ in records), default=-1)
         records += [((measure.length, *key), offset + stratum, total, weight) for key, stratum, total, weight in those]
-    if len(parts) > 1:
+    if len(parts) > 1 and {measure.length for measure, _ in parts}.issuperset(asked):
         yield Measure(f"{stem}-mean", title, "%", "higher", group, task), records

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harpe.comparison.suites.asked import names_of
 from harpe.comparison.suites.base import (
     Key,
     Measure,
@@ -14,6 +15,7 @@ from harpe.comparison.suites.base import (
     Record,
     Subject,
     Suite,
+    asked_of,
     check_least,
     check_names,
     way_of,
@@ -38,7 +40,7 @@ class Short(Suite):
     pinned = "short"
 
     def check(self, of: ShortTasks, recipe: ComparisonRecipe, where: str) -> None:
-        check_names(tasks := _tasks(of), "a task (short)", where)
+        check_names(tasks := names_of(of.tasks), "a task (short)", where)
         if sets := [name for name in tasks if name == LONG or (is_helmet(name) and helmet_names(name) != [name])]:
             raise HarpeError(f"{where} asks for {', '.join(sets)}, which stand for several: name the tasks one by one.")
         if "mean" in tasks:
@@ -59,7 +61,7 @@ class Short(Suite):
         named = of.data or os.environ.get("HARPE_DATA")
         if not named:
             return None
-        folder, tasks = Path(named), _tasks(of)
+        folder, tasks = Path(named), names_of(of.tasks)
         own = [name for name in tasks if name in LOCAL or (of.offline and name in FOLDERS)]
         helmet = [name for name in tasks if is_helmet(name)]
         parts = sorted({f"short_bench/{part}" for name in own for part in FOLDERS[name]})
@@ -92,7 +94,8 @@ class Short(Suite):
     def measures(self, scores: Path) -> Iterator[Measured]:
         if not (path := scores / "short" / "short.json").is_file():
             return
-        tasks = {name: task for name, task in read_json(path)["tasks"].items() if "score" in task}
+        measured = read_json(path)["tasks"]
+        tasks = {name: task for name, task in measured.items() if "score" in task}
         everything: list[Record] = []
         for name, task in tasks.items():
             rows = read_jsonl(scores / "short" / f"{name}.jsonl")
@@ -100,15 +103,12 @@ class Short(Suite):
             yield Measure(f"short-{name}", name, "%", "higher", "short", task=name), records
             number = sorted(tasks).index(name)  # in files: the order in which tasks were measured
             everything += [(key, number, total, weight) for key, _, total, weight in records]
-        if len(tasks) > 1:
+        missing = set(names_of(asked_of(scores, self.key).get("tasks", ""))) - set(measured)
+        if len(tasks) > 1 and not missing:  # of a row that failed on the way it would be a mean of other tasks
             yield Measure("short-mean", "mean of the short benchmarks", "%", "higher", "short"), everything
 
     def asked(self, of: ShortTasks) -> dict[str, str]:
-        return {f"short-{name}": name for name in _tasks(of)}
-
-
-def _tasks(of: ShortTasks) -> list[str]:
-    return of.tasks.replace(",", " ").split()
+        return {f"short-{name}": name for name in names_of(of.tasks)}
 
 
 def _question(row: dict[str, Any]) -> Key:
