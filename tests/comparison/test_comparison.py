@@ -527,6 +527,22 @@ def test_what_was_asked_for_and_has_no_value_is_told(tmp_path: Path) -> None:
     assert "needles; perplexity on pg19/test; RULER at 128 tokens; long-context tasks at 64 tokens; gsm8k." in told
 
 
+def test_a_corpus_without_a_value_is_told_beside_one_whose_name_begins_alike(tmp_path: Path) -> None:
+    folder = fake(tmp_path, {"a": [[1.0, 2.0]], "b": [[1.0, 2.0]]}, set(), "a")
+    texts = {"data": "texts", "lengths": "1024,2048"}
+    window = {"data": "texts", "window": 64, "stride": 8}
+    corpora = {"books": texts, "books-long": texts, "slid": window, "slid-2": window}
+    asked = {"data": "texts", "samples": 0, "grid_samples": 0, "perplexity": corpora}
+    write_json(folder / "plan.json", {**read_json(folder / "plan.json"), "evaluation": asked})
+    points = [{"length": n, "nll": [1.0, 2.0], "tokens": [1, 1]} for n in (1024, 2048)]
+    documents = [{"document": i, "nll": [1.0], "tokens": [1]} for i in range(2)]
+    write_json(folder / "a/seed-0/scores/curve-books-long.json", {"kind": "prefixes", "points": points})
+    value = {"kind": "windows", "window": 64, "stride": 8, "documents": documents}
+    write_json(folder / "a/seed-0/scores/curve-slid-2.json", value)
+    (told,) = [sentence for sentence in summarise(folder, resamples=10)["reading"] if sentence.startswith("Asked for")]
+    assert "in any method: perplexity on books; perplexity on slid." in told
+
+
 def test_a_row_that_failed_within_a_suite_has_no_mean_and_leaves_the_page_to_the_others(tmp_path: Path) -> None:
     folder = fake(tmp_path, {"a": [[1.0, 2.0]], "b": [[1.0, 2.0]], "c": [[1.0, 2.0]]}, set(), "a")
     lengths, tasks = [64, 128, 256], ["piqa", "boolq", "sciq"]

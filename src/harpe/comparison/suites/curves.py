@@ -50,8 +50,7 @@ class Curves(Suite):
     def inputs(self, of: Corpora, recipe: ComparisonRecipe, source: Source, run: Path) -> Any:
         found = {}
         for name, each in of.items():
-            longest = parse_lengths(each.lengths)[-1] if each.lengths else int(each.window or 0)
-            texts = held_out_texts(each.data, source.tokenizer, longest, each.documents, recipe.reading(each))
+            texts = held_out_texts(each.data, source.tokenizer, _longest(each), each.documents, recipe.reading(each))
             found[name] = texts.identity()
         return found
 
@@ -63,8 +62,7 @@ class Curves(Suite):
         found = Counter[int]()
         for each in of.values():
             if each.lengths is not None:
-                longest = parse_lengths(each.lengths)[-1]
-                found[longest] += longest * each.documents
+                found[_longest(each)] += _longest(each) * each.documents
         return found
 
     def score(self, of: Corpora, subject: Subject, scores: Path, reporter: Reporter) -> None:
@@ -94,7 +92,13 @@ class Curves(Suite):
             yield from (_prefixes if value["kind"] == "prefixes" else _windows)(name, value)
 
     def asked(self, of: Corpora) -> dict[str, str]:
-        return {f"curve-{name}-": f"perplexity on {name}" for name in of}
+        """By the longest length, which is there where the others are: names of corpora may begin alike."""
+        return {f"curve-{name}-{_longest(each)}": f"perplexity on {name}" for name, each in of.items()}
+
+
+def _longest(of: CurveTexts) -> int:
+    """Tokens of the longest length, or of the window."""
+    return parse_lengths(of.lengths)[-1] if of.lengths else int(of.window or 0)
 
 
 def _texts_of(value: dict[str, Any]) -> str | None:
