@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from harpe.commands.extend import extend
+from harpe.comparison.resources import sharing
 from harpe.distributed.layout import MLP_TILE, Layout, choose_layout
 from harpe.errors import HarpeError
 from harpe.options.extend import ExtendOptions
@@ -148,3 +151,18 @@ def test_processes_of_one_machine_share_its_memory(machine: Any, monkeypatch: py
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of two machines
     assert these_devices(4).memory == 4000
     assert these_devices(4, trainings=2).memory == 2000
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "processes", "rows"),
+    [(1, 1, 1, 1), (1, 2, 1, 2), (2, 2, 1, 1), (3, 4, 1, 2), (2, 2, 2, 2), (4, 2, 2, 1), (5, 5, 2, 3)],
+)
+def test_rows_of_a_comparison_on_one_gpu_share_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, jobs: int, processes: int, rows: int
+) -> None:
+    found = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=60_000)
+    for name, value in (("is_available", True), ("device_count", gpus), ("current_device", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    devices = these_devices(processes, sharing({}, jobs, processes))
+    assert (devices.count, devices.name, devices.memory) == (processes, "H100", 60_000 // rows)

@@ -123,6 +123,13 @@ def own_gpus(entries: Sequence[str], slot: int, processes: int) -> Sequence[str]
     return entries[first : first + processes]
 
 
+def sharing(environment: Mapping[str, str], at_a_time: int, processes: int) -> int:
+    """How many rows share the memory of a device: as many as are given the same GPUs (`own_gpus`), or all at a time
+    where there are none."""
+    _, entries = gpus(environment)
+    return -(-at_a_time // max(1, len(entries) // processes)) if entries else at_a_time
+
+
 def slowdown(environment: Mapping[str, str], at_a_time: int, cores: int, processes: int) -> float:
     """How many times as long a row takes beside the others as alone: by as much as they share its GPUs or its cores."""
     _, entries = gpus(environment)

@@ -15,7 +15,7 @@ from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import begun_recipe, read_recipe
-from harpe.comparison.resources import RowProcesses, check_gpus, slowdown, threads_of
+from harpe.comparison.resources import RowProcesses, check_gpus, sharing, slowdown, threads_of
 from harpe.comparison.suites.registry import asked_suites
 from harpe.comparison.suites.standard import protocol_of
 from harpe.comparison.summary import summarise
@@ -169,7 +169,8 @@ def _settled(
     if not any(row.trained for row in rows):
         return processes.settled(rows, training), [], []
     check_lora(training.adapters)
-    memory = MemoryCheck(source.config(), recipe.length, training, processes.count, jobs)
+    beside = sharing(os.environ, jobs, processes.count)
+    memory = MemoryCheck(source.config(), recipe.length, training, processes.count, beside)
     processes = processes.settled(rows, training, memory.filled)
     layout = processes.layout
     if layout.sequence_parallel > 1:

@@ -24,13 +24,14 @@ from harpe.training.sequence_parallel import check_sequence_parallel
 
 
 def these_devices(processes: int, trainings: int = 1) -> Devices:
-    """The devices of one of several trainings: as many as processes, each like that of this one; processes on CPUs have
-    equal shares of the memory of their machine."""
+    """The devices of one training: as many as processes, each like that of this one. `trainings` share their memory
+    equally; on CPUs it is that of the machine, which the processes share, too."""
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         words = found.name.replace("-", " ").split()
         words += [one + other for one, other in pairwise(words)]  # RTX 4090
-        return Devices(processes, next((word for word in words if word in PEAKS), "GPU"), found.total_memory)
+        name = next((word for word in words if word in PEAKS), "GPU")
+        return Devices(processes, name, found.total_memory // trainings)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     return Devices(processes, "CPU", machine_memory() // (neighbours * trainings))
 
