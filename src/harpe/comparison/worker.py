@@ -38,6 +38,8 @@ from harpe.training.checkpoints import remove_checkpoints
 
 RANKS = "harpe.comparison.ranks"
 """What each of several processes of a row does."""
+KEPT_EVERY = 30.0
+"""Seconds of measuring that a kill may lose of the time that is told."""
 
 
 class Lines(Reporter):
@@ -48,6 +50,34 @@ class Lines(Reporter):
 
     def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
         print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
+
+
+class Timed(Reporter):
+    """Passes on what is told, and keeps in a file how long a row was measured, by this start and those before it: as
+    long as it works, because a row may be killed within a suite that takes hours."""
+
+    def __init__(self, path: Path, reporter: Reporter) -> None:
+        self._path, self._reporter = path, reporter
+        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
+        self._began = self._kept = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self._reporter.say(text)
+
+    def table(self, table: Any) -> None:
+        self._reporter.table(table)
+
+    def progress(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        self._reporter.progress(what, done, total, note)
+        if time.monotonic() - self._kept >= KEPT_EVERY:
+            self.keep()
+
+    def keep(self) -> float:
+        """Seconds of all starts until now."""
+        self._kept = time.monotonic()
+        seconds = self._before + self._kept - self._began
+        write_json(self._path, {"seconds": round(seconds, 2)})
+        return seconds
 
 
 def training_options(recipe: ComparisonRecipe, seed: int, dtype: str) -> TrainingSettings:
@@ -93,12 +123,14 @@ def work(run: Path, name: str, seed: int, reporter: Reporter, processes: RowProc
         model = str(train_row(folder, row, source, data, options, recipe.length, reporter, layout=layout))
         for stage in folder.glob("stage-*"):
             remove_checkpoints(stage)  # the model is saved; many rows' optimiser states would fill the disk
-    started = time.monotonic()
+    # among the scores: who deletes them to measure anew deletes their time, too
+    timed = Timed(folder / "scores" / "seconds.json", reporter)
     revision = None if row.changes else recipe.revision
     subject = Subject(model, revision, dtype, row.title, recipe, source, held_out, run / "samples")
     for suite, settings in asked_suites(recipe.evaluation):
-        suite.score(settings, subject, folder / "scores", reporter)
-    spent = _record(folder, row, data, time.monotonic() - started)
+        suite.score(settings, subject, folder / "scores", timed)
+        timed.keep()
+    spent = _record(folder, row, data, timed.keep())
     entries = [method for method in plan["methods"] if method["name"] == name]
     check_rows(run, plan | {"methods": entries, "seeds": [seed]})
     write_json(folder / "record.json", {**spent, "inputs": inputs})
@@ -120,7 +152,7 @@ def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:
 
 
 def _record(folder: Path, row: Row, data: PackedDataset | None, evaluate_seconds: float) -> dict[str, Any]:
-    """What was spent, from the logs of the stages."""
+    """What was spent; on training by the logs of the stages."""
     stages = []
     for number, stage in enumerate(row.stages, 1):
         log = folder / f"stage-{number}" / "log.jsonl"
