@@ -293,6 +293,31 @@ def test_what_cannot_work_is_told_before_anything_is_trained(
     assert not (workspace / "run").exists()
 
 
+def test_the_memory_of_the_measured_pass_is_let_go_before_rows_begin(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def measured(*_: Any) -> tuple[float, float]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # from here on: no model is to be moved to it
+        return 1.0, 1.0
+
+    def emptied() -> None:
+        done.append("emptied")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def started(*_: Any) -> dict[str, str]:
+        done.append("rows")
+        return {}
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", emptied)
+    monkeypatch.setattr("harpe.comparison.run.seconds_per_token", measured)
+    monkeypatch.setattr("harpe.comparison.run.run_jobs", started)
+    with pytest.raises(HarpeError, match="No method could be measured"):
+        run(workspace, methods=["none"], baseline="none")
+    assert done == ["emptied", "rows"]
+
+
 def test_rows_are_told_apart_by_the_options_in_which_they_differ(tmp_path: Path, make_tiny: Any) -> None:
     make_tiny("qwen3", vocab_size=len(tokenizer := load_tokenizer("embedded"))).config.save_pretrained(
         tmp_path / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out_of, inputs_of, pin, pinned_inputs
@@ -189,8 +191,14 @@ def _speeds(
     """Seconds a token of training and of reading; HarpeError where the model cannot be loaded, or the processes of a
     row cannot train it."""
     if processes.count > 1 and any(row.trained for row in rows):
-        return tried(run, recipe, rows, dtype, processes)
-    return seconds_per_token(source.load(), training_options(recipe, 0, dtype), recipe.length, processes.layout)
+        found = tried(run, recipe, rows, dtype, processes)
+    else:
+        found = seconds_per_token(source.load(), training_options(recipe, 0, dtype), recipe.length, processes.layout)
+    # this process waits for its workers now, and what torch keeps for it of a whole training pass they would not get
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
 
 
 def _new_methods(run: Path, recipe: ComparisonRecipe) -> list[str] | None:
