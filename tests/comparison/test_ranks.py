@@ -124,6 +124,12 @@ def test_processes_share_a_sequence_where_one_of_the_stages_or_the_memory_asks_f
     small = RowProcesses(count=2).settled(rows, training, lambda each: 2.0 - (each.sequence_parallel == 2))
     assert small.layout == Layout(2, 2)
     assert RowProcesses(count=3, sequence_parallel=3).settled(rows[:1], training).layout == Layout(3, 3)
+    moving = Stage(replace(one_base, stock={"rope_type": "dynamic", "factor": 2.0}), 128, 1.0)
+    rows.append(Row("dynamic", "", "", (moving,), "ntk-dynamic", ""))
+    whole = RowProcesses(count=2).settled(rows, training, lambda each: 2.0 - (each.sequence_parallel == 2))
+    assert whole.layout.sequence_parallel == 1  # which it cannot have, whatever the memory
+    with pytest.raises(HarpeError, match="Rope type dynamic"):
+        RowProcesses(count=4).settled(rows, training)
     with pytest.raises(HarpeError, match="A step has 4 sequences, and 3 are read"):  # the first stage's
         RowProcesses(count=3, sequence_parallel=1).settled(rows, training)
 

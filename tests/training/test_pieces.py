@@ -14,11 +14,14 @@ from torch.utils.data import BatchSampler, SequentialSampler, default_collate
 from harpe.distributed.layout import Layout, check_layout, check_versions, choose_layout
 from harpe.distributed.processes import _adopt_slurm
 from harpe.errors import HarpeError
+from harpe.methods.types import Stage, stock_encoding
+from harpe.models.geometry import read_geometry
 from harpe.options.training import LayoutOptions
 from harpe.training.pieces import Pieces
 from harpe.training.sequence_parallel import check_sequence_parallel
+from harpe.training.stages import check_stages
 
-from .test_stages import Counting
+from .test_stages import LENGTH, Counting, options
 
 
 @given(
@@ -87,6 +90,40 @@ def test_what_cannot_be_shared_by_sequence_is_refused(
     check_sequence_parallel(model, 1, length)
     if family == "mistral":  # a window that nothing falls out of
         check_sequence_parallel(model, parts, 32)
+
+
+ONES = [1.0] * 8
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32, "short_factor": ONES}
+TWO_SETS = {**LONGROPE, "long_factor": [2.0] * 8}
+ONE_SET = {**LONGROPE, "long_factor": ONES}
+
+
+@pytest.mark.parametrize("rope", [DYNAMIC, TWO_SETS, ONE_SET])
+def test_a_sequence_whose_length_decides_its_rotation_is_shared_by_none(make_tiny: Any, rope: dict[str, Any]) -> None:
+    """Stock transformers rotates a piece otherwise than the same tokens of the whole: those rope types are refused."""
+    stock = make_tiny("llama", max_position_embeddings=32, rope_parameters={**rope, "rope_theta": 1e4})
+    pieces = []
+    for reach in (LENGTH // 2, LENGTH):
+        turned, _ = stock.model.rotary_emb(torch.zeros(1), torch.arange(reach)[None])
+        pieces.append(turned[:, : LENGTH // 2])
+    moves = not torch.equal(*pieces)
+    assert moves == (rope is not ONE_SET)
+    geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
+    stages = [Stage(stock_encoding(rope, geometry), LENGTH, 1.0)]
+    check_stages(stages, options(), Layout(2, 1))
+    if not moves:
+        check_stages(stages, options(), Layout(2, 2))
+        return
+    for settings in (options(), options(batch_tokens=0)):  # the layout that is chosen where a step has one sequence
+        with pytest.raises(
+            HarpeError, match=f"Rope type {rope['rope_type']}.*Give --sequence-parallel 1.*another method"
+        ):
+            check_stages(stages, settings, Layout(2, 2))
+    beside = make_tiny("llama")  # layers whose positions no method changes
+    beside.config.rope_parameters = {"full_attention": {"rope_type": "default"}, "sliding_attention": rope}
+    with pytest.raises(HarpeError, match=f"Rope type {rope['rope_type']}"):
+        check_sequence_parallel(beside, 2, LENGTH)
 
 
 def test_tasks_of_srun_get_the_names_that_torch_reads(monkeypatch: pytest.MonkeyPatch) -> None:

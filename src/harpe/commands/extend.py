@@ -18,6 +18,7 @@ from harpe.distributed.layout import ONE_PROCESS, Layout, check_versions, choose
 from harpe.distributed.processes import join
 from harpe.distributed.watch import watched
 from harpe.methods.measured import HeadQuantity
+from harpe.models.angles import moving_stage
 from harpe.models.apply import check_encoding, check_factors, windows_note
 from harpe.models.card import rope_entry
 from harpe.models.load import load_config, load_tokenizer
@@ -163,7 +164,8 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
     sequences = [training.step_tokens(options.length) // training.sequence(stage.length) for stage in row.stages]
     memory = MemoryCheck(source.config(), options.length, training, processes)
     check_space(run, parameters, trained=memory.trained)
-    layout = choose_layout(processes, options, sequences, training.micro_batch, memory.filled)
+    whole = moving_stage(row.stages) is not None
+    layout = choose_layout(processes, options, sequences, training.micro_batch, memory.filled, whole=whole)
     check_stages(row.stages, training, layout)
     check_pose_family(source.config(), training.pose_length, options.length)
     if layout.sharded:

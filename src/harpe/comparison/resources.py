@@ -10,6 +10,7 @@ import torch
 
 from harpe.distributed.layout import Layout, check_versions, choose_layout
 from harpe.errors import HarpeError
+from harpe.models.angles import moving_stage
 from harpe.options.runs import CompareOptions
 from harpe.options.training import LayoutOptions, TrainingSettings
 from harpe.runs.rows import Row
@@ -59,7 +60,8 @@ class RowProcesses(LayoutOptions):
             for stages in trained
             for stage in stages
         ]
-        layout = choose_layout(self.count, self, sequences, training.micro_batch, filled)
+        whole = any(moving_stage(stages) is not None for stages in trained)
+        layout = choose_layout(self.count, self, sequences, training.micro_batch, filled, whole=whole)
         for stages in trained:
             check_stages(stages, training, layout)
         return replace(self, sequence_parallel=layout.sequence_parallel, mlp_tile=layout.mlp_tile)

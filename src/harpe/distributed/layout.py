@@ -89,15 +89,15 @@ ONE_PROCESS = Layout()
 """It has all weights and reads all sequences."""
 
 
-def refuse_shared(option: str, parts: int) -> None:
+def refuse_shared(option: str, parts: int, otherwise: str = "leave it out") -> None:
     """Refuse an option that needs whole sequences where `parts` processes would share one; `option` with its value.
 
-    Raises HarpeError.
+    Raises HarpeError, which ends in `otherwise`.
     """
     if parts > 1:
         raise HarpeError(
             f"{option} needs whole sequences on every process, and {parts} would share one. Give --sequence-parallel 1 "
-            "(with a sequence for every process: --batch-tokens), or leave it out."
+            f"(with a sequence for every process: --batch-tokens), or {otherwise}."
         )
 
 
@@ -142,6 +142,8 @@ def choose_layout(
     sequences: Sequence[int],
     micro_batch: int,
     filled: Callable[[Layout], float] = lambda layout: 0.0,
+    *,
+    whole: bool = False,
 ) -> Layout:
     """The layout that options ask for, not yet checked.
 
@@ -155,12 +157,15 @@ def choose_layout(
         Of a step, for every stage.
     filled
         The share that a layout needs of what it may fill of a device; infinite where the model cannot have it.
+    whole
+        No sequence may be shared: none is where every process has one of its own, whatever the memory.
     """
     if options.sequence_parallel:
         parts = [options.sequence_parallel]
     else:
         every = [number for number in range(1, world + 1) if world % number == 0]
         parts = [n for n in every if not any(count % (world // n * micro_batch) for count in sequences)] or [1]
+        parts = [1] if whole and 1 in parts else parts  # else `check_stages` says why they cannot share one
     tiles = [options.mlp_tile] if options.mlp_tile else [0, MLP_TILE]
     offload = options.offload_activations
     layouts = [Layout(world, number, options.replicas, tile, offload) for tile in tiles for number in parts]

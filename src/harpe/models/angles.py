@@ -7,20 +7,35 @@ another than one read whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from harpe.models.geometry import text_config
+from harpe.methods.types import Stage
+from harpe.models.geometry import rope_key, text_config
 from harpe.models.head import hidden_states
+from harpe.models.per_head import nested_types
 
 
 def moving_rope(config: PreTrainedConfig) -> str | None:
     """The rope type by which a position's rotation depends on the length of the text; None where it does not."""
     rope: dict[str, Any] = getattr(text_config(config), "rope_parameters", None) or {}
     entries = (rope, *(value for value in rope.values() if isinstance(value, dict)))
+    return next((str(entry["rope_type"]) for entry in entries if is_moving(entry)), None)
+
+
+def moving_stage(stages: Iterable[Stage]) -> str | None:
+    """The same of what a method puts in, of the first of its stages that has one."""
+    entries = (stage.encoding.stock or {} for stage in stages)
+    return next((str(entry["rope_type"]) for entry in entries if is_moving(entry)), None)
+
+
+def moving_beside(config: PreTrainedConfig) -> str | None:
+    """The same of the layers whose rope parameters no method changes; None where all read what it puts in."""
+    config = text_config(config)
+    entries = (config.rope_parameters[name] or {} for name in nested_types(config) if name != rope_key(config))
     return next((str(entry["rope_type"]) for entry in entries if is_moving(entry)), None)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
-from harpe.models.angles import is_moving
+from harpe.models.angles import moving_stage
 from harpe.models.head import token_nll
 from harpe.models.key_tokens import MOST, longce_weights, short_context_nll, step_of
 from harpe.options.training import TrainingSettings
@@ -38,12 +38,11 @@ def check_longce(options: TrainingSettings, stages: list[Stage], parts: int) -> 
                 f"--longce-context {size} compares a text with its last tokens alone, and {name} {other} changes which "
                 "tokens a text has before it. Leave one of them out."
             )
-    for stage in stages:
-        if is_moving(stock := stage.encoding.stock or {}):
-            raise HarpeError(
-                f"--longce-context {size}: rope type {stock['rope_type']} rotates short texts otherwise than long "
-                "ones, so that losses behind them tell nothing of the context. Leave it out, or take another method."
-            )
+    if moving := moving_stage(stages):
+        raise HarpeError(
+            f"--longce-context {size}: rope type {moving} rotates short texts otherwise than long ones, so that losses "
+            "behind them tell nothing of the context. Leave it out, or take another method."
+        )
 
 
 def longce_notes(size: int) -> list[str]:

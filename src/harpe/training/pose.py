@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
-from harpe.models.angles import is_moving, moving_rope
+from harpe.models.angles import moving_rope, moving_stage
 from harpe.models.geometry import GLOBAL, sliding_layers, text_config
 from harpe.models.head import hidden_states, within
 from harpe.options.training import TrainingSettings
@@ -85,9 +85,8 @@ def check_pose_length(options: TrainingSettings, stages: list[Stage], parts: int
             f"--pose-length {size} does not go with methods that have an attention of their own (Self-Extend, "
             "ReRoPE, dual chunk attention)."
         )
-    for stage in stages:
-        if is_moving(stock := stage.encoding.stock or {}):
-            raise HarpeError(_moving(size, str(stock["rope_type"])))
+    if moving := moving_stage(stages):
+        raise HarpeError(_moving(size, moving))
 
 
 def pose_notes(size: int, length: int) -> list[str]:

@@ -7,7 +7,7 @@ runs, and another all-to-all goes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from harpe.distributed.layout import Layout
+from harpe.distributed.layout import Layout, refuse_shared
 from harpe.errors import HarpeError, optional_module
+from harpe.methods.types import Stage
+from harpe.models.angles import moving_beside, moving_stage
 from harpe.models.geometry import sliding_layers, text_config
 from harpe.models.per_head import key_value_heads
 
@@ -34,6 +36,20 @@ def check_installed() -> None:
 def _ulysses() -> Any:
     module = "deepspeed.runtime.sequence_parallel.ulysses_sp"
     return optional_module(module, "deepspeed", "--sequence-parallel needs", "scale").UlyssesSPAttentionHF
+
+
+def check_shared_stages(stages: Iterable[Stage], parts: int) -> None:
+    """Refuse positions that follow the length of the text where `parts` processes share one: each would take the end of
+    its own piece for that of the text, and rotate the same text in as many ways.
+
+    Raises HarpeError.
+    """
+    if moving := moving_stage(stages):
+        _refuse_moving(moving, parts)
+
+
+def _refuse_moving(moving: str, parts: int) -> None:
+    refuse_shared(f"Rope type {moving}, which rotates by how long a text is,", parts, "take another method")
 
 
 def check_sequence_parallel(model: PreTrainedModel, parts: int, length: int) -> None:
@@ -54,6 +70,8 @@ def check_sequence_parallel(model: PreTrainedModel, parts: int, length: int) -> 
     if parts == 1:
         return
     config = text_config(model.config)
+    if moving := moving_beside(config):
+        _refuse_moving(moving, parts)
     attention, heads, shared = config._attn_implementation, config.num_attention_heads, key_value_heads(config)
     alone = "Give --sequence-parallel 1, or another number."
     if length % parts:

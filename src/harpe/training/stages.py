@@ -26,7 +26,12 @@ from harpe.training.outcome import check_outcome, weight_norm
 from harpe.training.pieces import Pieces
 from harpe.training.pose import SkippedPositions, check_pose_length, check_skips, skipped_positions
 from harpe.training.progress import JsonlLog, Report
-from harpe.training.sequence_parallel import check_exchange, check_sequence_parallel, sequence_parallel
+from harpe.training.sequence_parallel import (
+    check_exchange,
+    check_sequence_parallel,
+    check_shared_stages,
+    sequence_parallel,
+)
 from harpe.training.state import load_model_state
 from harpe.training.tiles import check_tiles, mlp_tiles
 from harpe.training.trainer import Schedule, StageTrainer, arguments
@@ -76,6 +81,7 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
         )
     sequences = [step_tokens // options.sequence(stage.length) for stage in stages]
     check_layout(layout, sequences, options.micro_batch)
+    check_shared_stages(stages, layout.sequence_parallel)
     check_document_mask(options.document_mask, list(stages), layout.sequence_parallel)
     check_pose_length(options, list(stages), layout.sequence_parallel)
     check_longce(options, list(stages), layout.sequence_parallel)
