@@ -13,7 +13,7 @@ import torch
 from harpe.distributed.layout import Layout
 from harpe.errors import HarpeError
 from harpe.files import read_jsonl
-from harpe.methods.types import SelfExtend, Stage, per_head_encoding, shared_encoding
+from harpe.methods.types import SelfExtend, Stage, per_head_encoding, shared_encoding, stock_encoding
 from harpe.models.apply import apply_encoding
 from harpe.models.geometry import read_geometry
 from harpe.models.head import hidden_states
@@ -132,6 +132,29 @@ def test_a_training_begins_with_the_loss_of_documents_alone(make_tiny: Any, tmp_
         losses.append([row["loss"] for row in read_jsonl(tmp_path / str(size) / "stage-1" / "log.jsonl")])
     assert losses[0][0] == pytest.approx(float(alone(model.eval(), mask).detach()), abs=1e-5)
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][-1] < losses[0][0] - 0.3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_documents_that_restart_are_refused_where_the_longest_would_decide_how_the_others_turn(
+    make_tiny: Any, kind: str
+) -> None:
+    """Stock transformers reads the second document, of 13 tokens, otherwise beside one of 51 than alone."""
+    rope: dict[str, Any] = {"rope_type": kind, "factor": 4.0}
+    if kind == "longrope":
+        sets = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+        rope |= {**sets, "original_max_position_embeddings": 32}
+    stock = make_tiny("llama", max_position_embeddings=32, rope_parameters={**rope, "rope_theta": 1e4})
+    places = torch.cat([torch.arange(51), torch.arange(13)])[None]
+    beside, alone_ = (stock.model.rotary_emb(torch.zeros(1), at)[0][:, -13:] for at in (places, places[:, -13:]))
+    assert not torch.equal(beside, alone_)
+    geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
+    stages = [Stage(stock_encoding(rope, geometry), LENGTH, 1.0)]
+    with pytest.raises(HarpeError, match=f"restart: rope type {kind} .*Give --document-mask run-on"):
+        check_stages(stages, options(document_mask="restart"))
+    with pytest.raises(HarpeError, match=f"restart: rope type {kind} "):
+        check_documents(stock, "restart")
+    check_stages(stages, options(document_mask="run-on"))
 
 
 def test_what_cannot_be_kept_inside_documents_is_refused(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from harpe.distributed.layout import refuse_shared
 from harpe.errors import HarpeError
 from harpe.methods.types import Stage
+from harpe.models.angles import moving_rope, moving_stage
 from harpe.models.geometry import text_config
 from harpe.models.head import hidden_states, within
 from harpe.options.training import DocumentMask
@@ -79,6 +80,17 @@ def check_document_mask(mask: DocumentMask, stages: list[Stage], parts: int) -> 
         raise HarpeError(
             f"--document-mask {mask} does not go with methods that have an attention of their own (Self-Extend, "
             "ReRoPE, dual chunk attention)."
+        )
+    _refuse_moving(mask, moving_stage(stages))
+
+
+def _refuse_moving(mask: DocumentMask, moving: str | None) -> None:
+    """run-on may have such a rope type: all documents have positions of the one sequence, whose length decides."""
+    if mask == "restart" and moving is not None:
+        raise HarpeError(
+            f"--document-mask restart: rope type {moving} rotates by how long a text is and takes the longest document "
+            "of a batch for that, so that the others are not read as if alone. Give --document-mask run-on, or take "
+            "another method."
         )
 
 
@@ -201,6 +213,7 @@ def check_documents(model: PreTrainedModel, mask: DocumentMask) -> None:
     """
     if mask == "none":
         return
+    _refuse_moving(mask, moving_rope(model.config))
     ids = torch.arange(1, TOKENS + 1, device=model.device)[None] % text_config(model.config).vocab_size
     other, training = ids.clone(), model.training
     other[:, :FIRST] = ids[:, :FIRST].flip(1)
