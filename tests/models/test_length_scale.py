@@ -22,7 +22,7 @@ from harpe.commands.export import export
 from harpe.errors import HarpeError
 from harpe.methods.registry import make_stages, method_named
 from harpe.methods.types import SelfExtend, Stage, per_head_encoding, shared_encoding, with_length_scale
-from harpe.models.apply import apply_encoding
+from harpe.models.apply import apply_encoding, check_encoding
 from harpe.models.export import export_checkpoint
 from harpe.models.geometry import changed_layers, read_geometry
 from harpe.models.load import load_model
@@ -340,10 +340,15 @@ def test_a_family_that_would_undo_it_is_refused_before_texts_are_read(workspace:
     assert not (workspace / "run" / "data").exists()
 
 
-def test_frequencies_of_a_stock_type_become_a_table_with_its_factor() -> None:
-    model = short("llama")
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_frequencies_of_a_stock_type_become_a_table_with_its_factor(family: str) -> None:
+    """Also where the configuration has another trained context beside its rope parameters, of 4,096 tokens in Phi-3,
+    which transformers prefers."""
+    model = short(family)
     geometry = read_geometry(model.config, "x")
     (stage,) = make_stages(method_named("yarn"), geometry, 512, {"length_scale": 1.0})
+    (kept,) = make_stages(method_named("longrope"), geometry, 512, {"long_factor": [2.0] * 8})  # stays a stock type
+    check_encoding(model.config, kept.encoding, geometry, 512)
     apply_encoding(model, stage.encoding, geometry, 512)
     rope = model.config.rope_parameters
     assert len(rope["frequencies"]) == 2 and rope["attention_factor"] == pytest.approx(1 + 0.1 * math.log(8))

@@ -129,10 +129,7 @@ def apply_encoding(
     if sliding_window == "off":
         remove_windows(model)
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
-    config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
-    if hasattr(config, "original_max_position_embeddings") and "original_max_position_embeddings" in entry:
-        # transformers prefers it to the one in the entry (Phi-3, and exports that older programs can read)
-        config.original_max_position_embeddings = entry["original_max_position_embeddings"]
+    _put(config, entry, key)
     config.harpe_original_length = geometry.original_length
     dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"
     # transformers' dynamic NTK takes this number for the trained context, beyond which it changes the base
@@ -147,6 +144,13 @@ def apply_encoding(
     return apply_attention(model, encoding.attention)
 
 
+def _put(config: PreTrainedConfig, entry: dict[str, Any], key: str | None) -> None:
+    config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
+    if hasattr(config, LENGTH) and LENGTH in entry:
+        # transformers prefers it to the one in the entry (Phi-3, and exports that older programs can read)
+        setattr(config, LENGTH, entry[LENGTH])
+
+
 def check_encoding(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> None:
     """Refuse, by the configuration alone, a stock rope type that the family makes something else of (`check_applied`).
 
@@ -155,7 +159,7 @@ def check_encoding(config: PreTrainedConfig, encoding: Encoding, geometry: Model
     config = copy.deepcopy(text_config(config))
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
     if entry["rope_type"] != ROPE_TYPE:
-        config.rope_parameters = entry if key is None else {**config.rope_parameters, key: entry}
+        _put(config, entry, key)
         check_applied(config, find_family(config).rotary, dict(entry), key)
 
 

@@ -124,6 +124,8 @@ def stock_frequencies(
     """
     view = copy.copy(config)
     view.rope_parameters = dict(rope) if layer_type is None else {**config.rope_parameters, layer_type: dict(rope)}
+    if LENGTH in rope and hasattr(view, LENGTH):
+        setattr(view, LENGTH, rope[LENGTH])  # transformers prefers it to the entry's (Phi-3)
     kind = rope.get("rope_type", "default")
     form: Any = getattr(rotary, "compute_default_rope_parameters") if kind == "default" else ROPE_INIT_FUNCTIONS[kind]  # noqa: B009
     with torch.device("cpu"):
