@@ -109,6 +109,14 @@ def test_a_run_takes_the_beginning_of_a_longer_stream_and_knows_its_overlap(work
     assert found["training_hash"] == data.hash and found["share"] > 0.9  # the texts were trained on, and that is told
 
 
+def test_texts_too_few_for_the_stages_are_told_before_anything_is_trained(workspace: Path) -> None:
+    """Without --tokens: one step, of two stages."""
+    assert PackedDataset(prepared(workspace, tokens=512)).tokens == 512
+    with pytest.raises(HarpeError, match=r"Stage 1 has 0\.5 of 512 tokens, less than one step of 512; give more"):
+        extended(workspace, method="abf-staged", tokens=0)
+    assert not (workspace / "run").exists()
+
+
 def test_a_shorter_length_is_cut_from_the_stream_and_a_longer_one_is_refused(workspace: Path) -> None:
     prepared(workspace, length=512)
     extended(workspace)

@@ -207,7 +207,10 @@ def _texts(options: ExtendOptions, run: Path, decided: _Decided, reporter: Repor
         going_on=options.resume,
         say=reporter.say,
     )
-    check_budget(replace(decided.training, tokens=options.tokens or data.tokens), data)
+    training = replace(decided.training, tokens=options.tokens or data.tokens)
+    check_budget(training, data)
+    # without --tokens, how many there are is known only here
+    check_stages(decided.row.stages, training, decided.layout)
     return data
 
 

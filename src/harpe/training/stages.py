@@ -59,7 +59,7 @@ def check_stages(stages: Sequence[Stage], options: TrainingSettings, layout: Lay
         if count < 1:
             raise HarpeError(
                 f"Stage {number} has {stage.share:.3g} of {options.tokens} tokens, less than one step of "
-                f"{step_tokens}; give more --tokens."
+                f"{step_tokens}; give more --tokens (without, all of --data are taken), or a smaller --batch-tokens."
             )
         size = options.sequence(stage.length)
         if stage.length % size:
