@@ -276,6 +276,7 @@ def test_other_methods_give_checkpoints_of_stock_rope_types(
         ({"length": 100_000, "tokens": 0}, "one sequence needs 100000"),
         ({"resume": True}, "no run in"),
         ({"learning_rate": -1.0}, "must be above 0"),
+        ({"micro_batch": 0}, "--micro-batch is 0; it must be at least 1"),
         ({"tokenizer": "/nowhere"}, "no checkpoint folder"),
     ],
 )

@@ -160,6 +160,7 @@ def _decided(options: ExtendOptions, run: Path, processes: int, why: str, report
         check_encoding(source.config(), stage.encoding, source.geometry, stage.length)
     parameters = source.parameters()
     training, reason = settle_training(options, run, tokens=options.tokens or sys.maxsize, seed=options.seed)
+    training.check(options.length)
     check_lora(training.adapters)
     sequences = [training.step_tokens(options.length) // training.sequence(stage.length) for stage in row.stages]
     memory = MemoryCheck(source.config(), options.length, training, processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -141,14 +142,21 @@ class TrainingSettings(TrainingOptions):
     def check(self, length: int) -> None:
         """Raise HarpeError for settings that cannot work at a sequence length."""
         self.check_adapters()
-        if self.learning_rate <= 0:
-            raise HarpeError(f"--learning-rate is {self.learning_rate}; it must be above 0.")
+        for name, value, least in (
+            ("--micro-batch", self.micro_batch, 1),
+            ("--save-every", self.save_every, 1),
+            ("--batch-tokens", self.batch_tokens, 0),
+        ):
+            if value < least:
+                raise HarpeError(f"{name} is {value}; it must be at least {least}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise HarpeError(f"--learning-rate is {self.learning_rate}; it must be above 0, and finite.")
         if not 0 <= self.warmup_share <= 1:
             raise HarpeError(f"--warmup-share is {self.warmup_share}; it is a share of the steps, from 0 to 1.")
-        if self.weight_decay < 0 or self.max_grad_norm <= 0:
+        if not (0 <= self.weight_decay < math.inf and self.max_grad_norm > 0):
             raise HarpeError(
-                f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must not be "
-                "below 0, the other must be above it."
+                f"--weight-decay is {self.weight_decay} and --max-grad-norm {self.max_grad_norm}; the one must be "
+                "finite and not below 0, the other must be above it."
             )
         if self.tokens < length:
             raise HarpeError(
