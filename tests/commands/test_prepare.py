@@ -33,6 +33,7 @@ from harpe.options.measuring import EvaluateOptions
 from harpe.options.runs import CompareOptions
 from harpe.reporter import Reporter
 from harpe.runs.corpus import TextCorpus
+from harpe.runs.texts import packed
 
 SETTINGS: dict[str, Any] = {
     "length": 256,
@@ -107,6 +108,19 @@ def test_a_run_takes_the_beginning_of_a_longer_stream_and_knows_its_overlap(work
     )
     found = read_json(workspace / "run" / "harpe" / "scores" / "perplexity.json")["overlap"]
     assert found["training_hash"] == data.hash and found["share"] > 0.9  # the texts were trained on, and that is told
+
+
+def test_a_run_that_goes_on_in_another_folder_reads_prepared_texts_at_its_own_length(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There --data, relative, names nothing; the run's links are good."""
+    prepared(workspace, length=512)
+    tokenizer, lengths = load_tokenizer(str(workspace / "model")), []
+    for place in (workspace, workspace / "model"):
+        monkeypatch.chdir(place)
+        data = packed(workspace / "run" / "data" / "256", "prepared", tokenizer, 256)
+        lengths.append((data.length, len(data[0]["input_ids"])))
+    assert lengths == [(256, 256)] * 2
 
 
 def test_texts_too_few_for_the_stages_are_told_before_anything_is_trained(workspace: Path) -> None:

@@ -100,7 +100,7 @@ def packed(
         )
     if (folder / "index.json").is_file():
         tidy(folder)
-        return PackedDataset(folder)
+        return PackedDataset(folder, length)  # of links, whose index has the length that was prepared
     tokenizer = reading_tokenizer(tokenizer, split_special_tokens)
     documents, description = training_documents(data, text_field, tokens, tokenizer)
     reading = Watched(documents, tokenizer)
