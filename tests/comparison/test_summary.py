@@ -74,6 +74,15 @@ def test_a_difference_says_how_many_seeds_it_has() -> None:
     assert value["differences"]["a"]["seeds"] == 1 and value["values"]["base"]["seeds"] == 3
 
 
+def test_what_has_to_be_known_of_short_benchmarks_is_said_once_for_the_rows_that_it_is_of(tmp_path: Path) -> None:
+    cut = {"longbench2": {"score": 9.0, "note": "the beginning of 3 questions was cut off"}, "piqa": {"score": 9.0}}
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "seed-0" / "scores" / "short" / "short.json", {"tasks": cut})
+    methods = [{"name": name, "title": title} for name, title in TITLES.items()]
+    said = summary._notes(tmp_path, {"methods": methods, "seeds": [0]})
+    assert said == ["Row A; Row B: longbench2: the beginning of 3 questions was cut off."]
+
+
 def test_a_report_is_of_the_scores_that_are_there_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "check_rows", lambda run, plan: None)
     monkeypatch.setattr(summary, "collect", lambda *given: [])

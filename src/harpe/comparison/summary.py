@@ -42,7 +42,7 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "measures": measures,
         "positions": _positions(run, plan, resamples),
         "lengths": _lengths(run, plan, resamples),
-        "reading": [*_reading(plan, measures), *_not_measured(plan, measures)],
+        "reading": [*_reading(plan, measures), *_not_measured(plan, measures), *_notes(run, plan)],
         "scores": _scores(run, plan),
     }
     write_json(run / "summary.json", value)
@@ -190,6 +190,17 @@ def _not_measured(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> l
         f"Asked for, and without a value in any method: {'; '.join(missing)}. What there is of it stands in the "
         "methods' folders."
     ]
+
+
+def _notes(run: Path, plan: dict[str, Any]) -> list[str]:
+    """What suites have to say of rows' values; once where several rows have it."""
+    found: dict[str, dict[str, None]] = {}
+    for method in plan["methods"]:
+        for seed in sorted({0, *plan["seeds"]}):
+            for suite in SUITES:
+                for note in suite.notes(run / method["name"] / f"seed-{seed}" / "scores"):
+                    found.setdefault(note, {})[method["title"]] = None
+    return [f"{'; '.join(titles)}: {note}" for note, titles in found.items()]
 
 
 def _is(name: str, asked: str) -> bool:

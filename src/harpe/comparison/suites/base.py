@@ -131,6 +131,10 @@ class Suite(ABC):
     def measures(self, scores: Path) -> Iterator[Measured]:
         """What was measured of a row, a number a unit."""
 
+    def notes(self, scores: Path) -> Iterator[str]:
+        """What has to be known of a row's values, in sentences."""
+        yield from ()
+
     def by_length(self, scores: Path) -> Iterator[AnsweredTask]:
         """What was asked of a row at one or more lengths, for the effective length and the length score."""
         yield from ()

@@ -107,6 +107,11 @@ class Short(Suite):
         if len(tasks) > 1 and not missing:  # of a row that failed on the way it would be a mean of other tasks
             yield Measure("short-mean", "mean of the short benchmarks", "%", "higher", "short"), everything
 
+    def notes(self, scores: Path) -> Iterator[str]:
+        """Of questions that lost their beginning, and of scores that are not those of others."""
+        if (path := scores / "short" / "short.json").is_file():
+            yield from (f"{name}: {task['note']}." for name, task in read_json(path)["tasks"].items() if "note" in task)
+
     def asked(self, of: ShortTasks) -> dict[str, str]:
         return {f"short-{name}": name for name in names_of(of.tasks)}
 
