@@ -149,17 +149,16 @@ def test_the_time_of_measuring_is_that_of_all_starts_of_a_row(
 ) -> None:
     run = compared("none")
     record, kept = run / "none" / "seed-0" / "record.json", run / "none" / "seed-0" / "scores" / "seconds.json"
-    assert 0 < read_json(record)["evaluate_seconds"] == pytest.approx(read_json(kept)["seconds"], abs=0.1)
+    assert read_json(record)["evaluate_seconds"] > 0 and not kept.exists()
     clock = [1000.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
-    kept.unlink()
     first = worker.Timed(kept, Reporter())
     for clock[0], seconds in ((1000 + worker.KEPT_EVERY, 30), (1000 + 1.5 * worker.KEPT_EVERY, 30), (1500, 500)):
         first.progress("samples", 1, 2)  # the last one before a kill
         assert read_json(kept)["seconds"] == seconds
     record.unlink()
     work(run, "none", 0, Reporter())  # by a clock that stands
-    assert read_json(record)["evaluate_seconds"] == 500
+    assert read_json(record)["evaluate_seconds"] == 500 and not kept.exists()
 
 
 def test_rows_that_do_not_say_what_they_are_of_get_no_new_row(compared: Compare, workspace: Path) -> None:

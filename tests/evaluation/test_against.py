@@ -71,7 +71,7 @@ def test_the_mean_over_tasks_counts_every_task_the_same() -> None:
     assert mean_of_differences([[1.0] * 1000, [0.0]]).value == 0.5
 
 
-def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path) -> None:
+def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     after = short_folder(tmp_path / "after", {"a": [1.0, 0.0]})
     with pytest.raises(HarpeError, match=r"holds no short.json"):
         compare_short(tmp_path / "nowhere", after, ["a"])
@@ -84,6 +84,7 @@ def test_other_questions_prompts_or_missing_scores_are_refused(tmp_path: Path) -
             compare_short(folder, after, ["a"])
     value = read_json(tmp_path / "3" / "short.json")
     write_json(tmp_path / "3" / "short.json", {**value, "tasks": {"a": {"metrics": {"word_perplexity": 9.0}}}})
+    monkeypatch.setattr("harpe.suites.short._read", lambda options, names: ({}, None))
     for folder, reason in ((tmp_path / "3", "a has no score of every question"), (tmp_path / "none", "no short.json")):
         with pytest.raises(HarpeError, match=reason):  # before the model is loaded, which there is none of
             measure_short(ShortOptions(model="no/model", tasks="a", out=str(tmp_path / "x"), against=str(folder)))

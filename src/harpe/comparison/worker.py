@@ -134,6 +134,7 @@ def work(run: Path, name: str, seed: int, reporter: Reporter, processes: RowProc
     entries = [method for method in plan["methods"] if method["name"] == name]
     check_rows(run, plan | {"methods": entries, "seeds": [seed]})
     write_json(folder / "record.json", {**spent, "inputs": inputs})
+    (folder / "scores" / "seconds.json").unlink(missing_ok=True)  # it stands in the record now
 
 
 def _check_inputs(folder: Path, pinned: Inputs, found: Inputs) -> None:

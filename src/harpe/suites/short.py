@@ -54,9 +54,11 @@ def measure_short(options: ShortOptions, reporter: Reporter | None = None) -> Pa
     path = Path(options.out) / "short.json"
     _check(options, names)
     definitions, tokenizer = ranks.on_every_rank(lambda: _read(options, names))
-    with held_scores(path.parent, ranks):
-        _measure_missing(options, names, definitions, tokenizer, path, ranks, reporter)
     against = options.against
+    with held_scores(path.parent, ranks):
+        if against is not None:
+            ranks.broadcast_from_rank0(lambda: check_short(Path(against), names))
+        _measure_missing(options, names, definitions, tokenizer, path, ranks, reporter)
     if against is not None:
         ranks.broadcast_from_rank0(lambda: compare_short(Path(against), path.parent, names))
     return path.parent
@@ -96,8 +98,6 @@ def _check(options: ShortOptions, names: list[str]) -> None:
         raise HarpeError(f"--batch-size {options.batch_size}: at least one question has to be asked at a time.")
     if wrong := [name for name in names if Path(name).name != name]:
         raise HarpeError(f"--tasks {', '.join(wrong)}: a name of lm-eval's is wanted, not a path.")
-    if options.against is not None:
-        check_short(Path(options.against), names)
     folder = Path(options.out)
     records = [file for name in names for file in record_files(folder / f"{name}.requests.jsonl")]
     against = [folder / name for name in WRITTEN] if options.against is not None else []
@@ -114,7 +114,10 @@ def _named(options: ShortOptions) -> list[str]:
 
 
 def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
-    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
+    config, tokenizer = (
+        load_config(options.model, options.revision),
+        load_tokenizer(*options.tokenizer_of(options.model)),
+    )
     definitions: Definitions = {}
     for name in names:
         if is_helmet(name):
@@ -126,7 +129,7 @@ def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrai
             _data_sets(options).needed(name)  # which knows lm-eval's names
             if options.offline:
                 _data_sets(options).check(name)
-    check_vocabulary(load_config(options.model, options.revision), tokenizer, options.model)
+    check_vocabulary(config, tokenizer, options.model)
     return definitions, tokenizer
 
 
