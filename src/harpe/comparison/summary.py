@@ -62,8 +62,8 @@ def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Mea
 
 
 def complete(run: Path) -> None:
-    """See that summary.json is there, whole, and of the score files that are: not of a comparison that was cut short,
-    of rows as they were before, or an earlier version's.
+    """See that summary.json is there, and of the score files that are: not of a comparison that was cut short, or of
+    rows as they were before. One of an earlier version, which does not say of which files it is, gets what it lacks.
 
     Raises HarpeError where rows have not read the same.
     """

@@ -114,11 +114,11 @@ def _named(options: ShortOptions) -> list[str]:
 
 
 def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrainedTokenizerBase]:
-    config, tokenizer = (
-        load_config(options.model, options.revision),
-        load_tokenizer(*options.tokenizer_of(options.model)),
-    )
+    config = load_config(options.model, options.revision)
+    tokenizer = load_tokenizer(*options.tokenizer_of(options.model))
     definitions: Definitions = {}
+    sets = _data_sets(options)
+    check = sets.check if options.offline else sets.needed  # both know lm-eval's names
     for name in names:
         if is_helmet(name):
             definitions[name] = helmet_tasks(name, _folder(options, "helmet"), tokenizer)
@@ -126,9 +126,7 @@ def _read(options: ShortOptions, names: list[str]) -> tuple[Definitions, PreTrai
             definitions[name] = offline_tasks(name, _folder(options, "short_bench"))
         else:
             definitions[name] = [as_lm_eval(name)]
-            _data_sets(options).needed(name)  # which knows lm-eval's names
-            if options.offline:
-                _data_sets(options).check(name)
+            check(name)
     check_vocabulary(config, tokenizer, options.model)
     return definitions, tokenizer
 
