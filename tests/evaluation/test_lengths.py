@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 
@@ -86,7 +87,8 @@ def naive(
     tasks = sorted({task for _, task in scores})
     seeds = len(next(iter(scores.values())))
     for _ in range(resamples):
-        picked = [draw.randrange(seeds) for _ in range(seeds)] if seeds >= 3 else list(range(seeds))
+        normal = [draw.gauss(0, 1) for _ in range(seeds)]
+        chi = draw.gammavariate((seeds - 1) / 2, 2) ** 0.5 if seeds >= 3 else math.inf
         rows: dict[tuple[int, str], list[int]] = {}
         for task in tasks:
             for length in lengths:
@@ -96,10 +98,12 @@ def naive(
         means = []
         for length in lengths:
             by_task = [
-                statistics.mean(scores[length, task][s][i] for s in picked for i in rows[length, task])
+                statistics.mean(scores[length, task][s][i] for s in range(seeds) for i in rows[length, task])
                 for task in tasks
             ]
-            means.append(statistics.mean(by_task))
+            whole = [statistics.mean(statistics.mean(scores[length, task][s]) for task in tasks) for s in range(seeds)]
+            other = sum(z * (x - statistics.mean(whole)) for z, x in zip(normal, whole, strict=True)) / chi / seeds**0.5
+            means.append(min(max(statistics.mean(by_task) + other, 0.0), 1.0))
         base = max(m for m, length in zip(means, lengths, strict=True) if length <= trained)
         kept = [length for m, length in zip(means, lengths, strict=True) if m >= 0.85 * base - 1e-9]
         at = np.log2(lengths)

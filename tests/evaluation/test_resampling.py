@@ -28,26 +28,51 @@ def test_the_value_is_the_weighted_mean_and_the_mean_over_tasks() -> None:
     assert resample(np.array([[1.0, 1, 1, 1, 0]]), tasks).value == pytest.approx(0.5)
 
 
-def test_draws_are_those_of_a_naive_loop() -> None:
-    """The same draws, one document and one seed at a time."""
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_draws_are_those_of_a_naive_loop(seeds: int) -> None:
+    """The same draws, one document at a time; so few seeds are averaged."""
     rng = np.random.default_rng(3)
-    totals, units = rng.random((3, 7)) * 5, Units.of(rng.integers(1, 9, 7).tolist(), [0, 0, 1, 1, 1, 2, 2])
+    totals, units = rng.random((seeds, 7)) * 5, Units.of(rng.integers(1, 9, 7).tolist(), [0, 0, 1, 1, 1, 2, 2])
     found = resample(totals, units, resamples=50, seed=11).resampled
     again = np.random.default_rng(11)
     counts = np.zeros((50, 7))
     for task in (0, 1, 2):
         part = [i for i in range(7) if units.strata[i] == task]
         counts[:, part] = again.multinomial(len(part), [1 / len(part)] * len(part), size=50)
-    picks = again.integers(0, 3, (50, 3))
     for b in range(50):
         means = []
-        for s in picks[b]:
+        for s in range(seeds):
             by_task = []
             for task in (0, 1, 2):
                 drawn = [i for i in range(7) if units.strata[i] == task for _ in range(int(counts[b, i]))]
                 by_task.append(sum(totals[s, i] for i in drawn) / sum(units.weights[i] for i in drawn))
             means.append(sum(by_task) / 3)
-        assert found[b] == pytest.approx(sum(means) / 3, rel=1e-12)
+        assert found[b] == pytest.approx(sum(means) / seeds, rel=1e-12)
+
+
+@pytest.mark.parametrize(("seeds", "quantile"), [(3, 4.3027), (5, 2.7764), (8, 2.3646)])
+def test_where_only_seeds_differ_the_interval_and_p_are_those_of_a_t_test(seeds: int, quantile: float) -> None:
+    """Quantiles of Student's t for 95%, from a printed table: a mean just that far from zero has p = 0.05."""
+    effects = np.random.default_rng(6).standard_normal(seeds)
+    half = quantile * effects.std(ddof=1) / np.sqrt(seeds)
+    effects += half - effects.mean()
+    found = resample(np.tile(effects[:, None], (1, 12)), Units.of([1.0] * 12), resamples=200_000)
+    assert found.interval().high == pytest.approx(2 * half, rel=0.03)
+    assert found.interval().low == pytest.approx(0, abs=0.05 * half)
+    assert found.p_value() == pytest.approx(0.05, abs=0.003)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(("between", "within", "noise"), [(1.0, 1.0, 0.3), (1.0, 0.1, 0.1), (0.3, 2.0, 2.0)])
+def test_one_in_twenty_differences_that_are_none_is_called_real_at_most(
+    seeds: int, between: float, within: float, noise: float
+) -> None:
+    """A bootstrap of three seeds calls 14 to 22 in a hundred real."""
+    rng, units, called, runs = np.random.default_rng(7), Units.of([1.0] * 24), 0, 600
+    for run in range(runs):
+        values = crossed(rng, seeds, 24, between / 5, within, noise)
+        called += resample(values, units, resamples=400, seed=run).p_value() < 0.05
+    assert called / runs < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / runs)
 
 
 def test_documents_shared_by_seeds_are_not_averaged_away() -> None:
@@ -62,7 +87,7 @@ def test_documents_shared_by_seeds_are_not_averaged_away() -> None:
 def test_seeds_widen_the_interval_from_three_on() -> None:
     values = crossed(np.random.default_rng(1), 3, 400, 1.0, 0.05, 0.05)
     units = Units.of([1.0] * 400)
-    both, documents = resample(values, units).interval(), resample(values, units, over_seeds=False).interval()
+    both, documents = resample(values, units).interval(), resample(values.mean(0), units).interval()
     assert both.high - both.low > 10 * (documents.high - documents.low)
     two = resample(values[:2], units).interval()
     assert two.high - two.low == pytest.approx(documents.high - documents.low, rel=0.5)

@@ -19,8 +19,6 @@ from harpe.runs.length_scores import summarised
 from harpe.runs.position_losses import common_seeds, gathered, position_differences
 
 LEVEL = 0.05
-ENOUGH_SEEDS = 6
-"""Below this a sentence warns of intervals that are drawn from so few."""
 MEANS = ("needles-mean", "ruler-niah", "long-mean")
 """Scores at the target length that `reading` tells."""
 
@@ -113,8 +111,9 @@ def _measured(
         if not seeds:
             continue
         found = resample(measure.totals(method, seeds), units, resamples=resamples)
+        interval = found.interval().within(0, 1 if measure.unit == "%" else math.inf)
         values[method] = {
-            **found.interval().as_dict(scale=scale),
+            **interval.as_dict(scale=scale),
             "seeds": len(seeds),
             "documents": len(units.weights),
             "by_seed": [scale * each for each in found.by_seed],
@@ -167,12 +166,6 @@ def _reading(plan: dict[str, Any], measures: Sequence[dict[str, Any]]) -> list[s
         sentences.append(
             f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: intervals hold the spread of documents only, "
             "and say nothing of what another seed would give."
-        )
-    elif len(seeds) < ENOUGH_SEEDS:
-        sentences.append(
-            f"{len(seeds)} training seeds: intervals from so few are too narrow where seeds differ as much as "
-            "documents do. With three, up to one in five of the differences that are none is then called real, where "
-            "one in 20 should be."
         )
     return sentences
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,11 @@ class Interval:
         two that agree has no width."""
         enough = self.units is None or 2.0 ** (1 - self.units) < 1 - LEVEL
         return enough and (self.low > 0 or self.high < 0)
+
+    def within(self, low: float, high: float) -> Interval:
+        """The same with ends between two bounds (a share's), or up to the value where that lies beyond one."""
+        low, high = min(low, self.value), max(high, self.value)
+        return replace(self, low=min(max(self.low, low), high), high=min(max(self.high, low), high))
 
     def as_dict(self, name: str = "value", scale: float = 1.0) -> dict[str, float]:
         """For files: the value under `name`, then its ends, all times `scale`."""

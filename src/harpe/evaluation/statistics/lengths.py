@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES
+from harpe.evaluation.statistics.resampling import RESAMPLES, student
 
 KEPT = 0.85
 """Of the base score, at the effective length."""
@@ -77,14 +77,10 @@ class ByLength:
     def over_seeds(self, models: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The mean over models that differ by their training seed: [lengths], and [resamples, lengths].
 
-        Seeds are drawn too where there are three or more of them, the same for all methods with that many.
+        Where there are three seeds or more, the spread holds theirs, drawn alike for all methods with that many.
         """
-        picked = self.resampled[:, list(models)]
-        if len(models) >= FEWEST_SEEDS:
-            rng = np.random.default_rng([self.seed, len(models)])
-            picks = rng.integers(0, len(models), (len(picked), len(models)))
-            picked = np.take_along_axis(picked, picks[:, :, None], axis=1)
-        return self.scores[list(models)].mean(0), picked.mean(1)
+        picked, whole = self.resampled[:, list(models)], self.scores[list(models)]
+        return whole.mean(0), np.clip(picked.mean(1) + student(whole, len(picked), self.seed), 0.0, 1.0)
 
 
 def resample_lengths(asked: Sequence[Asked], *, resamples: int = RESAMPLES, seed: int = 0) -> ByLength:
