@@ -129,7 +129,8 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
         `replace`.
     """
     from harpe.models.gguf_header import read_config, read_header
-    from harpe.models.gguf_tokenizer import check_kept, read_tokenizer
+    from harpe.models.gguf_tokenizer import read_tokenizer
+    from harpe.models.kept_tokenizer import loaded_as
 
     header = read_header(file)
     config = read_config(header)
@@ -141,7 +142,12 @@ def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:
         _check_disk(temporary, header, dtype.itemsize)
         config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        check_kept(tokenizer, temporary, config, file)
+        if (other := loaded_as(tokenizer, temporary, config)) is not None:
+            raise HarpeError(
+                f"{file} has a tokenizer that transformers would load as another one: for models of "
+                f"{config.model_type} it always takes {other}. Name the checkpoint in safetensors that it was made "
+                "from."
+            )
         weights = {place: _tensor(header, name, config).to(dtype) for name, place in places.items()}
         model.save_pretrained(temporary, state_dict=weights, max_shard_size="5GB")
         config.save_pretrained(temporary)

@@ -6,12 +6,11 @@ Oracles were llama.cpp's own tokenizer and the tokenizers that the files had bee
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from harpe.errors import HarpeError
@@ -134,26 +133,3 @@ def _backend(header: Header) -> Tokenizer:
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) and state["model"]["vocab"][token] == index
     ]
     return Tokenizer.from_str(json.dumps(state))
-
-
-def check_kept(tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrainedConfig, path: Path) -> None:
-    """Refuse a tokenizer that is another one when it is loaded from the folder it was saved to.
-
-    transformers has one class for all tokenizers of some families, which splits texts by its own rule whatever the
-    saved one says.
-
-    Raises HarpeError.
-    """
-    kept = AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
-    if _what_splits(kept) != _what_splits(tokenizer):
-        raise HarpeError(
-            f"{path} has a tokenizer that transformers would load as another one: for models of {config.model_type} "
-            f"it always takes {type(kept).__name__}. Name the checkpoint in safetensors that it was made from."
-        )
-
-
-def _what_splits(tokenizer: Any) -> list[Any]:
-    """All that decides which tokens a text becomes."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = [state["model"].get(key) for key in ("vocab", "merges", "ignore_merges", "byte_fallback")]
-    return [*model, *(state[key] for key in ("added_tokens", "normalizer", "pre_tokenizer"))]

@@ -11,6 +11,7 @@ from harpe.distributed.layout import ONE_PROCESS, Layout
 from harpe.models.geometry import check_sliding_window, layer_notes, read_geometry, remove_window
 from harpe.models.gguf import origin_note
 from harpe.models.head import check_head
+from harpe.models.kept_tokenizer import check_kept
 from harpe.models.load import load_config, load_model, load_tokenizer, to_accelerator
 from harpe.models.rotation_check import check_rotation
 from harpe.models.vocabulary import check_vocabulary
@@ -78,5 +79,6 @@ def open_source(
     )
     loaded = load_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_vocabulary(config, loaded, name)
+    check_kept(loaded, config, tokenizer or name)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Source(name, revision, geometry, loaded, sliding_window, notes, dtype)
