@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,13 @@ import torch
 import yaml
 
 from harpe.comparison import jobs, worker
-from harpe.comparison.inputs import at_commit, check_rows, other
+from harpe.comparison.inputs import at_commit, check_rows, check_ways, other
 from harpe.comparison.recipe import read_recipe
 from harpe.comparison.run import compare
 from harpe.comparison.summary import complete, summarise
 from harpe.comparison.worker import work
 from harpe.errors import HarpeError
+from harpe.evaluation.identity import MEASURING
 from harpe.files import read_json, write_json, write_jsonl
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.options.runs import CompareOptions
@@ -247,6 +249,31 @@ def test_scores_of_a_suite_that_were_measured_in_another_way_are_never_paired(
     write_json(tmp_path / "b" / "seed-0" / "scores" / file, {key: way | change})
     with pytest.raises(HarpeError, match=rf"b \(seed 0\) differs .* in this: {named} of {called} "):
         check_rows(tmp_path, plan)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "verb"),
+    [
+        ("protocol.json", None, "evaluate"),
+        ("ruler-128/protocol.json", "answers", "ruler"),
+        ("long/protocol.json", "answers", "long"),
+        ("curve-books.json", "measurement", "perplexity"),
+        ("short/short.json", "measurement", "short"),
+    ],
+)
+def test_no_row_is_trained_beside_scores_that_another_version_measured(
+    tmp_path: Path, file: str, key: str | None, verb: str
+) -> None:
+    def write(number: int | None) -> None:
+        way = {"measuring": number}
+        write_json(tmp_path / "a" / "seed-0" / "scores" / file, {key: way} if key else way)
+
+    for number in (MEASURING[verb], None):  # None: a version that did not say
+        write(number)
+        check_ways(tmp_path)
+    write(MEASURING[verb] + 1)
+    with pytest.raises(HarpeError, match=f"{re.escape(file)} was measured by another version of harpe"):
+        check_ways(tmp_path)
 
 
 def test_rows_trained_on_other_streams_of_one_seed_are_never_paired(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harpe.comparison.suites.base import WAY
 from harpe.comparison.suites.registry import SUITES
 from harpe.data.packed import PackedDataset
 from harpe.data.token_ids import tokenizer_identity
 from harpe.errors import HarpeError
+from harpe.evaluation.identity import MEASURING
 from harpe.evaluation.run import HeldOut
 from harpe.files import read_json
 from harpe.models.identity import checkpoint_identity
@@ -139,6 +141,24 @@ def check_rows(run: Path, plan: dict[str, Any]) -> None:
                         f"{file}). It was trained or measured on something else, and nothing is compared. Delete "
                         f"{folder} and run the comparison again, which makes this row anew."
                     )
+
+
+def check_ways(run: Path) -> None:
+    """See, before another row is trained, that this version of harpe measures as those did that measured the others.
+
+    Raises HarpeError naming the first file that was measured in another way.
+    """
+    for scores in sorted(run.glob("*/seed-*/scores")):
+        for suite in SUITES:
+            now = MEASURING[suite.key or "evaluate"]
+            for path, facts in suite.told(scores):
+                for was in (value for name, value in facts.items() if name.startswith(WAY)):
+                    if was not in (None, now):
+                        raise HarpeError(
+                            f"{path} was measured by another version of harpe, in a way (number {was}) that is not "
+                            f"this one's ({now}): no row that is added could be compared with it. Go on with that "
+                            "version, or name another --out; `harpe report` shows what is there."
+                        )
 
 
 def _whole(told: Iterator[tuple[Path, dict[str, str]]], folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 import yaml
 
-from harpe.comparison.inputs import at_commit, check_rows, data_folder, held_out_of, inputs_of, pin, pinned_inputs
+from harpe.comparison.inputs import (
+    at_commit,
+    check_rows,
+    check_ways,
+    data_folder,
+    held_out_of,
+    inputs_of,
+    pin,
+    pinned_inputs,
+)
 from harpe.comparison.jobs import Job, run_jobs
 from harpe.comparison.plan import count_parameters, expected_seconds, make_plan, make_rows, plan_text
 from harpe.comparison.recipe import begun_recipe, read_recipe
@@ -114,6 +123,8 @@ def _compare(options: CompareOptions, run: Path, reporter: Reporter) -> Path:
     jobs = [(row, 0) for row in rows if not row.trained] + jobs
     _check_space(run, recipe, parameters, rows, options.jobs)
     going_on = (run / "recipe.yaml").is_file()
+    if not all(_is_done(run, job) for job in jobs):
+        check_ways(run)
     dtype = resume_dtype(recipe.dtype, run / "plan.json", "training", "dtype")
     processes, notes, about = _settled(recipe, source, rows, dtype[0], processes, options.jobs)
     added = _new_methods(run, asked) if going_on else None

@@ -155,11 +155,15 @@ def asked_of(scores: Path, key: str) -> dict[str, Any]:
     return (plan.is_file() and read_json(plan).get("evaluation", {}).get(key)) or {}
 
 
+WAY = "way of measuring"
+"""How facts begin that hold a number of `harpe.evaluation.identity.MEASURING`."""
+
+
 def way_of(of: Any, called: str) -> dict[str, Any]:
     """Facts for `told`, by names that no other suite has: how something was measured, of a measurement as files of
     scores keep it. What earlier versions did not keep is None, and compared with nothing."""
     there = of if isinstance(of, dict) else {}
-    found = {"way of measuring": there.get("measuring"), "dtype": there.get("dtype"), **there.get("options", {})}
+    found = {WAY: there.get("measuring"), "dtype": there.get("dtype"), **there.get("options", {})}
     return {f"{name} of {called}": value for name, value in found.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harpe.comparison.suites.base import Measure, Measured, Record, Subject, Suite, check_least
+from harpe.comparison.suites.base import WAY, Measure, Measured, Record, Subject, Suite, check_least
 from harpe.evaluation.run import EvaluationProtocol
 from harpe.files import read_json, read_jsonl
 from harpe.options.recipe import ComparisonRecipe, EvaluationRecipe
@@ -49,7 +49,7 @@ class Standard(Suite):
         if (path := scores / "protocol.json").is_file():
             value = read_json(path)
             words = {"held-out texts": "held_out", "protocol": "protocol", "dtype": "dtype"}
-            words |= {"settings of the tokenizer": "tokenizer", "way of measuring": "measuring"}
+            words |= {"settings of the tokenizer": "tokenizer", WAY: "measuring"}
             yield path, {name: value.get(key) for name, key in words.items()}
 
     def measures(self, scores: Path) -> Iterator[Measured]:
