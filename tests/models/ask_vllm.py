@@ -17,7 +17,8 @@ def ask(path: str, prompts: list, tokens: int, options: dict) -> dict:
 
     if options.get("tensor_parallel_size", 1) > 1:  # vLLM wants to be told where there is one NUMA node
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"{CORES[0]}|{CORES[-1]}"
-    engine = LLM(model=path, model_impl="transformers", dtype="float32", skip_tokenizer_init=True, seed=0, **options)
+    settings = {"model_impl": "transformers", "dtype": "float32", "skip_tokenizer_init": True, "seed": 0, **options}
+    engine = LLM(model=path, **settings)
     sampling = SamplingParams(
         temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, prompt_logprobs=0
     )

@@ -39,6 +39,9 @@ TWO_DEVICES = (*REPRESENTATIVES, "gemma2", "gpt_neox", "cohere", "qwen3_moe")
 """Split over two processes as well: layers of one and of two kinds, q, k and v in one weight, interleaved, experts.
 (Not Phi-3: vLLM 0.32 fails on its stock model in the same way.)"""
 
+ONE_TABLE = {"yarn": {}, "mrrope": {}, "by-parts": {"exponent": 2.0}, "abf": {"base": 3e5}}
+"""Methods whose exports are stock checkpoints, which vLLM's own models read, with its own RoPE."""
+
 
 def small(family: str) -> PreTrainedModel:
     """A random model of heads large enough for vLLM."""
@@ -81,6 +84,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
     trained = load_model("embedded")
     spread = [2e4 + 3e5 * head for head in range(heads_of(trained))]
     add("trained", extended(trained, spread, 2048).float(), load_model("embedded").float())
+    for method, settings in ONE_TABLE.items():
+        add(
+            method, harpe.apply(load_model("embedded"), method, length=2048, **settings).float(), load_model("embedded")
+        )
+        models[method] |= {"model_impl": "vllm", "trust_remote_code": False}
     models["compiled"] = {**models["llama"], "folder": "llama", "enforce_eager": False}
     for family in TWO_DEVICES:
         models[f"{family}-2"] = {
@@ -108,7 +116,9 @@ def furthest(answer: dict[str, Any], truth: dict[str, Any]) -> float:
     )
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "trained", "compiled", *(f"{family}-2" for family in TWO_DEVICES)])
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, "trained", "compiled", *ONE_TABLE, *(f"{family}-2" for family in TWO_DEVICES)]
+)
 def test_vllm_gives_the_log_probabilities_and_tokens_of_transformers(
     told: Any, name: str, record_property: Any
 ) -> None:
