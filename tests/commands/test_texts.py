@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import harpe
+from harpe.data import tokenised
 from harpe.data.packed import PackedDataset
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.load import load_tokenizer
 from harpe.reporter import Reporter
 from harpe.runs import foretell, texts
-from harpe.runs.texts import held_out_texts
+from harpe.runs.texts import held_out_texts, packed, training_ids
 
 DENSE = "𐌰𐌱𐌲𐌳𐌴 𐌵𐌶𐌷 " * 30  # Gothic letters are in no vocabulary here: four tokens each
 
@@ -118,3 +121,36 @@ def test_how_special_tokens_were_read_is_written_down_and_checked_where_prepared
         harpe.extend(
             **where, length=128, out=workspace / "run", split_special_tokens=not split, tokens=256, dtype="float32"
         )
+
+
+def test_texts_that_were_tokenised_before_a_refusal_are_not_taken_for_another_reading_of_special_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenised, "PART_CHARACTERS", 1)
+    tokenizer = load_tokenizer("embedded")
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps({"text": f"{n} {tokenizer.eos_token} words"}) + "\n" for n in range(40)))
+    with pytest.raises(HarpeError, match="one sequence needs 100000"):
+        packed(tmp_path / "run", str(data), tokenizer, 100_000)
+    with pytest.raises(HarpeError, match="split_special_tokens: True there, False now"):
+        packed(tmp_path / "run", str(data), tokenizer, 16, split_special_tokens=False)
+    assert (
+        packed(tmp_path / "run", str(data), tokenizer, 16).hash == packed(tmp_path / "2", str(data), tokenizer, 16).hash
+    )
+
+
+def test_heads_and_tables_are_not_looked_for_in_ids_of_another_tokenizer(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in range(40)]
+    first, second = _of_words(words), _of_words(words[::-1])  # each id is in both, and another word
+    (tmp_path / "a.txt").write_text(" ".join(words))
+    made = packed(tmp_path / "made", str(tmp_path / "a.txt"), first, 8)
+    ids, _ = training_ids(str(made.path), first, "text", 0)
+    assert first.decode(next(ids)) == " ".join(words)
+    with pytest.raises(HarpeError, match="was prepared with another tokenizer"):
+        training_ids(str(made.path), second, "text", 0)
+
+
+def _of_words(words: list[str]) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, words[0]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import zstandard
 
 from harpe.data import rows
 from harpe.data.sources import account_text, read_documents
+from harpe.data.unpacking import unpacked
 from harpe.errors import HarpeError
 
 CARD = "---\nlicense: mit\ntask_categories:\n- text-generation\n---\n# A data set\n"
@@ -100,6 +103,37 @@ def test_files_of_several_frames_are_read_to_their_end(tmp_path: Path, packed: s
     frames = [PACK[packed](_lines(f"frame {n}")) for n in range(3)]
     (tmp_path / f"a.jsonl{packed}").write_bytes(b"".join(frames))
     assert _texts(tmp_path) == ["frame 0", "frame 1", "frame 2"]
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_a_frame_behind_the_first_that_does_not_begin_as_one_is_told_and_not_taken_for_the_end(
+    tmp_path: Path, packed: str
+) -> None:
+    first, second = (PACK[packed](_lines(f"frame {n}")) for n in range(2))
+    path = tmp_path / f"a.jsonl{packed}"
+    for behind in (bytes([second[0] ^ 255]) + second[1:], b"junk"):
+        path.write_bytes(first + behind)
+        assert "is damaged" in _sentence(path)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+def test_zeros_behind_a_frame_are_padding(tmp_path: Path, packed: str) -> None:
+    frames = [PACK[packed](_lines(f"frame {n}")) for n in range(2)]
+    (tmp_path / f"a.jsonl{packed}").write_bytes(frames[0] + bytes(8) + frames[1] + bytes(40_000))
+    assert _texts(tmp_path) == ["frame 0", "frame 1"]
+
+
+def test_a_few_packed_bytes_are_not_unpacked_into_memory_as_a_whole() -> None:
+    for pack, suffix in ((lzma.compress, ".xz"), (bz2.compress, ".bz2")):
+        raw = pack(bytes(30_000_000))
+        tracemalloc.start()
+        stream = unpacked(io.BufferedReader(io.BytesIO(raw)), suffix, "a")  # type: ignore[arg-type]
+        size = 0
+        while piece := stream.read(2**16):
+            size += len(piece)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert size == 30_000_000 and most < 15_000_000
 
 
 def test_the_frames_that_pzstd_writes_are_read(tmp_path: Path) -> None:

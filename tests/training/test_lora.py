@@ -99,18 +99,20 @@ def test_linear_layers_move_by_matrices_of_low_rank_and_the_rest_by_option(
             assert not change.any(), name
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["with norms and embeddings", "adapters alone"])
 def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit_and_its_checkpoints_hold_what_is_trained(
-    make_tiny: Any, tmp_path: Path
+    make_tiny: Any, tmp_path: Path, whole: bool
 ) -> None:
-    expected = weights(train(make_tiny, tmp_path / "whole", **LORA))
+    trained = {**LORA, "lora_embeddings": whole}
+    expected = weights(train(make_tiny, tmp_path / "whole", **trained))
     with pytest.raises(Stop):
-        train(make_tiny, tmp_path / "broken", Breaking(200), **LORA)
+        train(make_tiny, tmp_path / "broken", Breaking(200), **trained)
     place = last_complete(tmp_path / "broken" / "stage-1")
     assert place is not None
     held = [name for file in (place / "model").glob("*.safetensors") for name in load_file(file)]
-    assert held and all("lora" in name or "norm" in name or "embed" in name for name in held)
+    assert held and all("lora" in name or (whole and ("norm" in name or "embed" in name)) for name in held)
     for _ in range(2):  # goes on, and finds it done
-        got = weights(train(make_tiny, tmp_path / "broken", **LORA))
+        got = weights(train(make_tiny, tmp_path / "broken", **trained))
         assert got.keys() == expected.keys()
         assert all(torch.equal(got[name], value) for name, value in expected.items())
 

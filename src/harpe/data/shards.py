@@ -166,9 +166,11 @@ def whole_shards(
 
 
 def _with(request: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """With what decides ids: the tokenizer, what it sets around texts, and how it renders conversations."""
+    """With what decides ids: the tokenizer, what it sets around texts, whether it splits special tokens that a text
+    spells (which its serialised form does not say), and how it renders conversations."""
     around = [list(ids) for ids in tokens_around(tokenizer)]
     template = getattr(tokenizer, "chat_template", None)
     found = {"tokenizer": tokenizer_identity(tokenizer), "around": around, "end": tokenizer.eos_token_id}
+    found["split_special_tokens"] = bool(tokenizer.split_special_tokens)
     chats = request.get("chat") is not None or request.get("short_chat") is not None
     return {**request, **found, **({"chat_template": sha256_json(template)} if chats else {})}

@@ -17,6 +17,9 @@ from harpe.errors import HarpeError
 ZST_WINDOW = 2**31
 """Bytes that a .zst file may look back: the format's largest (zstd --long=31)."""
 
+PIECE = 2**14
+"""Packed bytes that are read at a time, and of some kinds unpacked ones that are made."""
+
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS left in the place of the real one."""
 
@@ -48,9 +51,9 @@ def unpacked(raw: io.BufferedReader, suffix: str, where: str) -> BinaryIO:
     unpack: dict[str, Callable[[Any], Any]] = {
         ".gz": gzip.open,
         ".tgz": gzip.open,
-        ".bz2": bz2.open,
-        ".xz": lzma.open,
-        ".zst": _Frames,
+        ".bz2": lambda packed: _Frames(packed, bz2.BZ2Decompressor, OSError, b"\0"),
+        ".xz": lambda packed: _Frames(packed, lzma.LZMADecompressor, lzma.LZMAError, b"\0"),
+        ".zst": _zst,
     }
     if suffix not in unpack:
         return raw
@@ -69,7 +72,7 @@ class _Told(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             count = int(self._stream.readinto(buffer))
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             what = "is cut off" if isinstance(error, EOFError) else f"is damaged ({error})"
             raise HarpeError(
                 f"--data: {self._where} {what}: {self._bytes:,} bytes of its content could be read. Copy it again, or "
@@ -80,17 +83,23 @@ class _Told(io.RawIOBase):
 
 
 class _Frames(io.RawIOBase):
-    """The content of a .zst file: all its frames, of which some programs write many (pzstd), with frames to be skipped
-    between them.
+    """The content of a packed file of one frame or many, one behind the other, as pzstd, pbzip2 and `cat` write them.
 
-    The library's own reader ends without a word where a file is cut off.
+    The libraries' own readers end without a word where a .zst file is cut off, and where a later frame of a .bz2 or .xz
+    file does not begin as one: to them what follows is no part of the file.
+
+    Parameters
+    ----------
+    new
+        Makes what unpacks a frame.
+    error
+        That it raises for a damaged one.
+    padding
+        A byte that may fill the space behind a frame.
     """
 
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard  # here, since few corpora need it
-
-        self._raw, self._new = raw, zstandard.ZstdDecompressor(max_window_size=ZST_WINDOW)
-        self._error: type[Exception] = zstandard.ZstdError
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any], error: type[Exception], padding: bytes = b"") -> None:
+        self._raw, self._new, self._error, self._padding = raw, new, error, padding
         self._frame: Any = None
         self._packed, self._content = b"", memoryview(b"")
 
@@ -99,18 +108,37 @@ class _Frames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._content:
-            self._packed = self._packed or self._raw.read(2**14)
-            if not self._packed:
+            holding = self._frame is not None and not getattr(self._frame, "needs_input", True)
+            if not holding and not self._read():
                 if self._frame is not None:
                     raise EOFError
                 return 0
-            self._frame = self._frame or self._new.decompressobj()
+            if self._frame is None:
+                self._frame = self._new()
+            # of what has a bound: a few bytes of .xz may stand for gigabytes
+            bound = (PIECE,) if hasattr(self._frame, "needs_input") else ()
             try:
-                self._content = memoryview(self._frame.decompress(self._packed))
+                self._content = memoryview(self._frame.decompress(self._packed, *bound))
             except self._error as error:
                 raise OSError(str(error)) from error
-            self._packed, ended = (self._frame.unused_data, True) if self._frame.eof else (b"", False)
+            ended = self._frame.eof
+            self._packed = self._frame.unused_data if ended else b""
             self._frame = None if ended else self._frame
         count = min(len(buffer), len(self._content))
         buffer[:count], self._content = self._content[:count], self._content[count:]
         return count
+
+    def _read(self) -> bool:
+        """Have packed bytes at hand; whether there are any more."""
+        while True:
+            packed = self._packed or self._raw.read(PIECE)
+            self._packed = packed if self._frame is not None else packed.lstrip(self._padding)
+            if self._packed or not packed:
+                return bool(self._packed)
+
+
+def _zst(raw: BinaryIO) -> _Frames:
+    import zstandard  # here, since few corpora need it
+
+    unpacker = zstandard.ZstdDecompressor(max_window_size=ZST_WINDOW)
+    return _Frames(raw, unpacker.decompressobj, zstandard.ZstdError)

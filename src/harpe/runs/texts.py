@@ -65,9 +65,14 @@ def training_documents(
 def training_ids(
     data: str, tokenizer: PreTrainedTokenizerBase, text_field: str, tokens: int
 ) -> tuple[Iterator[list[int]], str]:
-    """Token ids of the documents to train on, one at a time, and a line that names them; `data` may be prepared."""
+    """Token ids of the documents to train on, one at a time, and a line that names them; `data` may be prepared.
+
+    Raises HarpeError for prepared data of another tokenizer: to the model their ids would be other words.
+    """
     if is_packed(data):
-        return (ids.tolist() for ids in PackedDataset(data).documents()), data
+        prepared = PackedDataset(Path(data).expanduser())
+        _check_tokenizer(prepared, tokenizer)
+        return (ids.tolist() for ids in prepared.documents()), data
     documents, description = training_documents(data, text_field, tokens, tokenizer)
     return (ids for document in documents for ids in document_ids(tokenizer, [document.text])), description
 
@@ -138,13 +143,7 @@ def _linked(
     """Prepared data as those of a run: the run has a copy of the index, which says what it trains on, and links to the
     rest."""
     data = PackedDataset(prepared)
-    there, wanted = data.index.get("tokenizer"), tokenizer_identity(tokenizer)
-    if there != wanted:
-        raise HarpeError(
-            f"--data {prepared} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is "
-            f"{_short(wanted)}). Prepare the texts again with this --model, or name the --tokenizer that they were "
-            "prepared with."
-        )
+    _check_tokenizer(data, tokenizer)
     # without a word on it: as transformers does by default
     split = data.index.get("read", {}).get("split_special_tokens", False)
     if split != split_special_tokens:
@@ -170,6 +169,16 @@ def _linked(
             f"--data {prepared} does not hold what this run began with: its hash is another one. Name another --out."
         )
     return PackedDataset(folder, length)
+
+
+def _check_tokenizer(prepared: PackedDataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    there, wanted = prepared.index.get("tokenizer"), tokenizer_identity(tokenizer)
+    if there != wanted:
+        raise HarpeError(
+            f"--data {prepared.path} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is "
+            f"{_short(wanted)}). Prepare the texts again with this --model, or name the --tokenizer that they were "
+            "prepared with."
+        )
 
 
 def _short(identity: Any) -> str:

@@ -79,7 +79,9 @@ def load_optimizer_state(model: PreTrainedModel, optimizer: Optimizer, folder: P
         As `load_model_state`.
     """
     if (folder / "optimizer.pt").is_file():  # of a version that wrote PyTorch's file; weights_only reads tensors
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        there = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        there["param_groups"] = [group for group in there["param_groups"] if group["params"]]
+        optimizer.load_state_dict(there)
         return
     whole = get_optimizer_state_dict(model, optimizer, options=FLAT)
     state = _tensors(whole)

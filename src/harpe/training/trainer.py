@@ -54,6 +54,13 @@ class StageTrainer(Trainer):
         super().__init__(**kwargs)
         self.schedule, self.layout, self.ranks = schedule, layout, ranks
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's, without groups that hold nothing, which torch cannot read back from a checkpoint: that of
+        norms and biases is empty where a family trains none, or adapters are trained alone."""
+        optimizer: Any = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             self.lr_scheduler = LambdaLR(cast(Optimizer, optimizer or self.optimizer), lambda step: self.schedule(step))
