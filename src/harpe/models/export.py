@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,9 +69,6 @@ def export_checkpoint(
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
         write_config(folder, settings)
         add_old_keys(folder, model.config)
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _name_for_vllm(settings)
-        write_config(folder, settings)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
             if not dynamic:  # the tokenizer of a run knows the target
@@ -82,15 +78,3 @@ def export_checkpoint(
         title += "" if dynamic else f", {config.max_position_embeddings} tokens"
         (folder / "README.md").write_text(card or model_card(model.config, title, sections=sections), encoding="utf-8")
     return Path(path)
-
-
-def _name_for_vllm(settings: dict[str, Any]) -> None:
-    """Write LongRoPE's attention factor, in every rope entry of a configuration, also under the names at which vLLM
-    looks for it: its own models pass over `attention_factor` there, and take sqrt(1 + ln s / ln L0). transformers warns
-    of the names, and passes over them."""
-    for value in settings.values():
-        if isinstance(value, dict):
-            if value.get("rope_type") == "longrope" and value.get("attention_factor") is not None:
-                value.setdefault("short_mscale", value["attention_factor"])
-                value.setdefault("long_mscale", value["attention_factor"])
-            _name_for_vllm(value)
