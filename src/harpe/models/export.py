@@ -14,6 +14,7 @@ from harpe.files import new_folder
 from harpe.models.card import model_card, rope_entry
 from harpe.models.export_code import MODULE, auto_map, modeling_source, stock_class
 from harpe.models.geometry import text_config
+from harpe.models.lengths import tell_length
 from harpe.models.marker import with_marker
 from harpe.models.old_keys import add_old_keys, write_config
 from harpe.models.per_head import ROPE_TYPE
@@ -56,6 +57,7 @@ def export_checkpoint(
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
+    tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
     kind = rope_entry(config).get("rope_type")
     per_head, dynamic = kind == ROPE_TYPE, kind == "dynamic"  # whose configuration keeps the trained context
     name = stock_class(type(model)).__name__
