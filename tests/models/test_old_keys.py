@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import harpe
 from harpe.models.export import export_checkpoint
-from harpe.models.load import load_tokenizer, save_checkpoint
+from harpe.models.fold import fold_attention_factor
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 from harpe.models.old_keys import add_old_keys
 
 from .tiny_families import FAMILIES, tiny
@@ -166,3 +167,39 @@ def test_vllm_finds_the_attention_factor_of_longrope(method: str, family: str, t
     assert float(cos[0, 0, 0]) == pytest.approx(1 + 0.1 * math.log(4)) == entry["long_mscale"] == entry["short_mscale"]
     if settings.get("rope_scaling"):  # what programs from before transformers 5 read
         assert settings["rope_scaling"]["long_mscale"] == entry["long_mscale"]
+
+
+def factor_of_vllm(folder: Path) -> float:
+    """By what vLLM 0.32's own Llama multiplies cos and sin beyond the trained context, as its source has it
+    (`Phi3LongRoPEScaledRotaryEmbedding`)."""
+    settings = json.loads((folder / "config.json").read_text())
+    entry = settings["rope_parameters"]
+    before = entry["original_max_position_embeddings"]
+    scale = settings["max_position_embeddings"] / before
+    return float(entry.get("long_mscale") or (math.sqrt(1 + math.log(scale) / math.log(before)) if scale > 1 else 1.0))
+
+
+def factor_of_transformers(folder: Path) -> float:
+    rotary = AutoModelForCausalLM.from_pretrained(folder).model.rotary_emb
+    return float(rotary(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.long))[0].flatten()[0])
+
+
+def test_vllm_finds_the_factor_in_models_of_runs_and_beyond_another_scale_than_that_of_the_contexts(
+    tmp_path: Path,
+) -> None:
+    tokenizer = load_tokenizer("embedded")
+    options: dict[str, dict[str, Any]] = {**FACTORS, "longrope": {"long_factor": LONG, "factor": 6.0}}
+    for method, given in options.items():
+        model = changed("llama", method, **given)
+        save_checkpoint(model, tokenizer, tmp_path / method, 2048)
+        harpe.export(model, tmp_path / f"{method}-exported")
+        for folder in (tmp_path / method, tmp_path / f"{method}-exported"):
+            assert factor_of_vllm(folder) == pytest.approx(factor_of_transformers(folder), abs=1e-6), folder
+
+
+def test_vllm_finds_no_factor_where_an_exported_one_was_folded_into_the_weights(tmp_path: Path) -> None:
+    harpe.export(changed("llama", "by-parts"), tmp_path / "exported")
+    folded = load_model(tmp_path / "exported")
+    fold_attention_factor(folded)
+    harpe.export(folded, tmp_path / "folded")
+    assert factor_of_vllm(tmp_path / "folded") == factor_of_transformers(tmp_path / "folded") == 1.0

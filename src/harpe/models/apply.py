@@ -16,6 +16,8 @@ from harpe.models.attention import apply_attention
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
+from harpe.models.lengths import tell_length
+from harpe.models.old_keys import FACTORS
 from harpe.models.per_head import LENGTH, ROPE_TYPE, stock_frequencies
 from harpe.models.remapped_attention import NAMES
 from harpe.models.rotation_check import check_rotation, check_scaled
@@ -61,7 +63,7 @@ def rope_parameters(
         none = [1.0] * (encoding.rotary_dim // 2)
         scaling: dict[str, Any] = {"short_factor": none, "long_factor": list(none), "factor": 1.0}
         scaling["original_max_position_embeddings"] = length
-        own = {name: factor for name in ("short_mscale", "long_mscale") if name in old}  # PhiMoE's names of it
+        own = {name: factor for name in FACTORS if name in old}  # PhiMoE's names of it
         return {**shared, "rope_type": "longrope", **scaling, "attention_factor": factor, **own}
     if factor != 1.0:
         kept["attention_factor"] = factor
@@ -131,9 +133,11 @@ def apply_encoding(
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
     _put(config, entry, key)
     config.harpe_original_length = geometry.original_length
+    before = min(geometry.original_length, config.max_position_embeddings)
     dynamic = encoding.stock is not None and encoding.stock["rope_type"] == "dynamic"
     # transformers' dynamic NTK takes this number for the trained context, beyond which it changes the base
     config.max_position_embeddings = geometry.original_length if dynamic else length
+    tell_length(model, before, length)
     if entry["rope_type"] == ROPE_TYPE:
         config.validate_rope()
     else:

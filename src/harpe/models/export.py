@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from harpe.files import new_folder
 from harpe.models.card import model_card, rope_entry
 from harpe.models.export_code import MODULE, auto_map, modeling_source, stock_class
 from harpe.models.geometry import text_config
+from harpe.models.lengths import tell_length
 from harpe.models.marker import with_marker
 from harpe.models.old_keys import add_old_keys, write_config
 from harpe.models.per_head import ROPE_TYPE
@@ -57,6 +57,7 @@ def export_checkpoint(
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
+    tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
     kind = rope_entry(config).get("rope_type")
     per_head, dynamic = kind == ROPE_TYPE, kind == "dynamic"  # whose configuration keeps the trained context
     name = stock_class(type(model)).__name__
@@ -70,9 +71,6 @@ def export_checkpoint(
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
         write_config(folder, settings)
         add_old_keys(folder, model.config)
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _name_for_vllm(settings)
-        write_config(folder, settings)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
             if not dynamic:  # the tokenizer of a run knows the target
@@ -82,15 +80,3 @@ def export_checkpoint(
         title += "" if dynamic else f", {config.max_position_embeddings} tokens"
         (folder / "README.md").write_text(card or model_card(model.config, title, sections=sections), encoding="utf-8")
     return Path(path)
-
-
-def _name_for_vllm(settings: dict[str, Any]) -> None:
-    """Write LongRoPE's attention factor, in every rope entry of a configuration, also under the names at which vLLM
-    looks for it: its own models pass over `attention_factor` there, and take sqrt(1 + ln s / ln L0). transformers warns
-    of the names, and passes over them."""
-    for value in settings.values():
-        if isinstance(value, dict):
-            if value.get("rope_type") == "longrope" and value.get("attention_factor") is not None:
-                value.setdefault("short_mscale", value["attention_factor"])
-                value.setdefault("long_mscale", value["attention_factor"])
-            _name_for_vllm(value)

@@ -18,6 +18,7 @@ from harpe.errors import HarpeError
 from harpe.models.apply import renew_rotary
 from harpe.models.families import find_family
 from harpe.models.geometry import changed_layers, rope_key, text_config
+from harpe.models.old_keys import FACTORS
 from harpe.models.per_head import ROPE_TYPE, is_factor_alone, key_value_heads, stock_frequencies, table_rows
 from harpe.models.rotation_check import Rotated, check_scaled, rotated_states
 
@@ -91,7 +92,8 @@ def _without_factor(rope: dict[str, Any]) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": rows[0][0], **plain}
     if is_factor_alone(rope):
         return {"rope_type": "default", "rope_theta": rope["rope_theta"], **plain}
-    return {**rope, "attention_factor": 1.0}
+    # an exported model has it under the names of vLLM too
+    return {**rope, "attention_factor": 1.0, **{name: 1.0 for name in FACTORS if name in rope}}
 
 
 @torch.no_grad()

@@ -8,12 +8,15 @@ would read otherwise than `rope_parameters`, with those beside it or without.
 
 What the old form cannot hold (bases per head; bases that differ by layer type where a family had one name for all) gets
 marks: a base of null is no number to go on with, and an unknown rope type stops programs that look at it.
+
+What vLLM's own models read otherwise than transformers is written here too: all that saves a model passes here.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from transformers.utils import logging
 
 from harpe.files import write_text
 from harpe.models.geometry import rope_key, text_config
-from harpe.models.per_head import ROPE_TYPE, nested_types
+from harpe.models.per_head import LENGTH, ROPE_TYPE, nested_types
 
 Entries = dict[str | None, dict[str, Any]]
 """Rope parameters by layer type, or under None where all layers share them."""
@@ -32,6 +35,8 @@ SHARES = ("partial_rotary_factor", "rotary_pct")
 """Names of the share of a head that is rotated."""
 BASE_ONLY = ("nemotron",)
 """Families whose class in transformers 4 reads a base and no rope type: found by running it."""
+FACTORS = ("short_mscale", "long_mscale")
+"""Names under which PhiMoE, and vLLM for every family, look for LongRoPE's attention factor."""
 APART = ("rope_theta", "partial_rotary_factor")
 """Keys of `rope_parameters` that stood beside `rope_scaling`, not in it."""
 
@@ -54,7 +59,30 @@ def add_old_keys(folder: Path, config: PreTrainedConfig) -> None:
     for entry in (rope := place["rope_parameters"], *(rope[key] for key in reader.nested)):
         entry.pop("type", None)
     place |= added
+    _name_for_vllm(settings, decoder.max_position_embeddings)
     write_config(folder, settings)
+
+
+def _name_for_vllm(settings: dict[str, Any], context: int) -> None:
+    """Write LongRoPE's attention factor, in every rope entry of a configuration, also under the names at which vLLM
+    looks for it: its own models pass over `attention_factor` and `factor` there, and take sqrt(1 + ln s / ln L0), s
+    being the ratio of the contexts. transformers warns of the names, and passes over them."""
+    for value in settings.values():
+        if not isinstance(value, dict):
+            continue
+        if value.get("rope_type") == "longrope" and (factor := _own_factor(value, context)) is not None:
+            value |= dict.fromkeys(FACTORS, factor)
+        _name_for_vllm(value, context)
+
+
+def _own_factor(entry: dict[str, Any], context: int) -> float | None:
+    """An attention factor of LongRoPE that does not follow from the contexts; None where it does."""
+    if entry.get("attention_factor") is not None:
+        return float(entry["attention_factor"])
+    before, s = entry[LENGTH], entry.get("factor")
+    if s is None or s == context / before:
+        return None
+    return math.sqrt(1 + math.log(s) / math.log(before)) if s > 1 else 1.0
 
 
 def write_config(folder: Path, settings: dict[str, Any]) -> None:
