@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.errors import HarpeError
@@ -18,6 +19,7 @@ from harpe.models.lengths import tell_length
 from harpe.models.marker import with_marker
 from harpe.models.old_keys import add_old_keys, write_config
 from harpe.models.per_head import ROPE_TYPE
+from harpe.models.weights import check_structure
 
 
 def export_checkpoint(
@@ -38,7 +40,8 @@ def export_checkpoint(
     Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at
     which they stop (`harpe.models.old_keys`).
 
-    Raises HarpeError for a folder that exists, a model that was not extended by harpe, and one without an output layer.
+    Raises HarpeError for a folder that exists, a model that was not extended by harpe, one without an output layer, and
+    one with other weights than its configuration makes, such as those of adapters.
     """
     if not isinstance(model, PreTrainedModel):
         raise HarpeError(
@@ -57,6 +60,8 @@ def export_checkpoint(
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
+    with torch.device("meta"):
+        check_structure(model, stock_class(type(model))(copy.deepcopy(model.config)))
     tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
     kind = rope_entry(config).get("rope_type")
     per_head, dynamic = kind == ROPE_TYPE, kind == "dynamic"  # whose configuration keeps the trained context

@@ -129,6 +129,31 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
         )
 
 
+def check_structure(model: PreTrainedModel, fresh: PreTrainedModel) -> None:
+    """Refuse a model whose weights are not those of a fresh one of its configuration, by names and shapes: what loads
+    the saved one would begin with random numbers in their place.
+
+    Raises HarpeError, with what to do where that can be told.
+    """
+    kind = type(fresh).__name__
+    held, wanted = ({key: list(each.shape) for key, each in of.state_dict().items()} for of in (model, fresh))
+    missing, unexpected = wanted.keys() - held.keys(), held.keys() - wanted.keys()
+    if missing or unexpected:
+        found = [f"lacks the weights {some(missing)}"] * bool(missing)
+        found += [f"holds the weights {some(unexpected)}, for which that has no place"] * bool(unexpected)
+        advice = next((words for part, words in _EXPLAINED.items() if any(part in key for key in unexpected)), "")
+        raise HarpeError(
+            f"The model is not the {kind} of its configuration: it {', and '.join(found)}. "
+            f"{advice or 'Make the configuration say what was changed, or undo it.'}"
+        )
+    for key, shape in wanted.items():
+        if held[key] != shape:
+            raise HarpeError(
+                f"The weight {key} of the model is {held[key]}, and a {kind} of its configuration has {shape}. Make "
+                "the configuration say what was changed, or undo it."
+            )
+
+
 def _not_finite(model: PreTrainedModel) -> list[str]:
     """Weights that hold a number which is none; the sum of each is looked at, which needs one pass and no memory."""
     return [
