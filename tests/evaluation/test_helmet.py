@@ -90,6 +90,22 @@ def test_the_verb_asks_them_and_keeps_scores_of_its_own_for_each(data: Path, tmp
             assert row[METRIC] == definition["process_results"](asked, [answer])[METRIC]
 
 
+def test_a_tokenizer_that_tells_no_characters_is_refused_where_a_context_is_too_long(data: Path) -> None:
+    class Slow:
+        """The embedded model's tokenizer without offsets, as tokenizers in plain Python are."""
+
+        is_fast, fast = False, load_tokenizer("embedded")
+
+        def __call__(self, text: str, return_offsets_mapping: bool = False) -> Any:
+            if return_offsets_mapping:
+                raise NotImplementedError
+            return self.fast(text)
+
+    slow: Any = Slow()
+    with pytest.raises(HarpeError, match="a Slow does not say which characters"):
+        [helmet_tasks(name, data / "helmet", slow) for name in helmet_names("helmet-recall-8k")]
+
+
 def test_what_is_missing_or_unknown_is_told(tmp_path: Path) -> None:
     given: dict[str, Any] = {"model": "embedded", "out": str(tmp_path / "out"), "data": str(tmp_path)}
     with pytest.raises(HarpeError, match=r"niah_multikey_2/validation_16384.jsonl is missing: .*HELMET's archive"):

@@ -101,7 +101,7 @@ def helmet_tasks(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) ->
     Raises
     ------
     HarpeError
-        For missing and unreadable files.
+        For missing and unreadable files; where a context is to be shortened and the tokenizer tells no characters.
     """
     task, length = name.split("-")[1:]
     size, pairs, documents = LENGTHS[length]
@@ -154,6 +154,11 @@ def _asked(
     template = "\n".join(templates)
     over = len(tokenizer(template.format(**row))["input_ids"]) - room
     if over > 0:
+        if not tokenizer.is_fast:
+            raise HarpeError(
+                f"HELMET's contexts are shortened at a token, and a {type(tokenizer).__name__} does not say which "
+                "characters its tokens stand for. Name a fast tokenizer (--tokenizer)."
+            )
         places: Any = tokenizer(row["context"], return_offsets_mapping=True)["offset_mapping"]
         row = {**row, "context": row["context"][: places[-over][0]]}
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
