@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -101,7 +102,8 @@ def measured(measure: Measure, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if seeds := measure.seeds(name):
             draws = resample(measure.totals(name, seeds), units)
-            values[name] = {**draws.interval().as_dict(scale=scale), "by_seed": [scale * x for x in draws.by_seed]}
+            interval = draws.interval().within(0, 1 if measure.unit == "%" else math.inf)
+            values[name] = {**interval.as_dict(scale=scale), "by_seed": [scale * x for x in draws.by_seed]}
     pairs = {row: control for row, control in PAIRS.items() if row in values and control in values}
     found = {row: difference(measure, row, control) for row, control in pairs.items()}
     adjusted = holm([each.p_value() for each in found.values()])
