@@ -100,6 +100,10 @@ def test_a_report_is_of_the_scores_that_are_there_now(tmp_path: Path, monkeypatc
     write_json(scores / "perplexity.json", {"nll": 2.0})
     complete(tmp_path)
     assert read_json(tmp_path / "summary.json")["reading"][0] == "after"
+    drawn = {key: value for key, value in read_json(tmp_path / "summary.json").items() if key != "seeds_spread"}
+    write_json(tmp_path / "summary.json", drawn | {"reading": ["of seeds that were drawn"]})
+    complete(tmp_path)
+    assert read_json(tmp_path / "summary.json")["reading"][0] == "after"
     (scores / "perplexity.json").unlink()  # the summary is all that is left
     complete(tmp_path)
     assert read_json(tmp_path / "summary.json")["reading"][0] == "after"

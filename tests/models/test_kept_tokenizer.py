@@ -12,6 +12,7 @@ from tests.models.gguf_files import tokenizer as made
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harpe.errors import HarpeError
+from harpe.models import kept_tokenizer
 from harpe.models.kept_tokenizer import TEXT, check_kept
 from harpe.runs.source import open_source
 
@@ -40,6 +41,18 @@ def test_those_are_refused_that_stock_transformers_loads_as_another(tmp_path: Pa
     with pytest.raises(
         HarpeError, match=f"The tokenizer of x makes other tokens .* loads it as {type(stock).__name__}"
     ):
+        check_kept(tokenizer, config, "x")
+
+
+def test_one_that_cannot_be_loaded_again_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a class of transformers wants a file that another one does not save."""
+    tokenizer, config = saved(tmp_path, "gpt-2"), tiny("llama").config
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise TypeError("vocab_file\nis missing")
+
+    monkeypatch.setattr(kept_tokenizer.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(HarpeError, match=r"cannot be loaded again .* llama \(TypeError: vocab_file is missing\)"):
         check_kept(tokenizer, config, "x")
 
 

@@ -339,6 +339,11 @@ def test_with_fewer_than_three_seeds_the_page_says_documents_only(comparison: An
     three = words(write_report(comparison(tmp_path / "three")).read_text())
     assert "Intervals cover documents only (one seed" in one and "seeds and documents" not in one
     assert "Intervals cover seeds and documents" in three and "documents only" not in three
+    assert "draws from the 3 seeds" in three and "too narrow" in three  # of an earlier version, which drew them
+    edit(tmp_path / "three" / "summary.json", seeds_spread="student")
+    three = words(write_report(tmp_path / "three").read_text())
+    assert "what other seeds than these 3 would add has Student's distribution" in three
+    assert "draws from" not in three and "too narrow" not in three
     edit(tmp_path / "one" / "summary.json", interval="seeds and documents")
     with pytest.raises(HarpeError, match=r"summary\.json.*1 seeds"):
         write_report(tmp_path / "one")

@@ -12,7 +12,7 @@ from harpe.comparison.inputs import check_rows
 from harpe.comparison.recipe import read_evaluation
 from harpe.comparison.suites.base import Measure
 from harpe.comparison.suites.registry import SUITES, asked_suites
-from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, holm, paired, resample
+from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, SPREAD, holm, paired, resample
 from harpe.files import read_json, sha256_file, sha256_json, write_json
 from harpe.report.wording import first_upper
 from harpe.runs.length_scores import summarised
@@ -37,6 +37,7 @@ def summarise(run: Path, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "seeds": seeds,
         "resamples": resamples,
         "interval": "seeds and documents" if len(seeds) >= FEWEST_SEEDS else "documents only",
+        "seeds_spread": SPREAD,
         "measures": measures,
         "positions": _positions(run, plan, resamples),
         "lengths": _lengths(run, plan, resamples),
@@ -61,14 +62,17 @@ def collect(run: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Mea
 
 def complete(run: Path) -> None:
     """See that summary.json is there, and of the score files that are: not of a comparison that was cut short, or of
-    rows as they were before. One of an earlier version, which does not say of which files it is, gets what it lacks.
+    rows as they were before, and with the spread of seeds that intervals have now. One of an earlier version, which
+    does not say of which files it is, gets what it lacks.
 
     Raises HarpeError where rows have not read the same.
     """
     path, plan = run / "summary.json", read_json(run / "plan.json")
     check_rows(run, plan)
     there, found = read_json(path) if path.is_file() else None, _scores(run, plan)
-    if there is None or (found is not None and there.get("scores", found) != found):
+    if there is not None and found is not None and "scores" in there:
+        there = there if (there["scores"], there.get("seeds_spread")) == (found, SPREAD) else None
+    if there is None:
         summarise(run)
         return
     added = {"positions": _positions, "lengths": _lengths}

@@ -37,7 +37,14 @@ def check_kept(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, nam
     """
     with TemporaryDirectory(prefix="harpe-") as folder:
         tokenizer.save_pretrained(folder)
-        kept: Any = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        try:
+            kept: Any = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        except Exception as error:  # of as many kinds as there are classes
+            raise HarpeError(
+                f"The tokenizer of {name} cannot be loaded again once it is saved beside a model of type "
+                f"{config.model_type} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Name another one "
+                "(--tokenizer)."
+            ) from error
     if kept(TEXT)["input_ids"] != tokenizer(TEXT)["input_ids"]:
         raise HarpeError(
             f"The tokenizer of {name} makes other tokens once it is saved beside a model of type {config.model_type}, "

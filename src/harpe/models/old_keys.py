@@ -79,8 +79,8 @@ def _own_factor(entry: dict[str, Any], context: int) -> float | None:
     """An attention factor of LongRoPE that does not follow from the contexts; None where it does."""
     if entry.get("attention_factor") is not None:
         return float(entry["attention_factor"])
-    before, s = entry[LENGTH], entry.get("factor")
-    if s is None or s == context / before:
+    before, s = entry.get(LENGTH), entry.get("factor")
+    if before is None or s is None or s == context / before:
         return None
     return math.sqrt(1 + math.log(s) / math.log(before)) if s > 1 else 1.0
 

@@ -92,11 +92,15 @@ def interval_note(run: Run) -> str:
     count = len(run.seeds or ())
     words = "one seed" if count == 1 else f"{count} seeds"
     if summary.interval == SEEDS_AND_DOCUMENTS:
+        student = summary.seeds_spread is not None
+        seeds = f"what other seeds than these {count} would add has Student's distribution" if student else ""
+        drawn = "draws documents" if student else f"draws from the {words}, and draws documents"
+        few = "" if student else " Three to five seeds that are drawn so make intervals too narrow where seeds differ."
         return (
-            f"Intervals cover seeds and documents: each of {summary.resamples:,} resamples draws from the {words}, and "
-            "draws documents, the same for all seeds and for both methods of a difference. Methods without training "
-            "have no seeds to draw from, and a difference of methods with fewer than three seeds in common is drawn "
-            "over documents alone."
+            f"Intervals cover seeds and documents: each of {summary.resamples:,} resamples {drawn}, the same for all "
+            f"seeds and for both methods of a difference{'; ' * student}{seeds}. Methods without training have no "
+            "seeds, and the interval of a difference of methods with fewer than three seeds in common is over "
+            f"documents alone.{few}"
         )
     return (
         f"Intervals cover documents only ({words}, {summary.resamples:,} resamples): how much a result would change "

@@ -176,7 +176,7 @@ def _check_tokenizer(prepared: PackedDataset, tokenizer: PreTrainedTokenizerBase
     if there != wanted:
         raise HarpeError(
             f"--data {prepared.path} was prepared with another tokenizer (SHA-256 {_short(there)}, the model's is "
-            f"{_short(wanted)}). Prepare the texts again with this --model, or name the --tokenizer that they were "
+            f"{_short(wanted)}). Prepare the texts again with this --model, or give the tokenizer that they were "
             "prepared with."
         )
 

@@ -21,6 +21,8 @@ CHUNK = 2_000_000
 """Numbers in one block of draws."""
 FEWEST_SEEDS = 3
 """Below this seeds are averaged and only documents are drawn."""
+SPREAD = "student"
+"""How the spread of seeds is taken; in files, which have no such word where seeds were drawn with replacement."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Summary:
     lengths: LengthScores | None = None
     interval: Literal["seeds and documents", "documents only"] | None = None
     """What the intervals of the measures cover."""
+    seeds_spread: Literal["student"] | None = None
+    """None where an earlier version drew seeds with replacement."""
     resamples: int | None = None
     measures: tuple[Measure, ...] = ()
     differences: tuple[Difference, ...] = ()
