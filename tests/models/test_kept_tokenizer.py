@@ -11,6 +11,7 @@ from tests.models.gguf_files import tiny
 from tests.models.gguf_files import tokenizer as made
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import harpe
 from harpe.errors import HarpeError
 from harpe.models import kept_tokenizer
 from harpe.models.kept_tokenizer import TEXT, check_kept
@@ -42,6 +43,13 @@ def test_those_are_refused_that_stock_transformers_loads_as_another(tmp_path: Pa
         HarpeError, match=f"The tokenizer of x makes other tokens .* loads it as {type(stock).__name__}"
     ):
         check_kept(tokenizer, config, "x")
+
+
+def test_an_export_with_another_tokenizer_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = harpe.apply(tiny("qwen2"), "abf", length=2048)
+    with pytest.raises(HarpeError, match="makes other tokens"):
+        harpe.export(model, tmp_path / "out", saved(tmp_path / "other", "smollm"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_that_cannot_be_loaded_again_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from harpe.models.export import export_checkpoint
 from harpe.models.export_code import MODULE
 from harpe.models.export_gguf import check_gguf, write_gguf
 from harpe.models.fold import fold_attention_factor
-from harpe.models.kept_tokenizer import check_kept
 from harpe.models.load import load_config, load_model, load_tokenizer
 from harpe.models.vocabulary import check_vocabulary
 from harpe.options.runs import ExportOptions
@@ -55,7 +54,6 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Path:
     config = load_config(folder)
     tokenizer = load_tokenizer(options.tokenizer or folder)
     check_vocabulary(config, tokenizer, folder)
-    check_kept(tokenizer, config, options.tokenizer or folder)
     converter = Path(options.gguf).expanduser() if options.gguf else None
     if converter and not options.fold:
         check_gguf(config, converter)

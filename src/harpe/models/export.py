@@ -15,6 +15,7 @@ from harpe.files import new_folder
 from harpe.models.card import model_card, rope_entry
 from harpe.models.export_code import MODULE, auto_map, modeling_source, stock_class
 from harpe.models.geometry import text_config
+from harpe.models.kept_tokenizer import check_kept
 from harpe.models.lengths import tell_length
 from harpe.models.marker import with_marker
 from harpe.models.old_keys import add_old_keys, write_config
@@ -40,8 +41,9 @@ def export_checkpoint(
     Programs from before transformers 5 pass over `rope_parameters`: for them config.json has the old keys, or marks at
     which they stop (`harpe.models.old_keys`).
 
-    Raises HarpeError for a folder that exists, a model that was not extended by harpe, one without an output layer, and
-    one with other weights than its configuration makes, such as those of adapters.
+    Raises HarpeError for a folder that exists, a model that was not extended by harpe, one without an output layer,
+    one beside which its tokenizer would be another (`harpe.models.kept_tokenizer`), and one with other weights than its
+    configuration makes, such as those of adapters.
     """
     if not isinstance(model, PreTrainedModel):
         raise HarpeError(
@@ -63,6 +65,8 @@ def export_checkpoint(
     with torch.device("meta"):
         check_structure(model, stock_class(type(model))(copy.deepcopy(model.config)))
     tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
+    if tokenizer is not None:
+        check_kept(tokenizer, model.config, tokenizer.name_or_path or type(tokenizer).__name__)
     kind = rope_entry(config).get("rope_type")
     per_head, dynamic = kind == ROPE_TYPE, kind == "dynamic"  # whose configuration keeps the trained context
     name = stock_class(type(model)).__name__
