@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pytest
 import yaml
 
 import harpe
+from harpe.cli.main import main
 from harpe.cli.parser import build_parser
 from harpe.commands import prepare as preparation
 from harpe.commands.evaluate import evaluate
@@ -392,7 +390,9 @@ def test_what_is_there_is_not_written_over(workspace: Path) -> None:
 # -- the command
 
 
-def test_the_command_prints_the_table_and_takes_tokens_as_people_write_them(workspace: Path, sources: Path) -> None:
+def test_the_command_prints_the_table_and_takes_tokens_as_people_write_them(
+    workspace: Path, sources: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [
         "--data",
         str(sources),
@@ -405,13 +405,10 @@ def test_the_command_prints_the_table_and_takes_tokens_as_people_write_them(work
         "4e3",
     ]
     arguments += ["--upsample-length", "2000", "--upsample-factor", "2", "--out", str(workspace / "prepared")]
-    environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "harpe", "prepare", *arguments], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["prepare", *arguments]) == 0
     assert PackedDataset(workspace / "prepared").tokens == 4000 // 256 * 256
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     index = read_json(workspace / "prepared" / "index.json")
     for row in index["sources"]:
         (there,) = (words for words in lines if words[:2] == [row["source"], "there"])

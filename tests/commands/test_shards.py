@@ -88,6 +88,7 @@ def test_shards_put_together_are_what_one_process_makes_to_the_last_byte(place: 
     assert _same(alone, prepared(place, "shards")) and not (place / "shards.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_shards_are_tokenised_by_processes_at_the_same_time(place: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     common = ["--data", "texts", "--model", "model", "--length", "128", "--out", "out"]
@@ -293,6 +294,7 @@ def test_documents_below_a_length_are_left_out_and_counted_and_short_texts_are_n
         prepared(place, "none", **plain, min_length=1_000_000)
 
 
+@pytest.mark.slow
 def test_a_killed_verb_goes_on_and_makes_the_same(place: Path) -> None:
     big = place / "big"
     big.mkdir()
