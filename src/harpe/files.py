@@ -20,14 +20,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from harpe.errors import HarpeError
-from harpe.locks import holds_something, locked
+from harpe.locks import holds_something, is_held, locked
 from harpe.ownership import RECORDS, WRITTEN_BY, refuse_foreign
 
 SCHEMA_VERSION = 1
 """Raised whenever a key of a written JSON file changes its meaning."""
 
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}\.partial")
+PARTIAL = re.compile(r"\.(.+)\.\d+\.[0-9a-f]{12}\.partial")
 """Names of what is being written: .NAME.PID.RANDOM.partial. A killed process leaves one behind."""
 
 FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "file write failed", "iostream error")
@@ -170,14 +170,20 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes were writing in a folder and in those below it. Its caller holds the lock."""
+    """Delete what killed processes were writing in a folder and in those below it. Its caller holds the lock.
+
+    What others may be writing there under locks of their own stays: folders that are being made, and all that lies in a
+    folder that is held.
+    """
     for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_held(Path(root, name))]
         for name in names:
             if PARTIAL.fullmatch(name):
                 Path(root, name).unlink(missing_ok=True)
         for path in (Path(root, name) for name in folders):
-            if PARTIAL.fullmatch(path.name) and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+            if (left := PARTIAL.fullmatch(path.name)) and not path.is_symlink():
+                if not is_held(path.with_name(f".{left[1]}.lock")):
+                    shutil.rmtree(path, ignore_errors=True)
             elif path.name.startswith(".") and path.name.endswith(".lock"):
                 _remove_lock(path)
 

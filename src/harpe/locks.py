@@ -65,6 +65,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a folder; nothing is made there."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 def holds_something(folder: Path) -> bool:
     """Whether a folder holds more than the files of a lock."""
     return any(entry.name not in OWN for entry in folder.iterdir())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +150,13 @@ def measured(scores: Path) -> dict[Path, Measurement]:
             for file in records:
                 check_summary(file, found[path] or None)
     return {path: of for path, of in found.items() if of}
+
+
+def common_seeds(mine: Sequence[int], other: Sequence[int], both_trained: bool) -> tuple[list[int], list[int]] | None:
+    """Seeds of two methods that are compared: the same ones, or all against the one of a method without training."""
+    if not mine or not other:
+        return None
+    if not both_trained:
+        return list(mine), list(other)
+    both = [seed for seed in mine if seed in other]
+    return (both, both) if both else None

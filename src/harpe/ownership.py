@@ -48,6 +48,12 @@ def may_write(path: Path) -> bool:
     return not os.path.lexists(path) or is_ours(path)
 
 
+def remove_ours(path: Path) -> None:
+    """Remove a file that carries harpe's mark, where there is one."""
+    if is_ours(path):
+        path.unlink()
+
+
 def refuse_foreign(*paths: Path) -> None:
     """Refuse to write over what harpe did not write. Called with everything that a verb will write, before it writes
     anything.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from harpe.cli import terminal as module
 from harpe.cli.terminal import Terminal
+from harpe.files import write_json
+from harpe.report.terminal import against_table, short_table
 
 
 def test_lines_tell_the_time_that_is_left_at_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +56,16 @@ def test_tables_cut_off_neither_names_nor_numbers(is_terminal: bool, monkeypatch
         assert max(map(len, said.splitlines())) <= 80
     else:
         assert all(each in said for each in (*names, *numbers))
+
+
+def test_brackets_in_names_are_letters_and_no_markup(tmp_path: Path) -> None:
+    row = {"before": 1.0, "after": 2.0, "difference": 1.0, "low": 0.0, "high": 2.0}
+    names = {"before": "m (scores/[b]efore)", "after": "m (scores/x[/y])"}
+    write_json(tmp_path / "against.json", {**names, "tasks": {"a[old]": row}})
+    task = {"shots": 0, "metric": "acc[/x]", "score": 1.0, "low": 0.0, "high": 2.0, "samples": 3, "note": "of [/b]"}
+    write_json(tmp_path / "short.json", {"tasks": {"b[new]": task}})
+    out = io.StringIO()
+    for table in (against_table(tmp_path), short_table(tmp_path)):
+        Terminal(Console(file=out, width=160, color_system=None)).table(table)
+    for text in (*names.values(), "a[old]", "b[new]", "acc[/x]", "of [/b]"):
+        assert text in out.getvalue(), text

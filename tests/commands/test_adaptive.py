@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.models.tiny_families import MOE, tiny
 
 import harpe
 from harpe.errors import HarpeError
@@ -16,6 +17,7 @@ from harpe.files import read_json
 from harpe.models import head_distance
 from harpe.models.head_distance import cached_head_distances, head_distances
 from harpe.models.load import load_model
+from harpe.models.position_awareness import position_awareness
 
 DOCUMENTS = [[int(i) for i in (torch.arange(n) * 7 + n) % 97] for n in (40, 17, 90, 5)]
 CONTEXT = 64
@@ -120,3 +122,43 @@ def test_a_run_with_a_row_for_every_layer_saves_and_loads_every_row(workspace: P
     )
     rows = load_model(tmp_path / "run" / "harpe" / "model").config.rope_parameters["bases"]
     assert len(rows) == 2 and len({base for row in rows for base in row}) == sum(map(len, rows))
+
+
+@pytest.mark.parametrize(
+    ("family", "other", "more"),
+    [
+        ("lfm2", "conv", {}),
+        ("qwen3_next", "linear_attention", {"shared_expert_intermediate_size": 32, "linear_num_key_heads": 2}),
+    ],
+)
+def test_layers_of_hybrids_without_attention_are_not_asked(family: str, other: str, more: dict[str, Any]) -> None:
+    more = {**MOE, **more, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    types = [other, "full_attention"] * 2
+    model = tiny(family, num_hidden_layers=4, layer_types=types, **(more if family == "qwen3_next" else {}))
+    with torch.no_grad():
+        for layer in (1, 3):
+            wanted = naive_distances_of(model, layer)
+            found = head_distances(model, DOCUMENTS, CONTEXT)
+            np.testing.assert_allclose(found[layer], wanted, rtol=1e-5)
+    assert not found[[0, 2]].any()
+    aware = position_awareness(model, DOCUMENTS, CONTEXT)
+    assert aware.shape == (4, 2) and (aware[[1, 3]] > 0).all() and not aware[[0, 2]].any()
+
+
+def naive_distances_of(model: Any, layer: int) -> np.ndarray:
+    """As `naive_distances`, of one layer of a model that returns its attentions alone."""
+    kept: list[Any] = []
+    attention = model.model.layers[layer].self_attn
+    handle = attention.register_forward_hook(lambda module, inputs, output: kept.append(output[1][0]))
+    model.set_attn_implementation("eager")
+    total, weight = np.zeros(2), np.zeros(2)
+    for ids in (ids[:CONTEXT] for ids in DOCUMENTS if len(ids) >= 16):
+        model(torch.tensor([ids]), use_cache=False)
+        size, seen = len(ids), kept.pop().double().numpy()
+        for head in range(4):
+            for q in range(size // 2, size):
+                for k in range(1, q + 1):
+                    total[head // 2] += seen[head, q, k] * (q - k)
+                    weight[head // 2] += seen[head, q, k]
+    handle.remove()
+    return total / weight

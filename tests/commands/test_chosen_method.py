@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.tiny_families import tiny
+from tests.models.tiny_families import FAMILIES, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
 from harpe.commands.extend import extend
 from harpe.errors import HarpeError
 from harpe.files import read_json
+from harpe.models.families import normalises_rotated
 from harpe.models.load import load_model, load_tokenizer, save_checkpoint
+from harpe.models.rotation_check import check_scaled
 from harpe.options.extend import ExtendOptions
 from harpe.reporter import Reporter
 
@@ -168,6 +170,29 @@ def test_a_family_that_undoes_yarn_s_factor_is_told_before_texts_are_read(worksp
     folder = shutil.copytree(workspace / "model", workspace / "behind")
     tiny("nanochat", vocab_size=AutoConfig.from_pretrained(folder).vocab_size).save_pretrained(folder)
     with pytest.raises(HarpeError, match="Choose a method without, such as harpe or abf"):
-        extended(workspace, model=str(folder), original_length=64, data=str(workspace / "texts"))
+        extended(workspace, model=str(folder), original_length=64, method="yarn")
     assert not (workspace / "run").exists()
     extended(workspace, model=str(folder), original_length=64, method="harpe")
+
+
+@pytest.mark.parametrize("family", ["nanochat", "hunyuan_v1_dense"])
+def test_a_family_with_a_norm_behind_the_rotation_gets_a_method_without_a_factor(workspace: Path, family: str) -> None:
+    tokenizer = load_tokenizer("embedded")
+    shutil.rmtree(workspace / "model")
+    model = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=64)
+    save_checkpoint(model, tokenizer, workspace / "model", 64)
+    config = load_model(extended(workspace)).config
+    assert config.rope_parameters["rope_type"] == "default" and config.max_position_embeddings == 256
+    plan = read_json(workspace / "run" / "plan.json")
+    assert any("has a norm behind the rotation" in note for note in plan["reasons"])
+
+
+def test_the_families_that_the_default_knows_by_their_source_are_those_that_refuse_a_factor() -> None:
+    for family in FAMILIES:
+        model = tiny(family)
+        try:
+            check_scaled(model)
+            refused = False
+        except HarpeError:
+            refused = True
+        assert normalises_rotated(model.config) == refused, family

@@ -295,7 +295,7 @@ def test_an_empty_corpus_is_told(workspace: Path) -> None:
 
 def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(HarpeError, match=r"needs about .* GB .* are free"):
+    with pytest.raises(HarpeError, match=r"needs about .* MB .* are free"):
         run(workspace)
     assert not (workspace / "run").exists()
 

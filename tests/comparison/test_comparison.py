@@ -248,11 +248,18 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         ({"evaluation": evaluation(short={"tasks": "mean"})}, "what their mean is called"),
         ({"evaluation": evaluation(documents=-1)}, "-1 documents; the least is 1"),
         ({"evaluation": evaluation(samples=-1)}, "-1 samples; the least is 0"),
+        ({"methods": [{"name": "abf", "options": [1]}]}, r"options of abf are \[1\]; write a mapping"),
+        ({"methods": [{"name": "abf", 3: 4}]}, "3 is no name of an option of abf"),
     ],
 )
 def test_a_wrong_recipe_gets_a_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(HarpeError, match=message):
         parse(small(tmp_path, **changes), "the recipe")
+
+
+def test_options_whose_lines_are_all_left_out_are_none(tmp_path: Path) -> None:
+    (row,) = parse(small(tmp_path, methods=[{"name": "abf", "options": None}], baseline="abf"), "the recipe").methods
+    assert row.options == {}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from harpe.cli.main import main
 from harpe.data.embedded import reported_files
@@ -15,9 +17,9 @@ from harpe.distributed.processes import Processes
 from harpe.errors import HarpeError
 from harpe.evaluation.needles.answers import answer_batch, answer_samples, key_of, score
 from harpe.evaluation.needles.samples import NEEDLE_TASKS, NeedleWriter
-from harpe.evaluation.run import EvaluationProtocol, HeldOut, evaluate_model
+from harpe.evaluation.run import EvaluationProtocol, HeldOut, check_needles, evaluate_model
 from harpe.files import read_json, read_jsonl
-from harpe.models.load import load_model, load_tokenizer
+from harpe.models.load import load_model, load_tokenizer, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +201,25 @@ def test_an_interrupted_evaluation_goes_on_and_a_changed_one_is_refused(
         evaluate_model(
             model, tokenizer, held_out, EvaluationProtocol(64, 256, documents=2, tasks=("single",)), tmp_path / "a"
         )
+
+
+def test_a_tokenizer_that_gives_digits_back_apart_is_refused_before_anything_is_measured(
+    hay: list[list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As that of the quicktour of Hugging Face's tokenizers: right answers would score nothing, of any model."""
+    trained = Tokenizer(models.BPE(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = [f"the magic number {number} of falcon" for number in range(99)]
+    trained.train_from_iterator(words, trainers.BpeTrainer(special_tokens=["[UNK]", "</s>"], vocab_size=200))
+    apart = PreTrainedTokenizerFast(tokenizer_object=trained, unk_token="[UNK]", eos_token="</s>")
+    texts = HeldOut([apart("the magic number " * 200).input_ids], [apart("the magic number " * 200).input_ids], "")
+    for counts in ({"samples": 2, "grid_samples": 0}, {"samples": 0, "grid_samples": 2}):
+        with pytest.raises(HarpeError, match="the right answer, .*, comes back from its tokens as '.* .*', which"):
+            check_needles(apart, texts, EvaluationProtocol(128, 256, **counts))
+    check_needles(apart, texts, EvaluationProtocol(128, 256, samples=0, grid_samples=0))
+    model = load_model("embedded")
+    model.resize_token_embeddings(len(apart))
+    save_checkpoint(model, apart, tmp_path / "model", 256)
+    call = ["ruler", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "scores"), "--beyond-context"]
+    assert main([*call, "--length", "1024", "--samples", "1", "--tasks", "niah_single_1"]) == 2
+    assert "comes back from its tokens" in " ".join(capsys.readouterr().err.split())

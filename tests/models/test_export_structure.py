@@ -87,3 +87,26 @@ def test_a_merged_adapter_is_exported_with_its_effect(tmp_path: Path) -> None:
 def test_every_family_passes(tmp_path: Path, family: str) -> None:
     for method in ("harpe", "abf"):
         harpe.export(harpe.apply(tiny(family), method, length=2048), tmp_path / method)
+
+
+@pytest.mark.parametrize("family", ["llama", "apertus"])
+def test_a_model_is_exported_twice(tmp_path: Path, family: str) -> None:
+    """Saving turns the configuration's dtype into a text, by which Apertus cannot be made."""
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    model = harpe.apply(tiny(family, **plain), "yarn", length=1024)
+    for name in ("first", "second"):
+        harpe.export(model, tmp_path / name)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.parametrize("method", ["yarn", "mrrope", "by-parts", "pi", "abf"])
+def test_a_share_of_dimensions_that_a_family_passes_over_reaches_no_scaling(tmp_path: Path, method: str) -> None:
+    """Llama turns all dimensions whatever config.json says, while transformers' scaled rope types obey it."""
+    model = harpe.apply(tiny("llama", partial_rotary_factor=0.5), method, length=1024).eval()
+    plain = harpe.apply(tiny("llama"), method, length=1024).eval()
+    harpe.export(model, tmp_path / "out")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        wanted = plain(IDS).logits
+        assert torch.equal(model(IDS).logits, wanted) and torch.equal(stock(IDS).logits, wanted)

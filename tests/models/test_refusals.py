@@ -15,6 +15,7 @@ from harpe.data.packing import prepare
 from harpe.data.sources import Document
 from harpe.errors import HarpeError
 from harpe.models.geometry import check_sliding_window, read_geometry
+from harpe.models.head_distance import head_distances
 from harpe.models.load import load_config, load_model, load_tokenizer, resolve, save_checkpoint
 from harpe.models.vocabulary import check_vocabulary
 
@@ -233,3 +234,28 @@ def test_a_saved_checkpoint_is_never_overwritten(make_tiny: Any, tmp_path: Path)
     with pytest.raises(HarpeError, match="not overwritten"):
         save_checkpoint(make_tiny("llama"), tokenizer_of(97), tmp_path / "model", 512)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_values_by_head_are_refused_where_neighbours_share_no_key_head() -> None:
+    """JetMoE gives query head h the key head h mod H: with bases by head its scores would depend on absolute positions.
+    One table for all heads is as good there as elsewhere."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16}
+
+    def made() -> Any:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+        more = {"num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.1}
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model("jetmoe", **sizes, **more, **experts)).eval()
+
+    for method in ("harpe", "harpe-parts"):
+        with pytest.raises(HarpeError, match="jetmoe, which cannot have .*: its query heads do not share a key head"):
+            harpe.apply(made(), method, length=128)
+    with pytest.raises(HarpeError, match="its query heads do not share a key head"):
+        head_distances(made(), [list(range(3, 40))], 64)
+    ids, places = torch.arange(3, 51)[None], torch.arange(48)[None]
+    for method in ("one-base", "yarn"):
+        model = harpe.apply(made(), method, length=128).eval()
+        with torch.no_grad():
+            here, there = (model(ids, position_ids=places + n, use_cache=False).logits for n in (0, 10))
+        assert (here - there).abs().max() < 1e-5 * here.abs().max(), method

@@ -65,7 +65,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
         "eos_token_id": 2,
         "pad_token_id": 0,
         "attention_dropout": 0.0,
-        **FAMILIES[family],
+        **FAMILIES.get(family, {}),
         **changes,
     }
     return AutoConfig.for_model(

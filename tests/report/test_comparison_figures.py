@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from harpe.errors import HarpeError
 from harpe.files import write_json
-from harpe.report.figures.charts import limits, spread
+from harpe.report.figures.charts import limits, position_chart, spread
 from harpe.report.figures.panels import position_panels
 from harpe.report.means import mean_bins, mean_curve, mean_grid
 from harpe.report.page import write_report
@@ -155,3 +156,26 @@ def test_a_frame_of_differences_holds_zero_and_leaves_out_a_few_far_ones() -> No
     assert low == -0.02 and 0.03 <= high < 0.2
     assert limits([(0.4, 0.5)]) == (0.0, 0.5)
     assert limits([(math.nan, math.nan)]) == (-1.0, 1.0)
+
+
+def test_the_chart_compares_the_seeds_that_both_rows_have_as_the_tables_do(run: Path) -> None:
+    """A seed that failed is left out of the baseline's line too, whatever its loss was."""
+    value = read_run(run)
+    other = next(row for row in value.rows if row.trained and row is not value.baseline and len(row.runs) == 3)
+    lost = run / other.name / f"seed-{other.runs[-1].seed}"
+    (lost / "scores" / "perplexity.json").unlink()
+    file = run / value.baseline.name / lost.name / "scores" / "perplexity.json"
+    bins = read(file)["bins"]
+    edit(file, bins=[{**each, **{key: each[key] + 3 for key in ("nll", "low", "high")}} for each in bins])
+    value = read_run(run)
+    row = next(row for row in value.rows if row.name == other.name)
+
+    def last(folder: str, seed: int) -> float:
+        return float(read(run / folder / f"seed-{seed}" / "scores" / "perplexity.json")["bins"][-1]["nll"])
+
+    seeds = [each.seed for each in row.runs if each.perplexity is not None]
+    wanted = sum(last(row.name, seed) - last(value.baseline.name, seed) for seed in seeds) / len(seeds)
+    chart = position_chart(value)
+    assert chart is not None and len(seeds) == 2
+    said = re.search(r"in the last positions: ([^\"]*)", unescape(str(chart.svg)))
+    assert said is not None and f"{row.title} {wanted:+.3f}".replace("-", "−") in said[1]

@@ -14,7 +14,7 @@ from harpe.files import read_json, read_jsonl, write_json, write_jsonl
 from harpe.options.runs import ExportOptions
 from harpe.report.page import write_report
 from harpe.report.read.run import read_run
-from harpe.runs.differences import GATED, renew_summary, summarise_run
+from harpe.runs.differences import GATED, difference, renew_summary, summarise_run
 
 from .test_length_scores import write_plan
 
@@ -130,3 +130,25 @@ def test_the_page_and_an_export_take_the_model_that_the_plan_names(run: Path) ->
     write_plan(run, {"base": False, "yarn": True}, extended="gone")
     with pytest.raises(HarpeError, match="'gone' is none of the methods"):
         read_run(run)
+
+
+def test_sentences_are_of_the_lengths_that_were_measured(run: Path) -> None:
+    """Also where the run was measured at others than its plan's."""
+    write_plan(run, {name: name != "base" for name in ROWS}, extended="yarn", original_length=16, target_length=64)
+    summary = summarise_run(run)
+    measures = {d["measure"] for d in summary["differences"]}
+    assert f"loss in windows of {SHORT} tokens" in measures and f"At {TARGET} tokens" in summary["reading"][0]
+    write_json(run / "summary.json", summary)
+    for name in ROWS:  # needles left out
+        file = run / name / "scores" / "needles.json"
+        write_json(file, {"tasks": [task for task in read_json(file)["tasks"] if task["task"] != "single"]})
+    renew_summary(run)
+    assert read_json(run / "summary.json")["reading"] == []
+
+
+def test_five_samples_a_task_make_no_difference_clear(run: Path) -> None:
+    for samples, clear in ((5, False), (6, True)):
+        for name, score in (("harpe", 1.0), ("one-base", 0.0)):
+            rows = [{"task": t, "length": TARGET, "index": i, "score": score} for t in GATED for i in range(samples)]
+            write_jsonl(run / name / "scores" / "needles.jsonl", rows)
+        assert difference(run, "harpe", "one-base", "needles", TARGET).clear == clear

@@ -213,3 +213,16 @@ def test_a_comparison_has_them_over_seeds_in_summary_page_and_tables(tmp_path: P
     complete(tmp_path)
     again = read_json(tmp_path / "summary.json")
     assert again["reading"] == ["kept"] and by_id(again["lengths"]).keys() == tasks.keys()
+
+
+def test_scores_by_length_go_with_the_answers_that_they_were_of(tmp_path: Path) -> None:
+    for name in ("base", "harpe"):
+        write_grid(tmp_path / name / "scores", falling(dict.fromkeys(LENGTHS, 1.0)))
+    write_plan(tmp_path, {"base": False, "harpe": True})
+    write_lengths(tmp_path)
+    assert (tmp_path / "lengths.json").is_file()
+    for name in ("base", "harpe"):
+        (tmp_path / name / "scores" / "grid.jsonl").unlink()
+        (tmp_path / name / "scores" / "grid.json").unlink()
+    write_lengths(tmp_path)
+    assert not (tmp_path / "lengths.json").exists()

@@ -155,6 +155,10 @@ def test_a_run_is_compared_with_its_control_or_else_with_the_model_as_it_was(tmp
     found = read_json(tmp_path / "positions.json")
     assert found["reference"] == "base" and found["differences"]["harpe"]["high"][1] < -0.45
     assert read_losses(tmp_path / "nowhere") is None
+    for name in ("harpe", "one-base"):
+        (tmp_path / name / "scores" / "perplexity.jsonl").unlink()
+    write_positions(tmp_path)
+    assert not (tmp_path / "positions.json").exists()
 
 
 def test_a_summary_of_an_earlier_version_gets_its_positions_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import textwrap
 import typing
 from decimal import Decimal
@@ -116,4 +117,7 @@ def build_parser(version: str) -> ArgumentParser:
 def options_of(parsed: Any) -> Any:
     """The options object out of what was parsed."""
     options, values = options_class(parsed.verb), parsed[parsed.verb]
-    return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})
+    given = {field.name: values[field.name] for field in dataclasses.fields(options)}
+    if isinstance(given.get("out"), str):  # of --out=~/runs and of YAML, which no shell expands
+        given["out"] = os.path.expanduser(given["out"])
+    return options(**given)

@@ -23,7 +23,7 @@ from harpe.report.read.run import is_comparison
 from harpe.report.terminal import main_table, score_table
 from harpe.reporter import Reporter
 from harpe.runs.differences import renew_summary
-from harpe.runs.directory import held_scores, resume_dtype
+from harpe.runs.directory import held_scores, read_recipe, resume_dtype
 from harpe.runs.length_scores import write_lengths
 from harpe.runs.position_losses import write_positions
 from harpe.runs.scored import check_untouched
@@ -166,7 +166,8 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
             f"{run} is not finished: {', '.join(missing)} has no model yet. Go on with it by its --resume first."
         )
     source, revision = plan["model"]["name"], plan["model"].get("revision")
-    named = (options.tokenizer or source, revision if options.tokenizer is None else None)
+    tokenizer = options.tokenizer or _tokenizer_of(run)
+    named = (tokenizer or source, None if tokenizer else revision)
     length = options.length or plan["target_length"]
     short = min(options.original_length or plan["original_length"], length)
     protocol, held_out = _protocol(options, load_tokenizer(*named), short, length, reporter)
@@ -176,6 +177,12 @@ def _planned_run(run: Path, options: EvaluateOptions, reporter: Reporter) -> _Wo
         name, commit = (run / m["name"] / "model", None) if m["trained"] else (source, revision)
         models.append(_Model(name, commit, run / m["name"] / "scores", m["title"]))
     return _Work(models, named, protocol, held_out, dtype, reason, plan)
+
+
+def _tokenizer_of(run: Path) -> str | None:
+    """What a run was given in place of its model's tokenizer."""
+    path = run / "recipe.yaml"
+    return read_recipe(path).get("tokenizer") if path.is_file() else None
 
 
 def run(options: EvaluateOptions, terminal: Any) -> None:

@@ -90,8 +90,12 @@ def _row(value: Any, where: str) -> RowRecipe:
     if not isinstance(value, dict) or not isinstance(value.get("method", value.get("name")), str):
         raise HarpeError(f"{where} has the method {value!r}; write its name, or a mapping with name and method.")
     own = {f.name for f in dataclasses.fields(RowRecipe)}
-    options = {**value.get("options", {}), **{key: item for key, item in value.items() if key not in own}}
-    method = value.get("method", value.get("name"))
+    method, options = value.get("method", value.get("name")), value.get("options") or {}
+    if not isinstance(options, dict):
+        raise HarpeError(f"{where}: the options of {method} are {options!r}; write a mapping of names and values.")
+    options = {**options, **{key: item for key, item in value.items() if key not in own}}
+    if odd := [key for key in options if not isinstance(key, str)]:
+        raise HarpeError(f"{where}: {odd[0]!r} is no name of an option of {method}.")
     fields = {"name": value.get("name", method), "method": method, "options": options}
     return build(
         RowRecipe, {**fields, "title": value.get("title"), "train": value.get("train")}, f"a method of {where}"

@@ -54,6 +54,7 @@ from harpe.runs.directory import (
     open_run,
     removed_on_refusal,
     resume_dtype,
+    size_of_weights,
 )
 from harpe.runs.head_distances import measured_heads
 from harpe.runs.plan import duration
@@ -236,9 +237,10 @@ def _as_begun(run: Path, row: Row, source: Source, reporter: Reporter) -> Row:
 
 
 def _check_space(run: Path, recipe: ComparisonRecipe, parameters: int, rows: Sequence[Row], jobs: int) -> None:
-    """Checkpoints of the rows that are trained at a time, and all models (float32 at most)."""
+    """Checkpoints of the rows that are trained at a time, and all models (float32 at most), less what is there."""
     models = sum(len(recipe.seeds) if row.trained else row.changes for row in rows)
-    check_disk(run, parameters * 4 * (3 * 3 * jobs + models) + 50_000_000, "The comparison")
+    needed = parameters * 4 * (3 * 3 * jobs + models) - size_of_weights(run)
+    check_disk(run, max(0, needed) + 50_000_000, "The comparison")
 
 
 def _prepare_data(

@@ -12,11 +12,19 @@ from harpe.comparison.inputs import check_rows
 from harpe.comparison.recipe import read_evaluation
 from harpe.comparison.suites.base import Measure
 from harpe.comparison.suites.registry import SUITES, asked_suites
-from harpe.evaluation.statistics.resampling import FEWEST_SEEDS, RESAMPLES, SPREAD, holm, paired, resample
+from harpe.evaluation.statistics.resampling import (
+    FEWEST_SEEDS,
+    RESAMPLES,
+    SPREAD,
+    holm,
+    paired,
+    resample,
+)
 from harpe.files import read_json, sha256_file, sha256_json, write_json
+from harpe.measurement import common_seeds
 from harpe.report.wording import first_upper
 from harpe.runs.length_scores import summarised
-from harpe.runs.position_losses import common_seeds, gathered, position_differences
+from harpe.runs.position_losses import gathered, position_differences
 
 LEVEL = 0.05
 MEANS = ("needles-mean", "ruler-niah", "long-mean")

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from harpe.errors import HarpeError
 from harpe.methods.types import Encoding
 from harpe.models.attention import apply_attention
-from harpe.models.families import find_family
+from harpe.models.families import check_groups, find_family
 from harpe.models.geometry import changed_layers, remove_window, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.lengths import tell_length
@@ -45,7 +45,10 @@ def rope_parameters(
     old = dict(config.rope_parameters if key is None else config.rope_parameters[key])
     if old.get("local") is not None:  # an earlier stage of a method has been here
         old = dict(old["local"])
-    kept = {name: old[name] for name in ("partial_rotary_factor",) if name in old}
+    share = old.get("partial_rotary_factor")
+    # there are families that pass over it, while the scaled rope types of transformers would not
+    obeyed = share is not None and int(share * geometry.head_dim) == geometry.rotary_dim
+    kept = {"partial_rotary_factor": share} if obeyed else {}
     if getattr(config, "harpe_original_length", None) is None and old.get("rope_theta") != geometry.base:
         # the family raises the base by a rule of its own
         old = {"rope_type": "default", "rope_theta": geometry.base, **kept}
@@ -131,6 +134,8 @@ def apply_encoding(
     if sliding_window == "off":
         remove_windows(model)
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
+    if entry["rope_type"] == ROPE_TYPE:
+        check_groups(config)
     _put(config, entry, key)
     config.harpe_original_length = geometry.original_length
     before = min(geometry.original_length, config.max_position_embeddings)
@@ -156,13 +161,16 @@ def _put(config: PreTrainedConfig, entry: dict[str, Any], key: str | None) -> No
 
 
 def check_encoding(config: PreTrainedConfig, encoding: Encoding, geometry: ModelGeometry, length: int) -> None:
-    """Refuse, by the configuration alone, a stock rope type that the family makes something else of (`check_applied`).
+    """Refuse, by the configuration alone, a stock rope type that the family makes something else of (`check_applied`),
+    and values by head where it groups heads otherwise (`check_groups`).
 
     Raises HarpeError.
     """
     config = copy.deepcopy(text_config(config))
     key, entry = rope_key(config), rope_parameters(config, encoding, geometry, length)
-    if entry["rope_type"] != ROPE_TYPE:
+    if entry["rope_type"] == ROPE_TYPE:
+        check_groups(config)
+    else:
         _put(config, entry, key)
         check_applied(config, find_family(config).rotary, dict(entry), key)
 

@@ -62,8 +62,10 @@ def export_checkpoint(
         )
     if model.get_output_embeddings() is None:
         raise HarpeError(f"{type(model).__name__} has no output layer; export the language model that it belongs to.")
+    like = copy.deepcopy(model.config)
+    like.dtype = model.dtype  # a text once it was saved, which some classes cannot be made with
     with torch.device("meta"):
-        check_structure(model, stock_class(type(model))(copy.deepcopy(model.config)))
+        check_structure(model, stock_class(type(model))(like))
     tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
     if tokenizer is not None:
         check_kept(tokenizer, model.config, tokenizer.name_or_path or type(tokenizer).__name__)

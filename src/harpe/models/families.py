@@ -94,6 +94,23 @@ def _discover(config: PreTrainedConfig, name: str) -> Family:
     return Family(module, rotaries[0], attentions, layout)
 
 
+def check_groups(config: PreTrainedConfig, name: str = "the model") -> None:
+    """Refuse a family that gives query head h the key head h mod H (JetMoE), where ours gives consecutive query heads
+    one: queries and keys of different bases would meet, and scores depend on absolute positions.
+
+    Raises HarpeError.
+    """
+    if any(re.search(r"\bkey\w*\.(repeat|tile)\(", _source(cls)) for cls in find_family(config, name).attentions):
+        raise _refusal(config, name, "its query heads do not share a key head with their neighbours")
+
+
+def normalises_rotated(config: PreTrainedConfig) -> bool:
+    """Whether the source of a family's attention has a norm of queries behind the rotation (nanochat, HunYuan), which
+    takes out any attention factor. What decides is `harpe.models.rotation_check.check_scaled`, which needs a model."""
+    behind = [_source(cls).partition("apply_rotary_pos_emb(")[2] for cls in find_family(config).attentions]
+    return any(re.search(r"self\.\w*norm\w*\(\s*q(uery)?\w*\s*\)", source) for source in behind)
+
+
 def _source(attention: type) -> str:
     return inspect.getsource(inspect.unwrap(getattr(attention, "forward")))  # noqa: B009
 

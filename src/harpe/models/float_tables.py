@@ -21,7 +21,7 @@ from harpe.errors import HarpeError
 from harpe.methods.types import Encoding
 from harpe.models.angles import moving_rope
 from harpe.models.apply import apply_encoding
-from harpe.models.families import find_family
+from harpe.models.families import check_groups, find_family
 from harpe.models.geometry import changed_layers, rope_key, text_config
 from harpe.models.install import install
 from harpe.models.per_head import ROPE_TYPE, hook, key_value_heads, stock_frequencies, table_rows
@@ -96,12 +96,16 @@ def encoding_tables(
 
 
 def attention_modules(model: PreTrainedModel, layers: Iterable[int] | None = None) -> dict[int, torch.nn.Module]:
-    """The attentions of some layers by their number; None: of the layers whose positions a method changes.
+    """The attentions of some layers by their number; None: of the layers whose positions a method changes. Of other
+    layers those that have one: hybrids have layers without.
 
-    Raises HarpeError where one is not found, or is there twice.
+    Raises HarpeError where one is not found, or is there twice, and for a family that groups its heads otherwise
+    (`harpe.models.families.check_groups`).
     """
     config = text_config(model.config)
-    wanted = list(changed_layers(config) if layers is None else layers)
+    check_groups(config)
+    changed = changed_layers(config)
+    wanted = list(changed if layers is None else layers)
     classes, found = find_family(config).attentions, dict[int, torch.nn.Module]()
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)
@@ -109,7 +113,7 @@ def attention_modules(model: PreTrainedModel, layers: Iterable[int] | None = Non
             if layer in found:
                 raise HarpeError(f"Layer {layer} of this {config.model_type} has two attentions: which one is unclear.")
             found[layer] = module
-    if missing := [layer for layer in wanted if layer not in found]:
+    if missing := [layer for layer in wanted if layer in changed and layer not in found]:
         raise HarpeError(
             f"No attention of layer {missing[0]} of this {config.model_type} was found: its heads cannot be looked at."
         )

@@ -62,7 +62,7 @@ def pieces_of(documents: Sequence[Sequence[int]], context: int) -> list[list[int
 
 @torch.inference_mode()
 def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int) -> NDArray[np.float64]:
-    """Mean attention distance in tokens of every key/value head: float64 [L, H].
+    """Mean attention distance in tokens of every key/value head: float64 [L, H]; 0 in layers without attention.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
     config = text_config(model.config)
     heads, modules = key_value_heads(config), attention_modules(model, range(config.num_hidden_layers))
     pieces = pieces_of(documents, context)
-    distances, weights = (np.zeros((len(modules), heads)) for _ in range(2))
+    distances, weights = (np.zeros((config.num_hidden_layers, heads)) for _ in range(2))
 
     def reduce_layer(layer: int) -> Any:
         def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -101,7 +101,7 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
     finally:
         for handle in hooks:
             handle.remove()
-    return np.asarray(distances / weights)
+    return np.divide(distances, weights, out=np.zeros_like(distances), where=weights > 0)
 
 
 def model_hash(model: PreTrainedModel) -> str:

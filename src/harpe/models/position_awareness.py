@@ -33,7 +33,7 @@ TIMES_THE_MEAN = 3.0
 
 @torch.inference_mode()
 def position_awareness(model: PreTrainedModel, documents: Sequence[Sequence[int]], context: int) -> NDArray[np.float64]:
-    """Position awareness of every key/value head, a share from 0 to 1: float64 [L, H].
+    """Position awareness of every key/value head, a share from 0 to 1: float64 [L, H]; 0 in layers without attention.
 
     The texts are read by the model as it is; beside that every layer forms its attention once more, with all of its
     tokens at position 0.
@@ -50,7 +50,7 @@ def position_awareness(model: PreTrainedModel, documents: Sequence[Sequence[int]
     """
     config = text_config(model.config)
     heads, modules = key_value_heads(config), attention_modules(model, range(config.num_hidden_layers))
-    shares, queries = np.zeros((len(modules), heads)), 0
+    shares, queries = np.zeros((config.num_hidden_layers, heads)), 0
     pieces = pieces_of(documents, context)
 
     def reduce_layer(layer: int, module: torch.nn.Module) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harpe.errors import HarpeError
+from harpe.measurement import common_seeds
 from harpe.report.read.run import Row
 from harpe.report.read.scores import Bin, Curve, Perplexity, Score
 
@@ -25,12 +26,21 @@ def _alike(row: Row, what: str, keys: Sequence[T]) -> None:
         raise HarpeError(f"The seeds of {row.name} have {what} of different protocols. Evaluate them again in one way.")
 
 
-def mean_bins(row: Row) -> tuple[Bin, ...]:
+def mean_bins(row: Row, beside: Row | None = None) -> tuple[Bin, ...]:
     """Loss by position, the mean over seeds; the ends of the interval are the means of the seeds' ends.
 
     All seeds read the same documents: the interval covers documents and not seeds. Empty where none was measured.
+
+    Parameters
+    ----------
+    beside
+        A row that it is compared with: of seeds that both have, as differences are.
     """
-    found: list[Perplexity] = [run.perplexity for run in row.runs if run.perplexity is not None]
+    by_seed = _by_seed(row)
+    if beside is not None:
+        common = common_seeds(list(by_seed), list(_by_seed(beside)), row.trained and beside.trained)
+        by_seed = {seed: by_seed[seed] for seed in common[0]} if common else {}
+    found = list(by_seed.values())
     if not found:
         return ()
     _alike(row, "losses by position", [[(b.start, b.end) for b in perplexity.bins] for perplexity in found])
@@ -39,6 +49,10 @@ def mean_bins(row: Row) -> tuple[Bin, ...]:
         nll, low, high = (_mean([getattr(b, key) for b in same]) for key in ("nll", "low", "high"))
         bins.append(Bin(same[0].start, same[0].end, nll, low, high, same[0].tokens))
     return tuple(bins)
+
+
+def _by_seed(row: Row) -> dict[int, Perplexity]:
+    return {run.seed: run.perplexity for run in row.runs if run.perplexity is not None}
 
 
 def mean_curve(row: Row) -> Curve | None:

@@ -163,27 +163,27 @@ def short_table(folder: Path) -> Table:
         table.add_column(name, justify="left" if name in ("task", "metric") else "right")
     tasks = read_json(folder / "short.json")["tasks"]
     if notes := [f"{name}: {task['note']}" for name, task in tasks.items() if "note" in task]:
-        table.caption = "\n".join(notes)
+        table.caption = Text("\n".join(notes))
     for name, task in tasks.items():
         shots = "task's own" if task["shots"] is None else str(task["shots"])
         if "score" in task:
-            interval = f"{task['low']:.1f} to {task['high']:.1f}"
-            table.add_row(name, shots, task["metric"], f"{task['score']:.1f}", interval, str(task["samples"]))
+            numbers = f"{task['score']:.1f}", f"{task['low']:.1f} to {task['high']:.1f}", str(task["samples"])
+            table.add_row(Text(name), shots, Text(task["metric"]), *numbers)
         else:
-            table.add_row(name, shots, "see short.json", "", "", "")
+            table.add_row(Text(name), shots, "see short.json", "", "", "")
     return table
 
 
 def against_table(folder: Path) -> Table:
     """Before, after and difference of every task in `against.json`."""
     value = read_json(folder / "against.json")
-    table = Table(title="Before and after", caption=f"before: {value['before']}\nafter: {value['after']}")
+    table = Table(title="Before and after", caption=Text(f"before: {value['before']}\nafter: {value['after']}"))
     for name in ("task", "before, %", "after, %", "difference, points", "95% interval", "better", "worse"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for name, row in [*value["tasks"].items(), *([("mean of the tasks", value["mean"])] if "mean" in value else [])]:
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         counts = (str(row.get("better", "")), str(row.get("worse", "")))
         table.add_row(
-            name, f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['difference']:+.1f}", interval, *counts
+            Text(name), f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['difference']:+.1f}", interval, *counts
         )
     return table

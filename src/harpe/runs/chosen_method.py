@@ -8,6 +8,7 @@ from pathlib import Path
 from harpe.errors import HarpeError
 from harpe.methods.registry import default_method, make_stages, method_named
 from harpe.models.apply import check_encoding
+from harpe.models.families import normalises_rotated
 from harpe.models.geometry import read_geometry, remove_window
 from harpe.models.load import load_config
 from harpe.options.extend import ExtendOptions
@@ -51,11 +52,15 @@ def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
         remove_window(config)
     geometry = read_geometry(config, options.model, options.original_length)
     method, own, why = default_method(geometry)
+    kind = config.model_type
+    if normalises_rotated(config):
+        why = "one base in the middle of HARPE's range: a "
+        why += f"{kind} has a norm behind the rotation, which takes out any attention factor."
+        return replace(options, method="one-base"), why
     (stage,) = make_stages(method_named(method), geometry, options.length, own)
     try:
         check_encoding(config, stage.encoding, geometry, options.length)
     except HarpeError:
-        kind = config.model_type
         method, own = "one-base", {"attention_factor": "yarn"}
         why = f"one base in the middle of HARPE's range, with YaRN's attention factor: a {kind} does not take yarn."
     return replace(options, method=method, method_options=own or None), why

@@ -40,7 +40,7 @@ def difference(run: Path, first: str, second: str, measure: str, length: int) ->
     a, b = run / first / "scores", run / second / "scores"
     if measure == "needles":
         found = paired_difference(_answers(a, length), _answers(b, length))
-        return Interval(**found.as_dict(scale=100), units=found.units)
+        return Interval(**found.as_dict(scale=100), units=len(_answers(a, length)) // len(GATED))
     (x, tokens), (y, _) = _loss(a, measure == "long"), _loss(b, measure == "long")
     return paired_difference(x, y, tokens)
 
@@ -61,11 +61,11 @@ def summarise_run(run: Path, control: str = "one-base", generation: dict[str, st
         Name of the row that the others are compared with. The row without training is the untouched model.
     """
     plan = read_json(run / "plan.json")
-    target, original = plan["target_length"], plan["original_length"]
     untouched = next(row["name"] for row in plan["methods"] if not row["trained"])
     titles = {row["name"]: row["title"] for row in plan["methods"]}
     others = [row["name"] for row in plan["methods"] if row["trained"] and row["name"] != control]
-    last = read_json(run / control / "scores" / "perplexity.json")["long"]
+    measured = read_json(run / control / "scores" / "perplexity.json")
+    target, original, last = measured["length"], measured["short"]["length"], measured["long"]
     measures = (
         ("long", f"loss at positions {last['start']:,} to {last['end']:,}", "nats a token"),
         ("short", f"loss in windows of {original:,} tokens", "nats a token"),
@@ -91,15 +91,24 @@ def summarise_run(run: Path, control: str = "one-base", generation: dict[str, st
 
 def renew_summary(run: Path) -> None:
     """summary.json of a quickstart again, where there is one, of the scores that are there now; without differences
-    where some row has none."""
+    where some row has none, or no needles."""
     path = run / "summary.json"
     if not path.is_file():
         return
     generation = read_json(path).get("generation")
     rows = [run / row["name"] / "scores" for row in read_json(run / "plan.json")["methods"]]
-    measured = all((scores / file).is_file() for scores in rows for file in ("perplexity.json", "needles.json"))
+    measured = all(map(_measured, rows))
     nothing: dict[str, Any] = {"differences": [], "reading": [], "generation": generation}
     write_json(path, summarise_run(run, generation=generation) if measured else nothing)
+
+
+def _measured(scores: Path) -> bool:
+    """Whether all is there that sentences are about, at one length."""
+    loss, needles = scores / "perplexity.json", scores / "needles.json"
+    if not (loss.is_file() and needles.is_file()):
+        return False
+    length = read_json(loss)["length"]
+    return {*GATED} <= {task["task"] for task in read_json(needles)["tasks"] if task["length"] == length}
 
 
 def _found(run: Path, titles: dict[str, str], untouched: str, target: int) -> str:

@@ -30,6 +30,10 @@ BEFORE = {"split_special_tokens": False}
 """What versions did that had no such option, where the default is something else."""
 
 
+NAMED_FILES = ("model", "tokenizer", "data")
+"""Options that name files, which may have moved."""
+
+
 def open_run(out: str | Path, options: Any, resume: bool) -> Path:
     """The run directory, made with the recipe of `options` in it, or checked against it; the caller holds its lock
     (`held`).
@@ -45,9 +49,12 @@ def open_run(out: str | Path, options: Any, resume: bool) -> Path:
         defaults = {field.name: field.default for field in fields(options) if field.default is not MISSING} | BEFORE
         there = {key: value for key, value in defaults.items() if key in recipe} | read_recipe(path)
         if there != yaml.safe_load(text):
+            now = yaml.safe_load(text)
+            other = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+            moved = f" Where these are the same files under other names, write the names of now into {path}."
             raise HarpeError(
-                f"{run} holds a run with another recipe; name another --out, or give the same "
-                f"options.\n{_difference(there, recipe)}"
+                f"{run} holds a run with another recipe; name another --out, or give the same options."
+                f"{moved if {*other} <= {*NAMED_FILES} else ''}\n{_difference(there, recipe)}"
             )
         if not resume:
             raise HarpeError(f"{run} holds a run with this recipe. Go on with it by --resume, or name another --out.")
@@ -217,10 +224,16 @@ def check_disk(path: Path, needed: int, what: str) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if free < needed:
+        unit, size = ("GB", 1e9) if needed >= 1e9 else ("MB", 1e6)
         raise HarpeError(
-            f"{what} needs about {needed / 1e9:.1f} GB under {path}, and {free / 1e9:.1f} GB are free. Free some space "
-            "or choose another --out."
+            f"{what} needs about {needed / size:.1f} {unit} under {path}, and {free / size:.1f} {unit} are free. Free "
+            "some space or choose another --out."
         )
+
+
+def size_of_weights(run: Path) -> int:
+    """Bytes of the models and checkpoints in a run; 0 where there is none."""
+    return sum(path.stat().st_size for path in run.rglob("*.safetensors") if path.is_file())
 
 
 def available_cores() -> int:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.files import cache_folder
 from harpe.methods.measured import HeadQuantity
+from harpe.models.geometry import changed_layers
 from harpe.models.head_distance import SHORTEST, cached, cached_head_distances
 from harpe.models.position_awareness import position_awareness
 from harpe.runs.texts import training_ids
@@ -25,7 +26,8 @@ def measured_distances(
     that says so."""
     texts = _texts(tokenizer, data, text_field)
     found, _ = cached_head_distances(model, texts, context, cache_folder() / "head-distances")
-    low, high = found.min(), found.max()
+    asked = found[list(changed_layers(model.config))]
+    low, high = asked.min(), asked.max()
     note = (
         f"Heads look {low:.0f} to {high:.0f} tokens back on average (mean attention distance inside {context} tokens, "
         f"{len(texts)} of the training texts)."
@@ -46,8 +48,9 @@ def measured_heads(
         return measured_distances(model, tokenizer, data, text_field, context)
     texts = _texts(tokenizer, data, text_field)
     found, _ = cached("awareness", position_awareness, model, texts, context, cache_folder() / "head-awareness")
+    asked = found[list(changed_layers(model.config))]
     note = (
-        f"Heads give {found.min():.2%} to {found.max():.2%} of the tokens more than 3 times the mean attention, before "
+        f"Heads give {asked.min():.2%} to {asked.max():.2%} of the tokens more than 3 times the mean attention, before "
         f"rotation ({len(texts)} of the training texts); they are ranked by it once, not on each prompt."
     )
     return found.tolist(), note

@@ -23,10 +23,10 @@ from harpe.evaluation.statistics.lengths import (
 )
 from harpe.evaluation.statistics.resampling import RESAMPLES, Draws, holm
 from harpe.files import read_json, read_jsonl, write_json
-from harpe.measurement import check_scores
+from harpe.measurement import check_scores, common_seeds
+from harpe.ownership import remove_ours
 from harpe.report.read.run import read_run
 from harpe.runs.differences import GATED
-from harpe.runs.position_losses import common_seeds
 
 LEVEL = 0.05
 
@@ -268,7 +268,8 @@ def _differences(
 
 
 def write_lengths(run: Path) -> None:
-    """lengths.json of a run directory; differences are to the same row as those of positions.json."""
+    """lengths.json of a run directory; differences are to the same row as those of positions.json. One of earlier
+    scores goes where those that are there have none."""
     value = read_run(run)
     reference = value.reference
     if reference is None:
@@ -278,3 +279,5 @@ def write_lengths(run: Path) -> None:
     lengths = summarised(found, value.original_length, reference.name, trained)
     if lengths is not None:
         write_json(run / "lengths.json", lengths)
+    else:
+        remove_ours(run / "lengths.json")

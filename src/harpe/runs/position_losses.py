@@ -11,7 +11,8 @@ import numpy as np
 
 from harpe.evaluation.statistics.resampling import RESAMPLES, Units, paired
 from harpe.files import read_json, read_jsonl, write_json
-from harpe.measurement import check_scores
+from harpe.measurement import check_scores, common_seeds
+from harpe.ownership import remove_ours
 from harpe.report.read.run import read_run
 
 
@@ -45,16 +46,6 @@ def read_losses(scores: Path) -> Losses | None:
     texts = read_json(protocol).get("held_out") if protocol.is_file() else None
     nll, tokens = (np.array([row[key] for row in rows], float) for key in ("nll", "tokens"))
     return Losses(bins, nll, tokens, texts)
-
-
-def common_seeds(mine: Sequence[int], other: Sequence[int], both_trained: bool) -> tuple[list[int], list[int]] | None:
-    """Seeds of two methods that are compared: the same ones, or all against the one of a method without training."""
-    if not mine or not other:
-        return None
-    if not both_trained:
-        return list(mine), list(other)
-    both = [seed for seed in mine if seed in other]
-    return (both, both) if both else None
 
 
 def position_differences(
@@ -105,7 +96,7 @@ def gathered(
 
 def write_positions(run: Path) -> None:
     """positions.json of a run directory: every row minus the control beside a HARPE row, else minus the model as it
-    was."""
+    was. One of earlier scores goes where those that are there have none."""
     value = read_run(run)
     reference = value.reference
     if reference is None:
@@ -114,3 +105,5 @@ def write_positions(run: Path) -> None:
     found = position_differences(losses, reference.name, {row.name for row in value.rows if row.trained})
     if found is not None:
         write_json(run / "positions.json", found)
+    else:
+        remove_ours(run / "positions.json")

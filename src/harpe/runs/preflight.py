@@ -22,7 +22,7 @@ from harpe.options.training import TrainingSettings
 from harpe.planning.time import sequence_operations
 from harpe.planning.trace import Tracer
 from harpe.reporter import Reporter
-from harpe.runs.directory import check_disk, resume_dtype, write_environment
+from harpe.runs.directory import check_disk, resume_dtype, size_of_weights, write_environment
 from harpe.runs.source import Source
 from harpe.runs.texts import Say, packed
 from harpe.training.lora import adapt, frozen_in_bfloat16
@@ -116,9 +116,10 @@ def check_budget(options: TrainingSettings, data: PackedDataset) -> None:
 
 def check_space(run: Path, parameters: int, rows: int = 1, trained: int | None = None) -> None:
     """Room for two checkpoints (float32 weights that are `trained`, all by default, and two moments), one being
-    written, and the model, for every trained row."""
+    written, and the model, for every trained row; less what a run that goes on has of them."""
     checkpoints = 3 * 3 * (parameters if trained is None else trained)
-    check_disk(run, rows * 4 * (checkpoints + parameters) + 50_000_000, "Training with its checkpoints")
+    needed = rows * 4 * (checkpoints + parameters) - size_of_weights(run)
+    check_disk(run, max(0, needed) + 50_000_000, "Training with its checkpoints")
 
 
 def seconds_per_token(

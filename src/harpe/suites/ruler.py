@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from harpe.data.token_ids import plain_ids
 from harpe.errors import HarpeError
 from harpe.evaluation.ruler.answer import summary
 from harpe.evaluation.ruler.generate import RulerGenerator
 from harpe.evaluation.ruler.sources import DataFolder
-from harpe.evaluation.ruler.tasks import RULER_TASKS, chosen
+from harpe.evaluation.ruler.tasks import RULER_TASKS, RulerTask, chosen, score
 from harpe.evaluation.ruler.templates import template_of
 from harpe.options.measuring import RulerOptions
 from harpe.reporter import Reporter
@@ -37,7 +41,10 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
     generator = RulerGenerator(tokenizer, DataFolder(options.data))
 
     def text(name: str) -> str:
-        return generator.text(RULER_TASKS[name], options.length, options.samples, options.seed, options.template)
+        made = generator.text(RULER_TASKS[name], options.length, options.samples, options.seed, options.template)
+        if options.model is not None and RULER_TASKS[name].kind != "qa":
+            _check_returned(tokenizer, RULER_TASKS[name], made)
+        return made
 
     names = ("length", "samples", "seed", "template")
     asking = Asking(
@@ -55,3 +62,15 @@ def run_ruler(options: RulerOptions, reporter: Reporter | None = None) -> Path:
         facts={"length": options.length},
     )
     return ask(asking, tokenizer, server, reporter or Reporter())
+
+
+def _check_returned(tokenizer: PreTrainedTokenizerBase, task: RulerTask, samples: str) -> None:
+    """Refuse a tokenizer from whose tokens right answers do not come back: every model would score nothing."""
+    for row in map(json.loads, samples.splitlines()):
+        right = " " + " ".join(row["outputs"])
+        text = str(tokenizer.decode(plain_ids(tokenizer, right), skip_special_tokens=True))
+        if (found := score(task, text, row["outputs"])) < 1:
+            raise HarpeError(
+                f"{task.name} cannot be asked with this tokenizer: the right answer of sample {row['index']},{right}, "
+                f"comes back from its tokens as {text!r}, which scores {found:.0%}. Leave the task out."
+            )

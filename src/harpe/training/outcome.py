@@ -86,7 +86,13 @@ def check_outcome(
     totals = ranks.gather((total, targets))
     if not any(count for _, count in totals):
         return  # where a method's shorter sequences cut all answers off from what they answer
-    first = ranks.broadcast_from_rank0(lambda: float(read_jsonl(folder / "log.jsonl")[0]["loss"]))
+    first = ranks.broadcast_from_rank0(lambda: _first_loss(folder / "log.jsonl"))
     last = sum(losses for losses, _ in totals) / sum(count for _, count in totals)
     if not math.isfinite(last) or last > first + WORSE:
         raise HarpeError(f"The loss of the first step's texts went from {first:.4g} to {last:.4g} {diverged}")
+
+
+def _first_loss(log: Path) -> float:
+    """Of the texts that `check_outcome` reads again; infinite where somebody has deleted what was logged of them."""
+    rows = read_jsonl(log) if log.is_file() else []
+    return next((float(row["loss"]) for row in rows if row["step"] == 1), math.inf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harpe.distributed.processes import ALONE, Processes
 from harpe.evaluation.greedy import answer
-from harpe.evaluation.needles.samples import NeedleSample
+from harpe.evaluation.needles.samples import NeedleSample, hits
 
 Key = tuple[str, int, int, float | None]
 """Task, length, index and depth of a sample."""
@@ -40,13 +39,8 @@ def answer_batch(
 
 def score(sample: NeedleSample, texts: list[str]) -> float:
     """Share of the expected numbers that stand in their turn's answer, as whole numbers: 1.0 is all right."""
-    expected = [answer for turn in sample.turns for answer in turn.answers]
-    hits = sum(
-        answer in re.findall(r"\d+", text)
-        for turn, text in zip(sample.turns, texts, strict=True)
-        for answer in turn.answers
-    )
-    return hits / len(expected)
+    found = sum(hits(turn.answers, text) for turn, text in zip(sample.turns, texts, strict=True))
+    return found / sum(len(turn.answers) for turn in sample.turns)
 
 
 def key_of(record: dict[str, Any]) -> Key:

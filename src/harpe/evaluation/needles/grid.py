@@ -109,7 +109,7 @@ def grid_samples(writer: NeedleWriter, longest: int, shortest: int, count: int) 
 def check_grid(writer: NeedleWriter, longest: int, shortest: int, count: int) -> None:
     """HarpeError where `grid_samples` would raise it; no haystack is drawn."""
     for index in range(count):
-        _drawn(writer, longest, shortest, index)
+        writer.check_returned(_drawn(writer, longest, shortest, index)[2])
 
 
 def _drawn(

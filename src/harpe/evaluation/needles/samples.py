@@ -13,6 +13,7 @@ This module makes samples (token ids and expected answers). It holds no model; `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,12 @@ class NeedleSample:
     def shape(self) -> tuple[int, ...]:
         """Lengths that must agree for samples to be answered in one batch."""
         return (len(self.context), *(n for turn in self.turns for n in (len(turn.question), turn.budget)))
+
+
+def hits(answers: Sequence[str], text: str) -> int:
+    """How many of the answers stand in a text as whole numbers."""
+    there = re.findall(r"\d+", text)
+    return sum(answer in there for answer in answers)
 
 
 class NeedleWriter:
@@ -186,9 +193,21 @@ class NeedleWriter:
         return rng, turns, pieces, fixed
 
     def check(self, task: NeedleTask, length: int, count: int) -> None:
-        """HarpeError if one of a task's first `count` samples does not fit into `length` tokens. Draws no haystack."""
+        """HarpeError if one of a task's first `count` samples does not fit into `length` tokens, or its answers do not
+        come back from their tokens. Draws no haystack."""
         for index in range(count):
-            self._drawn(task, length, index, None)
+            for turn in self._drawn(task, length, index, None)[1]:
+                self.check_returned(turn)
+
+    def check_returned(self, turn: Turn) -> None:
+        """HarpeError where the right answer would score nothing: some tokenizers give back digits with spaces."""
+        right = "".join(f" {answer}" for answer in turn.answers)
+        text = str(self.tokenizer.decode(self.encode(right)))
+        if hits(turn.answers, text) < len(turn.answers):
+            raise HarpeError(
+                f"Needles cannot be asked with this tokenizer: the right answer,{right}, comes back from its tokens as "
+                f"{text!r}, which scores nothing. Leave them out with --samples 0 --grid-samples 0."
+            )
 
     def sample(self, task: NeedleTask, length: int, index: int, depth: float | None = None) -> NeedleSample:
         """Draw sample `index` of a task at a length in tokens.

@@ -168,14 +168,13 @@ def _signed(nats: float) -> str:
 
 
 def position_chart(run: Run) -> Chart | None:
-    """Loss by position minus the baseline's, the mean over seeds; None unless the baseline was measured."""
+    """Loss by position minus the baseline's, the mean over the seeds of both; None unless the baseline was measured."""
     baseline = run.baseline
-    base = mean_bins(baseline)
-    if not base:
+    if not mean_bins(baseline):
         return None
     lines = []
     for row in run.rows:
-        bins = mean_bins(row)
+        bins, base = mean_bins(row, baseline), mean_bins(baseline, row)
         if not bins:
             continue
         if [(b.start, b.end) for b in bins] != [(b.start, b.end) for b in base]:
