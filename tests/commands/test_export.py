@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_written(
         with pytest.raises(HarpeError, match=message):
             export(changed)
     monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(HarpeError, match=r"The exported model needs about .* GB .* are free"):
+    with pytest.raises(HarpeError, match=r"The exported model needs about .* MB .* are free"):
         export(options)
     (extended / "harpe" / "model").rename(workspace / "away")
     with pytest.raises(HarpeError, match="is not finished"):
