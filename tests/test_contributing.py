@@ -62,6 +62,7 @@ def run(package: Path, *arguments: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_method_a_suite_and_a_training_option_run_in_a_comparison(package: Path, tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(" ".join(f"the quick fox number {n % (7 + i)} jumps." for n in range(700)))

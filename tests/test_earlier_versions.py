@@ -111,6 +111,7 @@ NEW = {"/extended", "/warmup_share", "/weight_decay", "/too_short_left_out", *EN
 """Keys that have come since 2026-11-26."""
 
 
+@pytest.mark.slow
 def test_what_is_written_now_has_the_files_and_the_keys_that_it_had(earlier: Path) -> None:
     assert main([*RUN, "--out=now"]) == 0
     assert main(["evaluate", "now", *MEASURED]) == 0
@@ -137,6 +138,7 @@ def test_packed_texts_are_trained_on(earlier: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_with_the_row_that_was_interrupted_and_leaves_the_other(earlier: Path) -> None:
     done = earlier / "comparison/abf/seed-0/record.json"
     record = done.read_bytes()

@@ -60,7 +60,7 @@ def test_tables_cut_off_neither_names_nor_numbers(is_terminal: bool, monkeypatch
 
 def test_brackets_in_names_are_letters_and_no_markup(tmp_path: Path) -> None:
     row = {"before": 1.0, "after": 2.0, "difference": 1.0, "low": 0.0, "high": 2.0}
-    names = {"before": "m (scores/[b]efore)", "after": "m (scores/x[/y])"}
+    names = {"before": "m (scores/[b]after)", "after": "m (scores/x[/y])"}
     write_json(tmp_path / "against.json", {**names, "tasks": {"a[old]": row}})
     task = {"shots": 0, "metric": "acc[/x]", "score": 1.0, "low": 0.0, "high": 2.0, "samples": 3, "note": "of [/b]"}
     write_json(tmp_path / "short.json", {"tasks": {"b[new]": task}})

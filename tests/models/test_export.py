@@ -224,6 +224,7 @@ assert (logits(model, SHORT)["300"] == expected).all()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     ['model = stranger("llama")', 'model = extended(model := prepared("llama"), bases_of(model))'],

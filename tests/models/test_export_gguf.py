@@ -67,6 +67,7 @@ def test_one_table_is_written_by_the_converter_beside_the_checkpoint(tmp_path: P
     assert all(torch.equal(torch.tensor(header.tensors[k].data), torch.tensor(v)) for k, v in stored.items())
 
 
+@pytest.mark.slow
 def test_a_file_of_another_base_or_scaling_is_not_kept(tmp_path: Path, words: Any) -> None:
     model = extended(tmp_path / "abf", words, "abf")
     for name, states in {"base": {"rope.freq_base": 10_000.0}, "context": {"context_length": 128}}.items():

@@ -195,6 +195,7 @@ def from_hub(tmp_path: Path, hub: str, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_of_a_hub_model_only_safetensors_and_texts_are_fetched(tmp_path: Path, hub: str) -> None:
     done = from_hub(tmp_path, hub, "org/tiny", "--revision", "main", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
@@ -211,6 +212,7 @@ def test_of_a_hub_model_only_safetensors_and_texts_are_fetched(tmp_path: Path, h
     assert f"harpe extend org/tiny --revision {COMMIT}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_hub_model_that_could_not_be_loaded_is_refused_before_its_weights_come(tmp_path: Path, hub: str) -> None:
     weights = Hub.folder / "model.safetensors"
     weights.rename(weights.with_name("other.bin"))

@@ -109,6 +109,7 @@ def test_devices_are_read() -> None:
         read_devices("A100")
 
 
+@pytest.mark.slow
 def test_adapters_need_no_gradients_and_moments_of_what_is_frozen(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

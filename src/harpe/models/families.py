@@ -108,7 +108,7 @@ def normalises_rotated(config: PreTrainedConfig) -> bool:
     """Whether the source of a family's attention has a norm of queries behind the rotation (nanochat, HunYuan), which
     takes out any attention factor. What decides is `harpe.models.rotation_check.check_scaled`, which needs a model."""
     behind = [_source(cls).partition("apply_rotary_pos_emb(")[2] for cls in find_family(config).attentions]
-    return any(re.search(r"self\.\w*norm\w*\(\s*q(uery)?\w*\s*\)", source) for source in behind)
+    return any(re.search(r"self\.\w*norm\w*\(\s*(q|query)\w*\s*\)", source) for source in behind)
 
 
 def _source(attention: type) -> str:
