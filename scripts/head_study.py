@@ -135,9 +135,11 @@ def text(studies: Sequence[dict[str, Any]]) -> list[str]:
         lines += table("values", value, lambda row, unit: f"{row['value']:.{_digits(unit)}f}")
         lines += ["", "Rows whose heads differ, minus the row with the same freedom for all heads together:", ""]
         lines += table("pairs", value, lambda row, unit: _signed(row, unit, row["holm"] < LEVEL))
-        lines += ["", f"Minus {value['titles'].get(BEST, BEST)}; ✓ where the interval excludes being worse by more "]
-        lines[-1] += "than 0.01 nats or 2 points:"
-        lines += ["", *table("bounds", value, lambda row, unit: _signed(row, unit) + " ✓" * row["as_good"]), ""]
+        if BEST in value["titles"]:
+            lines += ["", f"Minus {value['titles'][BEST]}; ✓ where the interval excludes being worse by more than "]
+            lines[-1] += "0.01 nats or 2 points:"
+            lines += ["", *table("bounds", value, lambda row, unit: _signed(row, unit) + " ✓" * row["as_good"])]
+        lines.append("")
     return [*lines, "Made by `scripts/head_study.py`; bold: after Holm's correction over the pairs of a measure."]
 
 

@@ -95,7 +95,9 @@ def plane(study: dict[str, Any]) -> str:
             plot.line(x1, y1, x2, y2, "axis")
         shape = "circle" if name in single else "diamond"
         plot.mark(at, level, shape, style="fill:currentColor", size=4.0)
-        plot.text(at + 8, level - 6, study["titles"][name], "t small", "start" if at < 420 else "end")
+        others = [each for each in names if each not in single]
+        above = level - 6 if name in single else level + 16 + 28 * others.index(name)  # they lie close together
+        plot.text(at + 8, above, study["titles"][name], "t small", "start" if at < 420 else "end")
     return as_file(plot)
 
 
