@@ -293,13 +293,6 @@ def test_an_empty_corpus_is_told(workspace: Path) -> None:
         run(workspace, data=str(workspace / "empty"))
 
 
-def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(HarpeError, match=r"needs about .* MB .* are free"):
-        run(workspace)
-    assert not (workspace / "run").exists()
-
-
 def test_adapters_are_told_of_planned_merged_and_resumed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The saved model has the names and shapes of the original, and differs from it by matrices of low rank."""
     arguments = [f"{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]

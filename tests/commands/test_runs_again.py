@@ -57,6 +57,13 @@ def test_a_run_with_a_tokenizer_of_its_own_is_measured_with_it(workspace: Path) 
     assert overlap["share"] is not None, overlap
 
 
+def test_a_full_disk_is_told_before_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harpe.runs.directory.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(HarpeError, match=r"needs about .* MB .* are free"):
+        run(workspace)
+    assert not (workspace / "run").exists()
+
+
 class Killed(Exception):
     pass
 

@@ -54,8 +54,8 @@ def with_method(options: ExtendOptions, run: Path) -> tuple[ExtendOptions, str]:
     method, own, why = default_method(geometry)
     kind = config.model_type
     if normalises_rotated(config):
-        why = "one base in the middle of HARPE's range: a "
-        why += f"{kind} has a norm behind the rotation, which takes out any attention factor."
+        why = f"one base in the middle of HARPE's range: a {kind} has a norm behind the rotation, which takes out "
+        why += "any attention factor."
         return replace(options, method="one-base"), why
     (stage,) = make_stages(method_named(method), geometry, options.length, own)
     try:
