@@ -34,8 +34,8 @@ def check_request(length: int, out: Path, seed: int, max_tokens: int | None) -> 
         raise HarpeError(
             f"{max_tokens} tokens were asked for, less than one sequence of {length}. Ask for more, or lower --length."
         )
-    if not 0 <= seed < 2**32:
-        raise HarpeError(f"--seed is {seed}; it must be a number from 0 to {2**32 - 1}.")
+    if seed < 0:
+        raise HarpeError(f"--seed is {seed}; it must be 0 or above.")
     if (out / "index.json").exists():
         raise HarpeError(f"{out} already holds a packed data set. Use it as it is, delete it, or name another folder.")
     check_new_folder(out)

@@ -149,6 +149,8 @@ class TrainingSettings(TrainingOptions):
         ):
             if value < least:
                 raise HarpeError(f"{name} is {value}; it must be at least {least}.")
+        if not 0 <= self.seed < 2**32:  # what the generators of torch and numpy take
+            raise HarpeError(f"--seed is {self.seed}; it must be a number from 0 to {2**32 - 1}.")
         if not 0 < self.learning_rate < math.inf:
             raise HarpeError(f"--learning-rate is {self.learning_rate}; it must be above 0, and finite.")
         if not 0 <= self.warmup_share <= 1:
