@@ -6,7 +6,8 @@
 Reads comparisons, also unfinished ones, and says for every pair the difference in loss and needles with 95% intervals
 over seeds and documents, p-values corrected over the pairs of a measure (Holm), and whether a row may be worse than
 YaRN by more than a margin. `content` are needles among others of the same form. `order` is asked of answers that list
-all values of a key: the share of places with the right value, where `multi_value` takes them in any order.
+all values of a key: the share of places with the right value, where `multi_value` takes them in any order. Where `harpe
+long` asked for the last or the j-th of four values of one register, those are measures of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PAIRS = {
     "mixed-wide-down": "base-600k",
     "learned-head": "learned-shared",
     "learned-layer": "learned-shared",
+    "searched-head": "searched-shared",
+    "searched-layer": "searched-shared",
 }
 """Rows whose heads differ, and those with as much freedom for all heads together."""
 BEST = "yarn"
@@ -70,6 +73,11 @@ def study(run: Path) -> dict[str, Any]:
         "multi-value": found.get(f"needles-multi_value-{length}"),
         "order": order(run, names, plan["seeds"], length),
     }
+    probes = {"set last": "order-last-4", "set the j-th time": "order-nth-4"}
+    for said, task in probes.items():
+        for measure in found.values():
+            if measure.task == task and measure.length:
+                wanted[f"{said}, {measure.length:,} tokens"] = measure
     measures = {name: measured(each, names) for name, each in wanted.items() if each is not None and each.found}
     titles = {method["name"]: method["title"] for method in plan["methods"]}
     return {"title": plan["title"], "length": length, "tokens": plan["training"]["tokens"], "titles": titles} | {

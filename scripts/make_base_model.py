@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,36 @@ def retrieval(
     return {name: float(np.mean([r["score"] for r in records if r["task"] == name])) for name in NEEDLE_TASKS}
 
 
+def optimizers(model: LlamaForCausalLM, muon_lr: float, adam_lr: float) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices, AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    return muon, torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def one_step(
+    model: LlamaForCausalLM,
+    of: Sequence[torch.optim.Optimizer],
+    rates: Sequence[float],
+    ids: np.ndarray,
+    weights: np.ndarray,
+) -> list[float]:
+    """One step on documents of n + 1 tokens; the mean loss of each document, in nats, weighted."""
+    x, target, weight = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]), torch.from_numpy(weights[:, 1:])
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x, use_cache=False).logits
+    losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+    losses = losses * weight
+    (losses.sum() / weight.sum()).backward()
+    for optimizer, rate in zip(of, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return (losses.sum(1) / weight.sum(1)).tolist()
+
+
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -126,10 +157,7 @@ def train(args: argparse.Namespace) -> None:
     hay = [tokenizer(f.text, add_special_tokens=False).input_ids for f in tuning_files(PACKAGES)]
     drills = DrillWriter(tokenizer, texts)
     model = make_model(args.seed)
-    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.AdamW(others, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    muon, adam = optimizers(model, args.muon_lr, args.adam_lr)
     first, state = 0, args.out / "training-state.pt"
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -151,26 +179,10 @@ def train(args: argparse.Namespace) -> None:
         ids, weights, kinds = drills.batch(
             np.random.default_rng([args.seed, step]), args.tokens // length, length + 1, mixture
         )
-        x, target, weight = (
-            torch.from_numpy(ids[:, :-1]),
-            torch.from_numpy(ids[:, 1:]),
-            torch.from_numpy(weights[:, 1:]),
-        )
-        model.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(x, use_cache=False).logits
-        losses = (
-            F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
-            * weight
-        )
-        loss = losses.sum() / weight.sum()
-        loss.backward()
-        for optimizer, base in ((muon, args.muon_lr), (adam, args.adam_lr)):
-            optimizer.param_groups[0]["lr"] = base * rate
-            optimizer.step()
-            optimizer.zero_grad()
+        rates = (args.muon_lr * rate, args.adam_lr * rate)
+        losses = one_step(model, (muon, adam), rates, ids, weights)
         for i, kind in enumerate(kinds):
-            recent[kind].append(losses[i].sum().item() / weight[i].sum().item())
+            recent[kind].append(losses[i])
         if (step + 1) % 50 == 0:
             means = " ".join(f"{kind} {np.mean(values):.3f}" for kind, values in recent.items() if values)
             speed = args.tokens * (step + 1 - first) / (time.time() - began)

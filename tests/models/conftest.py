@@ -10,7 +10,7 @@ import pytest
 import harpe
 from harpe.models.load import load_model
 
-from .exported import GENERATING, LONG, PADDED, SHORT, ask, logits, models
+from .exported import GENERATING, LONG, NAMES, PADDED, RARE, SHORT, ask, logits, models
 from .tiny_families import FAMILIES
 
 
@@ -20,10 +20,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def told(root: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """By checkpoint: what harpe's own model gives, and what the stranger's process gave; all of them in one process."""
+def told(root: Path, request: pytest.FixtureRequest) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By checkpoint: what harpe's own model gives, and what the stranger's process gave; all of them in one process.
+
+    Of the quick ones alone where no slow test was chosen.
+    """
     expected, questions = {}, {}
-    for name, model in models().items():
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    for name, model in models(name for name in NAMES if slow or name not in RARE).items():
         harpe.export(model, root / name)
         inputs = LONG if name == "wide" else SHORT
         question: dict[str, Any] = {"trust": name != "one-base", "inputs": inputs, "again": name != "wide"}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
@@ -121,3 +122,10 @@ def images_and_text() -> PreTrainedModel:
 
 NAMES = [*FAMILIES, "llama-other", "by-layer", "one-base", "wide", "bfloat16", "gemma3"]
 """What `models` makes."""
+RARE = {*FAMILIES} - {*GENERATING, "qwen3", "glm4", "phi3", "gpt_oss", "nanochat", "nemotron", "stablelm"}
+"""Families that are exported in `make slow` alone; the others have something that is new in each."""
+
+
+def named(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test; rare families are slow ones."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in names]

@@ -26,11 +26,11 @@ from harpe.models.load import embedded_model_path, load_model
 from harpe.models.per_head import PROTOCOL
 from harpe.positions import phases, rotation
 
-from .exported import GENERATING, HERE, LONG, NAMES, SHORT, environment, extended, logits, prepared
+from .exported import GENERATING, HERE, LONG, NAMES, SHORT, environment, extended, logits, named, prepared
 from .tiny_families import bases_of, heads_of
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named(NAMES))
 def test_logits_without_harpe_are_bit_for_bit_those_with_it(told: Any, name: str) -> None:
     expected, got = told[name]
     assert "error" not in got, got
@@ -58,7 +58,7 @@ def test_generation_with_left_padding_gives_the_same_tokens(told: Any, name: str
     assert got["generated"].tolist() == expected["generated"].tolist()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "wide"])
+@pytest.mark.parametrize("name", named(n for n in NAMES if n != "wide"))
 def test_saved_again_from_the_loaded_model_it_loads_again(told: Any, root: Path, name: str) -> None:
     expected, got = told[name]
     assert torch.equal(got["again"]["300"], expected["logits"]["300"])
@@ -72,7 +72,7 @@ def test_saved_again_from_the_loaded_model_it_loads_again(told: Any, root: Path,
         ).read_bytes()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("wide", "one-base")])
+@pytest.mark.parametrize("name", named(n for n in NAMES if n not in ("wide", "one-base")))
 def test_the_auto_classes_make_the_classes_of_the_file_under_stock_names(told: Any, root: Path, name: str) -> None:
     expected, got = told[name]
     assert got["class"][0] == expected["class"]
@@ -100,7 +100,7 @@ def test_one_base_for_all_heads_is_a_stock_checkpoint_without_code(told: Any, ro
     assert told["one-base"][1]["class"][1] == "transformers.models.llama.modeling_llama"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
+@pytest.mark.parametrize("name", named(n for n in NAMES if n != "one-base"))
 def test_rope_scaling_tells_older_programs_the_same(told: Any, root: Path, name: str) -> None:
     config = json.loads((root / name / "config.json").read_text())
     decoder = config.get("text_config", config)
@@ -110,7 +110,7 @@ def test_rope_scaling_tells_older_programs_the_same(told: Any, root: Path, name:
     assert decoder["rope_theta"] is None
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "one-base"])
+@pytest.mark.parametrize("name", named(n for n in NAMES if n != "one-base"))
 def test_without_trust_remote_code_nothing_loads(told: Any, name: str) -> None:
     assert "harpe" in told[name][1]["untrusting"]["error"]
 

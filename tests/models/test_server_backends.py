@@ -16,6 +16,7 @@ from harpe.models.marker import MARKER
 from harpe.models.per_head import _own_pair
 from harpe.positions.rotation import Layout, encode_positions, rotate_per_head
 
+from .exported import named
 from .tiny_families import FAMILIES
 
 WITHOUT_BACKEND = {"stablelm"}
@@ -27,7 +28,7 @@ OWN_SCORES = {"gemma2", "gpt_oss"}
 """Their attention caps scores or adds sinks, which the test's attention function does not."""
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=named(FAMILIES))
 def served(told: Any, request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     answer = told[request.param][1]
     assert "error" not in answer, answer

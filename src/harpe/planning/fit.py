@@ -138,11 +138,12 @@ def longest_length(tracer: Tracer, devices: Devices, settings: Settings) -> int:
     if settings.mlp_tile:
         return found
     with suppress(HarpeError):  # families whose feed-forward layers cannot work in tiles
-        found = max(found, _longest(tracer, devices, replace(settings, mlp_tile=MLP_TILE)))
+        found = max(found, _longest(tracer, devices, replace(settings, mlp_tile=MLP_TILE), found))
     return found
 
 
-def _longest(tracer: Tracer, devices: Devices, settings: Settings) -> int:
+def _longest(tracer: Tracer, devices: Devices, settings: Settings, known: int = 0) -> int:
+    """`known`: tokens that fit, or 0."""
     parts = settings.sequence_parallel
     unit = STEP * parts
     groups = devices.count // parts * settings.micro_batch
@@ -150,19 +151,25 @@ def _longest(tracer: Tracer, devices: Devices, settings: Settings) -> int:
     def needed(length: int) -> int:
         return plan_memory(tracer, length, devices, replace(settings, batch_tokens=groups * length)).total
 
-    limit, low, high = devices.usable, unit, unit
+    limit, low = devices.usable, max(unit, known // unit * unit)
     if (below := needed(low)) > limit:
         return 0
+    high = 8 * low
     while (above := needed(high)) <= limit:
         if high >= LONGEST:
             return LONGEST // unit * unit
-        low, below, high = high, above, 8 * high
-    for _ in range(6):
+        # as memory gets steeper, the line through both reaches the limit behind the point that is looked for
+        more = (limit - above) * (high - low) // max(1, above - below)
+        low, below, high = high, above, min(max(high + more, 2 * high) // unit + 1, -(-LONGEST // unit)) * unit
+    for _ in range(8):
         guess = low + int((limit - below) / (above - below) * (high - low)) // unit * unit
         guess = min(max(guess, low + unit), high)
-        if guess - low <= low // 64 or guess == high or (found := needed(guess)) > limit:
+        if guess - low <= low // 64 or guess == high:
             break
-        low, below = guess, found
+        if (found := needed(guess)) > limit:
+            high, above = guess, found
+        else:
+            low, below = guess, found
     window = _longest_without_masks(tracer, parts)
     return min(low, window) if window else low
 
