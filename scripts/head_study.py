@@ -7,7 +7,8 @@ Reads comparisons, also unfinished ones, and says for every pair the difference 
 over seeds and documents, p-values corrected over the pairs of a measure (Holm), and whether a row may be worse than
 YaRN by more than a margin. `content` are needles among others of the same form. `order` is asked of answers that list
 all values of a key: the share of places with the right value, where `multi_value` takes them in any order. Where `harpe
-long` asked for the last or the j-th of four values of one register, those are measures of their own.
+long` asked for the last or the j-th of four values of one register, or for one of four keys that are nearly alike,
+those are measures of their own.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def study(run: Path) -> dict[str, Any]:
         "multi-value": found.get(f"needles-multi_value-{length}"),
         "order": order(run, names, plan["seeds"], length),
     }
-    probes = {"set last": "order-last-4", "set the j-th time": "order-nth-4"}
+    probes = {"set last": "order-last-4", "set the j-th time": "order-nth-4", "keys alike": "content-4"}
     for said, task in probes.items():
         for measure in found.values():
             if measure.task == task and measure.length:

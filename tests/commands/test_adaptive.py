@@ -81,6 +81,15 @@ def test_a_measurement_is_kept_for_the_same_weights_and_texts_only(
     assert cached_head_distances(make_tiny("llama"), DOCUMENTS, CONTEXT // 2, tmp_path)[1] != path
 
 
+def test_a_measurement_with_a_window_is_not_that_without_for_the_same_weights(make_tiny: Any, tmp_path: Path) -> None:
+    narrow, wide = make_tiny("mistral", sliding_window=4), make_tiny("mistral", sliding_window=None)
+    assert all(torch.equal(a, b) for a, b in zip(narrow.parameters(), wide.parameters(), strict=True))
+    near, _ = cached_head_distances(narrow, DOCUMENTS, CONTEXT, tmp_path)
+    far, _ = cached_head_distances(wide, DOCUMENTS, CONTEXT, tmp_path)
+    np.testing.assert_array_equal(far, head_distances(wide, DOCUMENTS, CONTEXT))
+    assert near.max() < 4 < far.min()
+
+
 def test_texts_without_enough_tokens_are_refused(make_tiny: Any) -> None:
     with pytest.raises(HarpeError, match="No text has 16 tokens"):
         head_distances(make_tiny("llama"), [[1, 2, 3]], CONTEXT)

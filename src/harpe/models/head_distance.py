@@ -14,6 +14,7 @@ Shapes: B documents of a batch (1), Q query heads, H key/value heads, S position
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ LONGEST = 4096
 this length."""
 SHORTEST = 16
 """A shorter piece says nothing about distance and is passed over."""
+MEASURING = 2
+"""Of the ways in which heads have been measured; what an earlier one has kept is not read."""
 
 
 @contextmanager
@@ -105,8 +108,10 @@ def head_distances(model: PreTrainedModel, documents: Sequence[Sequence[int]], c
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over the weights and what the configuration says of positions."""
-    digest = hashlib.sha256(str(getattr(model.config, "rope_parameters", None)).encode())
+    """SHA-256 over the weights and the configuration, where windows, scales and caps of attention stand."""
+    said = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    said.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -131,7 +136,7 @@ def cached(
     """What `measure` finds of every head, [L, H], kept as JSON in `folder`, under `name` and the hashes of weights and
     texts; returns the file too."""
     texts = [list(ids[: min(context, LONGEST)]) for ids in documents]
-    key = {"model": model_hash(model), "texts": sha256_json(texts), "context": context}
+    key = {"of": name, "way": MEASURING, "model": model_hash(model), "texts": sha256_json(texts), "context": context}
     path = folder / f"{sha256_json(key)[:32]}.json"
     if is_ours(path):
         there = read_json(path)
