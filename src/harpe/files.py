@@ -137,6 +137,8 @@ def check_new_folder(path: Path) -> None:
     command runs in, and a place where nothing can be written.
     """
     path, target = Path(path), Path(path).resolve()
+    if os.fsencode(target).decode("utf-8", "ignore") != str(target):
+        raise HarpeError(f"The name of the folder {str(path)!a} is not UTF-8, which tokenizers cannot write to.")
     if path.is_symlink() and not path.exists():
         raise HarpeError(f"{path} is a link to {target}, which is not there. Name another folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harpe
 from harpe.commands.evaluate import evaluate
-from harpe.commands.export import _public, export
+from harpe.commands.export import export, without_folders
 from harpe.comparison import jobs
 from harpe.comparison.worker import work
 from harpe.errors import HarpeError
@@ -97,11 +97,33 @@ def test_a_run_is_exported_with_a_card_of_method_plan_data_and_scores(extended: 
 
 def test_a_card_names_all_texts_of_a_mixture_and_no_folder() -> None:
     long = "/home/someone/books, documents of at least 4,096 tokens upsampled to 50% of every source"
-    assert _public(long + MIXED.format(12.5, "/home/someone/chats.jsonl")) == (
+    assert without_folders(long + MIXED.format(12.5, "/home/someone/chats.jsonl")) == (
         "books, documents of at least 4,096 tokens upsampled to 50% of every source, and 12.5% of the tokens of "
         "chats.jsonl"
     )
-    assert _public("org/name" + MIXED.format(25, "./a b")) == "org/name, and 25% of the tokens of a b"
+    assert without_folders("org/name" + MIXED.format(25, "./a b")) == "org/name, and 25% of the tokens of a b"
+    long = f"./clients/{'n' * 200}.txt, documents of at least 4,096 tokens drawn 3 times as often inside every source"
+    assert without_folders(long) == long.removeprefix("./clients/")
+    assert without_folders(long.removeprefix("./clients/")) == long.removeprefix("./clients/")
+    assert without_folders(f"../{MIXED.format(5, '.')}") == ".., and 5% of the tokens of a folder"
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_card_names_no_folder_of_texts_that_were_named_from_where_the_run_began(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, prepared: bool
+) -> None:
+    (workspace / "clients").mkdir()
+    (workspace / "texts").rename(workspace / "clients" / "acme")
+    monkeypatch.chdir(workspace)
+    data, made = "clients/acme", "made"
+    if prepared:
+        harpe.prepare(data, "model", 256, made, upsample_factor=2)
+        data = made
+    harpe.extend("model", 256, data, "run", method="abf", tokens=1024, batch_tokens=256)
+    (workspace / "elsewhere").mkdir()
+    monkeypatch.chdir(workspace / "elsewhere")
+    card = (export(ExportOptions(source=str(workspace / "run"), out="out")) / "README.md").read_text()
+    assert "clients" not in card and "acme" in card
 
 
 def test_the_model_folder_of_a_run_is_exported_as_well(extended: Path, workspace: Path) -> None:

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 
 import harpe
 from harpe.cli.main import main
+from harpe.commands.push import local_paths
+from harpe.files import write_json
 from harpe.models.load import load_model, load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has new positions")
@@ -187,6 +189,17 @@ def test_what_was_uploaded_loads_as_the_model_that_was_pushed(push: Any, extende
         back = AutoModelForCausalLM.from_pretrained(tmp_path / "back", trust_remote_code=True)(ids).logits
         assert torch.equal(back, load_model(extended)(ids).logits)
     assert not list(extended.parent.glob(".harpe-push-*"))
+
+
+@pytest.mark.parametrize("texts", ["./clients/acme", "org/name"])
+def test_a_folder_of_texts_that_the_report_names_is_told_and_a_data_set_is_not(tmp_path: Path, texts: str) -> None:
+    run, folder = tmp_path / "run", tmp_path / "model"
+    run.mkdir()
+    folder.mkdir()
+    write_json(run / "plan.json", {"corpus": {"description": f"{texts}, documents of at least 64 tokens"}})
+    (folder / "index.html").write_text(f"<dd>{texts}, documents of at least 64 tokens</dd>")
+    named = list(local_paths(folder, run))
+    assert len(named) == (texts != "org/name") and all(texts in sentence for sentence in named)
 
 
 def test_a_dry_run_lists_what_would_go_and_asks_the_hub_nothing(push: Any, extended: Path) -> None:

@@ -3,8 +3,10 @@ writer of these tests stands in its place, as a command of its own."""
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from transformers import PreTrainedTokenizerFast
 import harpe
 from harpe.commands.export import export
 from harpe.errors import HarpeError
-from harpe.models.gguf_header import read_header
+from harpe.models.export_gguf import check_file
+from harpe.models.gguf_header import llama3_divisors, read_header
 from harpe.models.load import load_model, save_checkpoint
 from harpe.options.runs import ExportOptions
 
-from .gguf_files import tensors, tiny, tokenizer
+from .gguf_files import tensors, tiny, tokenizer, write
 
 CONVERTER = """
 import argparse, importlib.util, pathlib, sys
@@ -75,6 +78,45 @@ def test_a_file_of_another_base_or_scaling_is_not_kept(tmp_path: Path, words: An
         with pytest.raises(HarpeError, match="The file is not kept"):
             export(ExportOptions(source=str(model), out=str(out), gguf=converter(tmp_path, **states)))
         assert (out / "model.safetensors").is_file() and not list(out.glob("*gguf*")) and not list(out.glob(".*"))
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128}
+
+
+@pytest.mark.parametrize(
+    ("options", "states", "kept"),
+    [
+        ({}, YARN, True),
+        ({}, YARN | {"rope.scaling.original_context_length": 512}, False),
+        ({}, {key: YARN[key] for key in list(YARN)[:2]}, False),
+        ({"beta_fast": 8.0}, YARN, False),
+        ({"beta_fast": 8.0}, YARN | {"rope.scaling.yarn_beta_fast": 8.0}, True),
+        ({}, YARN | {"rope.scaling.yarn_beta_slow": 2.0}, False),
+    ],
+)
+def test_a_file_with_another_ramp_of_yarn_is_not_kept(
+    tmp_path: Path, words: Any, options: dict[str, float], states: dict[str, Any], kept: bool
+) -> None:
+    model = tiny("llama", len(words), max_position_embeddings=128)
+    harpe.apply(model, "yarn", length=512, **options)
+    file = tmp_path / "model.gguf"
+    write(file, model, tokenizer("gpt-2", README.read_text()), "F32", states=states)
+    with nullcontext() if kept else pytest.raises(HarpeError, match="The file is not kept"):
+        check_file(file, model.config)
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(None, False), (8.0, True), (4.0, False)])
+def test_a_file_without_the_frequencies_of_llama_3_is_not_kept(
+    tmp_path: Path, words: Any, factor: float | None, kept: bool
+) -> None:
+    scaling = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = tiny("llama", len(words), rope_parameters={**scaling, "original_max_position_embeddings": 64})
+    config, file = copy.deepcopy(model.config), tmp_path / "model.gguf"
+    config.rope_parameters["factor"] = factor
+    added = {} if factor is None else {"rope_freqs.weight": llama3_divisors(config, config.head_dim).numpy()}
+    write(file, model, tokenizer("gpt-2", README.read_text()), "F32", holds=added)
+    with nullcontext() if kept else pytest.raises(HarpeError, match="The file is not kept"):
+        check_file(file, model.config)
 
 
 def test_a_converter_that_fails_is_quoted(tmp_path: Path, words: Any) -> None:

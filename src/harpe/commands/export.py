@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -146,11 +147,18 @@ def _of_comparison(folder: Path, name: str | None, seed: int | None) -> _Chosen:
     )
 
 
-def _public(description: str) -> str:
+def without_folders(description: str) -> str:
     """A line on data for the card: of local paths nothing but their ends are told."""
     parts = re.split(f"({MIXED.format(0, '').replace('0%', '[^ ]+%')})", description)
-    local = [part.startswith((".", "/", "~")) or Path(part).exists() for part in parts]
-    return "".join(PurePath(part).name if here else part for part, here in zip(parts, local, strict=True))
+    return "".join(_end(part) for part in parts)
+
+
+def _end(part: str) -> str:
+    """Of one of the texts, with what was done with them; runs of earlier versions have relative paths as they are."""
+    how = re.search(", (documents of at least|conversations of) .*", part, re.DOTALL)
+    name, rest = (part[: how.start()], how[0]) if how else (part, "")
+    local = name.startswith((".", "/", "~")) or os.path.exists(name)
+    return (PurePath(name).name or "a folder" if local else name) + rest
 
 
 def _on_hub(source: Path, chosen: _Chosen) -> bool:
@@ -174,8 +182,8 @@ def _sections(chosen: _Chosen, original: str) -> dict[str, str]:
         plan += [f"One of several trainings of a comparison, that with seed {chosen.seed}."] * (chosen.seed is not None)
     plan += [f"Made with {versions}."] * bool(versions)
     data = (
-        f"{_public(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; SHA-256 of "
-        "the packed data: "
+        f"{without_folders(corpus['description'])}\n\n{corpus['tokens']} tokens in {corpus['documents']} documents; "
+        "SHA-256 of the packed data: "
     )
     origin = f"The original model: {original}, {run.model.parameters:,} parameters. Its licence applies."
     packed = corpus["hash"] if chosen.seed is None else corpus["hashes"].get(str(chosen.seed))

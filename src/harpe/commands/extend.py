@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -97,13 +98,13 @@ def extend(options: ExtendOptions, reporter: Reporter | None = None) -> Path:
 def _use(run: Path, target: Path) -> str:
     """What to do with the model, by programs that people have."""
     stock = rope_entry(load_config(str(target))).get("rope_type") != ROPE_TYPE
-    place = str(target) if stock else "FOLDER"
+    place = shlex.quote(str(target)) if stock else "FOLDER"
     talks = f", `transformers chat {place}` talks to it" if load_tokenizer(str(target)).chat_template else ""
     if stock:
         return f"The extended model is in {target}, a stock checkpoint: `transformers serve {place}` serves it{talks}."
     return (
-        f"The extended model is in {target}. `harpe export {run} --out {place}` writes it so that it loads without "
-        f"harpe; `transformers serve {place} --trust-remote-code` then serves it{talks}."
+        f"The extended model is in {target}. `harpe export {shlex.quote(str(run))} --out {place}` writes it so that it "
+        f"loads without harpe; `transformers serve {place} --trust-remote-code` then serves it{talks}."
     )
 
 

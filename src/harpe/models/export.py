@@ -20,7 +20,8 @@ from harpe.models.lengths import tell_length
 from harpe.models.marker import with_marker
 from harpe.models.old_keys import add_old_keys, write_config
 from harpe.models.per_head import ROPE_TYPE
-from harpe.models.weights import check_structure
+from harpe.models.processor import keep_processor
+from harpe.models.weights import check_structure, check_values
 
 
 def export_checkpoint(
@@ -43,7 +44,7 @@ def export_checkpoint(
 
     Raises HarpeError for a folder that exists, a model that was not extended by harpe, one without an output layer,
     one beside which its tokenizer would be another (`harpe.models.kept_tokenizer`), and one with other weights than its
-    configuration makes, such as those of adapters.
+    configuration makes, such as those of adapters, or with numbers that are not finite.
     """
     if not isinstance(model, PreTrainedModel):
         raise HarpeError(
@@ -66,6 +67,7 @@ def export_checkpoint(
     like.dtype = model.dtype  # a text once it was saved, which some classes cannot be made with
     with torch.device("meta"):
         check_structure(model, stock_class(type(model))(like))
+    check_values(model)
     tell_length(model, config.harpe_original_length, config.max_position_embeddings)  # of runs from before this
     if tokenizer is not None:
         check_kept(tokenizer, model.config, tokenizer.name_or_path or type(tokenizer).__name__)
@@ -82,6 +84,7 @@ def export_checkpoint(
             (folder / f"{MODULE}.py").write_text(modeling_source(model), encoding="utf-8")
         write_config(folder, settings)
         add_old_keys(folder, model.config)
+        keep_processor(model.config, folder)
         if tokenizer is not None:
             tokenizer = copy.deepcopy(tokenizer)
             if not dynamic:  # the tokenizer of a run knows the target

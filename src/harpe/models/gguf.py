@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harpe.errors import HarpeError
 from harpe.files import cache_folder, new_folder, read_json, sha256_once, write_json
 from harpe.locks import locked
+from harpe.models.saved import missing_of
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def _is_made_from(target: Path, digest: str) -> bool:
         origin = json.loads((target / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (origin.get("sha256"), origin.get("conversion")) == (digest, CONVERSION)
+    return (origin.get("sha256"), origin.get("conversion")) == (digest, CONVERSION) and missing_of(target) is None
 
 
 def write_checkpoint(file: Path, target: Path, replace: bool = False) -> None:

@@ -194,14 +194,18 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
+def llama3_divisors(config: PreTrainedConfig, head_dim: int) -> torch.Tensor:
+    """What Llama 3's scaling divides the frequency of every pair by: float32 [head_dim / 2]."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    return 1.0 / config.rope_parameters["rope_theta"] ** pairs / scaled
+
+
 def _llama3(header: Header, config: PreTrainedConfig, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling, where the file's divisors are those that transformers computes by it."""
     divisors = torch.from_numpy(np.array(header.tensors[FREQUENCIES].data, dtype=np.float32))
-    plain = config.rope_parameters
-    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    config.rope_parameters = {**plain, "rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    found = 1.0 / plain["rope_theta"] ** pairs / scaled
+    config.rope_parameters |= {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
+    found = llama3_divisors(config, head_dim)
     if divisors.shape != found.shape or not torch.allclose(divisors, found, rtol=1e-4):
         raise HarpeError(
             f"{header.path} scales its positions by the tensor {FREQUENCIES} in another way than Llama 3 does. Name "

@@ -25,6 +25,7 @@ from harpe.models.attention import restore_attention
 from harpe.models.gguf import checkpoint_of, gguf_file
 from harpe.models.install import install
 from harpe.models.old_keys import add_old_keys
+from harpe.models.processor import keep_processor
 from harpe.models.settings import check_causal, check_settings, settle
 from harpe.models.weights import check_files, check_report
 
@@ -275,6 +276,7 @@ def save_checkpoint(
                 config.dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
                 config.save_pretrained(temporary)
             add_old_keys(temporary, config)
+            keep_processor(config, temporary)
             tokenizer.save_pretrained(temporary)
     finally:
         if sharded is not None:

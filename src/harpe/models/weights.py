@@ -121,6 +121,31 @@ def check_report(model: PreTrainedModel, report: dict[str, Any], name: str) -> N
         )
     if found:
         raise HarpeError(f"{name} {', and '.join(found)}. {_advice(model, missing, unexpected)}")
+    _check_finite(model, name)
+
+
+def check_values(model: PreTrainedModel) -> None:
+    """Refuse to write a model that would be refused when it is loaded, or that programs would read in two ways.
+
+    Raises HarpeError for numbers that are not finite, and for an output layer of its own where the configuration says
+    that it has the embedding's weights.
+    """
+    _check_finite(model, "the model")
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    if tied and head is not None and not _alike(head.weight, embedding.weight):
+        raise HarpeError(
+            "The configuration says that the output layer has the embedding's weights (tie_word_embeddings), and the "
+            "model has others there: some programs would read the one and some the other. Set it to False, or give the "
+            "layer the embedding's weights."
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one is other or one.device.type == "meta" or torch.equal(one, other.to(one.device))
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
     if broken := _not_finite(model):
         raise HarpeError(
             f"The weights {some(broken)} of {name} hold numbers that are not finite (NaN or infinity). The training "

@@ -17,7 +17,7 @@ from harpe.data.embedded import held_out_files
 from harpe.data.packed import is_packed
 from harpe.data.rows import Document
 from harpe.data.sampling import SHORT, Upsampling
-from harpe.data.sources import Documents, Shard, is_on_disk, read_documents
+from harpe.data.sources import Documents, Shard, is_on_disk, named, read_documents
 from harpe.data.special_tokens import Watched, reading_tokenizer
 from harpe.errors import HarpeError
 from harpe.options.extend import PrepareOptions
@@ -173,14 +173,15 @@ class TextCorpus:
     def _description(self) -> str:
         """The line that plans and model cards have on the training texts."""
         options, rule = self._options, self._rule
-        short = MIXED.format(100 * rule.short_share, options.short_data) if options.short_data else ""
+        data = named(options.data)
+        short = MIXED.format(100 * rule.short_share, named(options.short_data)) if options.short_data else ""
         if options.chat is not None:
-            return f"{options.data}, conversations of {options.chat}, answers alone trained on{short}"
+            return f"{data}, conversations of {options.chat}, answers alone trained on{short}"
         long = f"documents of at least {rule.length:,} tokens"
         if rule.long_share is not None:
-            return f"{options.data}, {long} upsampled to {rule.long_share:.0%} of every source{short}"
+            return f"{data}, {long} upsampled to {rule.long_share:.0%} of every source{short}"
         drawn = f", {long} drawn {rule.factor:g} times as often inside every source"
-        return f"{options.data}{drawn if rule.asked else ''}{short}"
+        return f"{data}{drawn if rule.asked else ''}{short}"
 
 
 def _shard(options: PrepareOptions) -> Shard:

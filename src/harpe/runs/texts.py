@@ -14,7 +14,7 @@ from harpe.data.packed import FILES, PackedDataset, is_packed
 from harpe.data.packing import prepare
 from harpe.data.rows import Document
 from harpe.data.shards import tidy
-from harpe.data.sources import read_documents
+from harpe.data.sources import named, read_documents
 from harpe.data.special_tokens import Watched, reading_text, reading_tokenizer
 from harpe.data.token_bounds import TokenBound
 from harpe.data.token_ids import document_ids, text_ids, tokenizer_identity
@@ -59,7 +59,7 @@ def training_documents(
             f"{len(files)} Python files of this machine's standard library and packages, SHA-256 {corpus_hash(files)}"
         )
         return [Document(file.name, file.text) for file in files], line
-    return read_documents(data, text_field=text_field), data
+    return read_documents(data, text_field=text_field), named(data)
 
 
 def training_ids(

@@ -189,7 +189,7 @@ def _train_stage(
         return
     set_seed(options.seed)
     set_recompute(model, options.gradient_checkpointing, layout.offload)
-    cached = getattr(model.config, "use_cache", None)
+    before = {key: value for key, value in vars(model.config).items() if key == "use_cache"}
     with chunked_loss(model, options.longce_context):
         check_training_loss(model)
         check_exchange(model, layout)
@@ -208,8 +208,8 @@ def _train_stage(
             trainer.remove_callback(ProgressCallback)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     set_recompute(model, False)
-    if cached is not None:
-        model.config.use_cache = cached  # the Trainer switches it off, and a saved model would generate without a cache
+    vars(model.config).pop("use_cache", None)  # the Trainer switches it off: saved, it would generate without a cache
+    vars(model.config).update(before)
 
 
 def _begin(folder: Path, steps: int, save_every: int, tell: Callable[[str], None]) -> Path | None:
