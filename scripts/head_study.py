@@ -37,8 +37,8 @@ PAIRS = {
     "mixed-wide-down": "base-600k",
     "learned-head": "learned-shared",
     "learned-layer": "learned-shared",
-    "searched-head": "searched-shared",
-    "searched-layer": "searched-shared",
+    "searched-head": "searched-exponent",
+    "searched-layer": "searched-exponent",
 }
 """Rows whose heads differ, and those with as much freedom for all heads together."""
 BEST = "yarn"

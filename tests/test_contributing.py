@@ -95,6 +95,7 @@ def test_a_method_a_suite_and_a_training_option_run_in_a_comparison(package: Pat
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["adam_beta2"] == 0.9
 
 
+@pytest.mark.slow
 def test_a_training_option_is_a_flag_and_reaches_the_optimiser(package: Path) -> None:
     assert "--adam-beta2" in run(package, "-m", "harpe", "extend", "--help")
     code = (
@@ -109,6 +110,7 @@ def test_a_training_option_is_a_flag_and_reaches_the_optimiser(package: Path) ->
     assert run(package, "-c", code).strip() == "0.9"
 
 
+@pytest.mark.slow
 def test_a_verb_has_help_and_runs(package: Path) -> None:
     assert "Count the parameters of a checkpoint." in run(package, "-m", "harpe", "--help")
     assert re.fullmatch(r"[\d,]+ parameters", run(package, "-m", "harpe", "count", "embedded").strip())

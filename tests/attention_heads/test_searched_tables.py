@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from harpe.attention_heads.copying import CopyPrompt, copy_prompts
-from harpe.attention_heads.learned import Level
-from harpe.attention_heads.searched import SearchedTables, search_tables
+from harpe.attention_heads.searched import SearchedTables, SearchLevel, search_tables
 from harpe.data.embedded import training_files
 from harpe.data.token_ids import text_ids
 from harpe.errors import HarpeError
@@ -61,9 +60,9 @@ def searched(text: list[int], prompts: list[CopyPrompt], **options: Any) -> Sear
     return search_tables(model, [text], geometry, LENGTH, prompts=prompts, **options)
 
 
-@pytest.mark.parametrize("level", ["shared", "layer", "head"])
+@pytest.mark.parametrize("level", ["shared", "exponent", "layer", "head"])
 def test_objective_is_that_of_plain_models_and_no_worse_than_the_start(
-    level: Level, text: list[int], prompts: list[CopyPrompt]
+    level: SearchLevel, text: list[int], prompts: list[CopyPrompt]
 ) -> None:
     found = searched(text, prompts, level=level, passes=8)
     start = by_parts(opened()[1], LENGTH, exponent=2.0)[-1].encoding
@@ -79,6 +78,11 @@ def test_objective_is_that_of_plain_models_and_no_worse_than_the_start(
         plain = 10000.0 ** -(torch.arange(16, dtype=torch.float64) / 16)
         slowed = (plain / torch.tensor(next(iter(rows)), dtype=torch.float64)).log()
         assert (slowed.diff() > -1e-6).all()  # the stock start is computed in float32
+    elif level == "exponent":
+        assert found.exponents is not None
+        ((p,),) = {tuple(set(row)) for row in found.exponents}
+        alike = by_parts(opened()[1], LENGTH, exponent=p)[-1].encoding
+        assert p != 2.0 and len(rows) == 1 and by_hand(alike, text, prompts) == pytest.approx(found.objective, rel=1e-5)
     elif level == "layer":
         assert all(table is not None and len(set(table)) == 1 for table in tables) and len(rows) > 1
     else:

@@ -57,6 +57,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_random_qwen3_with_grouped_queries_is_extended_saved_and_loaded_in_a_fresh_process(workspace: Path) -> None:
     target = run(workspace)
     plan = read_json(workspace / "run" / "plan.json")

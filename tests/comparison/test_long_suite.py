@@ -124,6 +124,7 @@ def test_samples_are_made_once_and_a_row_with_others_is_not_compared(whole: tupl
     summarise(run)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_asks_nothing_twice(
     whole: tuple[Path, list[str]], tmp_path: Path, fork: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

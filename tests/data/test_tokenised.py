@@ -91,6 +91,7 @@ class _Counting:
         monkeypatch.setattr(tokenised, "document_ids", counted)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_one_part_and_the_result_is_that_of_one_that_was_let_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ HARPE_FIRST = [("ours", "llama"), ("ours", "gemma3_text"), ("stranger", "llama")
     ("order", "compiling"),
     [
         pytest.param(EXPORTED_FIRST, False, id="exported-first"),
-        pytest.param(HARPE_FIRST, False, id="harpe-first"),
+        pytest.param(HARPE_FIRST, False, id="harpe-first", marks=pytest.mark.slow),
         pytest.param(EXPORTED_FIRST, True, id="exported-first-compiled", marks=pytest.mark.slow),
     ],
 )
@@ -285,6 +285,7 @@ assert all(torch.equal(whole[key], saved[key]) for key in whole)
 """
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_exported_checkpoint_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     model = prepared("llama")
     harpe.export(extended(model, bases_of(model)), tmp_path / "llama")

@@ -127,7 +127,7 @@ def test_no_gradient_is_lost_in_bfloat16(make_tiny: Any, recompute: bool) -> Non
 def test_a_training_begins_with_that_loss_and_goes_on_to_the_same_weights(make_tiny: Any, tmp_path: Path) -> None:
     geometry = read_geometry(make_tiny("llama", max_position_embeddings=32).config, "tiny")
     stages = [Stage(per_head_encoding((5e4, 9e4), geometry), TARGET, 1.0)]
-    more = {"longce_context": CONTEXT, "tokens": 10 * 4 * TARGET, "batch_tokens": 4 * TARGET, "save_every": 2}
+    more = {"longce_context": CONTEXT, "tokens": 8 * 4 * TARGET, "batch_tokens": 4 * TARGET, "save_every": 2}
     found = weights(train(make_tiny, tmp_path / "1", Counting(100, TARGET), stages, **more))
     train(make_tiny, tmp_path / "4", Counting(100, TARGET), stages, micro_batch=4, **more)
     one, four = (read_jsonl(tmp_path / name / "stage-1" / "log.jsonl") for name in ("1", "4"))

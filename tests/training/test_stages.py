@@ -110,7 +110,10 @@ class Breaking(Counting):
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "olmo"])  # norms of the last have no weights
+RARE = [pytest.param(family, marks=pytest.mark.slow) for family in ("mixtral", "olmo")]
+
+
+@pytest.mark.parametrize("family", ["llama", *RARE])  # norms of the last have no weights
 def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(make_tiny: Any, tmp_path: Path, family: str) -> None:
     """The interruption comes from the data, in the middle of an accumulated step. Experts have other names on the hub
     than in the model."""

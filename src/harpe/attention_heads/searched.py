@@ -6,7 +6,8 @@ parts: e_i = u_i^p (`harpe.methods.parts`).
 
     shared         e itself evolves, one for all heads: mutation and crossover of the best tables so far, and e never
                    falls from a pair to the next slower one, as in LongRoPE2
-    layer, head    p moves, one per layer or per key/value head of every layer, up and down in logarithmic steps
+    exponent       p moves, one for all heads, up and down in logarithmic steps
+    layer, head    the same, one per layer or per key/value head of every layer
 
 The objective, in nats, is the loss of needle answers at the target, plus that of the far half of texts of the target
 length, plus half of what the loss within the trained context rises by against the untouched model. It differs from
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from transformers import PreTrainedModel
 
 from harpe.attention_heads.copying import CopyPrompt
 from harpe.attention_heads.gradients import frozen, logarithms, loss_of
-from harpe.attention_heads.learned import Level, frozen_encoding
+from harpe.attention_heads.learned import frozen_encoding
 from harpe.errors import HarpeError
 from harpe.methods.parts import by_parts, exponents_of
 from harpe.methods.types import Encoding
@@ -39,6 +41,7 @@ from harpe.models.head import hidden_states, token_nll
 from harpe.positions.geometry import ModelGeometry
 from harpe.reporter import Reporter
 
+SearchLevel = Literal["shared", "exponent", "layer", "head"]
 BETAS = (8.0, 1.0)
 """beta_fast and beta_slow of `by-parts`."""
 RISE_WEIGHT = 0.5
@@ -71,7 +74,7 @@ def search_tables(
     geometry: ModelGeometry,
     length: int,
     *,
-    level: Level = "head",
+    level: SearchLevel = "head",
     passes: int = 60,
     exponent: float = 2.0,
     prompts: Sequence[CopyPrompt] = (),
@@ -92,7 +95,7 @@ def search_tables(
     length
         The target context in tokens, above the trained one.
     level
-        `shared`: one table for all heads. `layer`, `head`: an exponent for each.
+        `shared`: one table for all heads. `exponent`: one exponent for all heads. `layer`, `head`: one for each.
     passes
         Tables that are tried, the start among them; one pass reads every sequence and prompt once. The same number is
         the same work at every level.
@@ -145,14 +148,14 @@ def search_tables(
             table = _evolve(slowed.numpy(), lambda e: objective(torch.from_numpy(e)), passes, rng)
             best, powers = torch.from_numpy(table).expand(layers, heads, -1), None
         else:
-            units = (layers, heads if level == "head" else 1)
+            units = {"exponent": (1, 1), "layer": (layers, 1), "head": (layers, heads)}[level]
             ramp = torch.tensor(exponents_of(geometry, 1.0, *BETAS), dtype=torch.float64)
 
             def expand(p: NDArray[np.float64]) -> Tensor:
                 return ramp ** torch.from_numpy(p).expand(layers, heads).unsqueeze(-1)
 
             free = range(layers) if geometry.changed_layers is None else geometry.changed_layers
-            where = [(layer, head) for layer in free for head in range(units[1])]
+            where = [(layer, head) for layer in ([0] if level == "exponent" else free) for head in range(units[1])]
             found = _descend(np.full(units, exponent), where, lambda p: objective(expand(p)), passes, rng)
             best = expand(found)
             powers = tuple(tuple(row) for row in np.broadcast_to(found, (layers, heads)).tolist())
@@ -222,8 +225,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _check(sequences: Sequence[Sequence[int]], geometry: ModelGeometry, length: int, level: str, passes: int) -> None:
-    if level not in ("shared", "layer", "head"):
-        raise HarpeError(f"level is {level}; choose shared, layer or head.")
+    if level not in get_args(SearchLevel):
+        raise HarpeError(f"level is {level}; choose shared, exponent, layer or head.")
     if passes < 1:
         raise HarpeError(f"passes is {passes}; at least one is needed, for the start.")
     if length <= geometry.original_length:

@@ -30,8 +30,9 @@ class BasesOptions(SearchOptions, RangeOptions):
     """Layers, where there is no --model and --layer-bases is not same."""
     data: str | None = None
     """Texts for --assignment adaptive and --strategy searched: a file, a folder, a hub data set, or embedded."""
-    level: Literal["shared", "layer", "head"] | None = None
-    """Of --strategy searched: one table for all heads, or an exponent for every layer or every head (default)."""
+    level: Literal["shared", "exponent", "layer", "head"] | None = None
+    """Of --strategy searched: one table or one exponent for all heads, or an exponent for every layer or every head
+    (default)."""
     passes: int | None = None
     """Of --strategy searched: tables that are tried, each on all texts of the search; default 60."""
     seed: int = 0
