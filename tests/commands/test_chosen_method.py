@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tests.models.tiny_families import FAMILIES, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harpe
-from harpe.commands.extend import extend
+from harpe.commands.extend import _use, extend
 from harpe.errors import HarpeError
 from harpe.files import read_json
 from harpe.models.families import normalises_rotated
@@ -59,6 +61,10 @@ def test_the_default_is_told_with_its_reason_and_stock_transformers_loads_it(wor
     assert last_words(workspace) == f"{serves}."
     (model / "chat_template.jinja").write_text("{{ messages }}")
     assert last_words(workspace) == f"{serves}, `transformers chat {model}` talks to it."
+    odd = shutil.copytree(model, workspace / "it's a model")
+    served, talked = re.findall("`([^`]*)`", _use(workspace / "run", odd))
+    assert shlex.split(served) == ["transformers", "serve", str(odd)]
+    assert shlex.split(talked) == ["transformers", "chat", str(odd)]
     (model / "chat_template.jinja").unlink()
     extended(workspace, resume=True, method="yarn")
     with pytest.raises(HarpeError, match="another recipe"):
